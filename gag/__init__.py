@@ -1,0 +1,22 @@
+"""Generation-Augmented Generation: private knowledge for a frozen language model, one injected vector at a time."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gag.config import load_project
+    from gag.engine import GAG, Answer
+    from gag.errors import GagError
+    from gag.router import Route
+
+__version__ = "0.1.0"
+__all__ = ["GAG", "Answer", "GagError", "Route", "load_project"]
+_HOME = {"GAG": "engine", "Answer": "engine", "GagError": "errors", "Route": "router", "load_project": "config"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import gag` stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gag' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"gag.{_HOME[name]}"), name)

@@ -1,0 +1,184 @@
+"""A frozen causal language model: loaded from a folder or the hub, never changed, named by a fingerprint."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from gag.config import ModelSettings
+from gag.errors import MismatchError, SettingsError
+from gag.prompts import Prompts
+
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
+
+
+class ModelFacts(BaseModel):
+    """The model that a domain was built for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    width: int
+
+    def check(self, role: str, present: "ModelFacts", domain: str) -> None:
+        """Refuse a model other than the one that the domain was built for."""
+        if present.width != self.width:
+            raise MismatchError(
+                f"{domain} was built for a {role} of width {self.width} ({self.model}), this project's has {present.width}; "
+                f"name that {role} in gag.yaml, or build the domain again"
+            )
+        if present.fingerprint != self.fingerprint:
+            raise MismatchError(
+                f"{domain} was built for the {role} {self.model} with fingerprint {self.fingerprint[:12]}, this project's "
+                f"has {present.fingerprint[:12]}; name that {role} in gag.yaml, or build the domain again"
+            )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A left-padded batch of embeddings."""
+
+    embeds: torch.Tensor  # [B, T, D]
+    mask: torch.Tensor  # [B, T], 1 where a token or a vector stands
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """Width D of the token embeddings."""
+        return self.model.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportReturnType, reportAttributeAccessIssue, reportIndexIssue]
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers; hidden_states has one entry more."""
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts in this model's tokens."""
+        return Prompts(self.tokenizer)
+
+    @cached_property
+    def stops(self) -> list[int]:
+        """The tokens that end a generation."""
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return sorted({self.prompts.end, *listed})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name the weights: a hash of the config, the embeddings, and the first, middle and last layer, as bfloat16."""
+        marks = [".layers.0.", f".layers.{self.layers // 2}.", f".layers.{self.layers - 1}."]
+        embedding = self.model.get_input_embeddings().weight
+        named = [(n, p) for n, p in self.model.named_parameters() if any(mark in n for mark in marks)]
+        sha = hashlib.sha256(json.dumps(self._described(), sort_keys=True).encode())
+        for _, tensor in [("embedding", embedding), *sorted(named, key=lambda pair: pair[0])]:
+            sha.update(_bytes(tensor.detach().to(torch.bfloat16)))
+        return sha.hexdigest()
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """Describe the model, as a domain records it."""
+        return ModelFacts(model=self.name, revision=self.revision, fingerprint=self.fingerprint, width=self.width)
+
+    def embed(self, ids: list[int]) -> torch.Tensor:
+        """Embed token ids -> [T, D]."""
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=self.device))
+
+    @torch.no_grad()
+    def generate(self, inputs: Inputs, max_new_tokens: int) -> list[list[int]]:
+        """Decode greedily from embeddings; return each row's new ids up to its end token, which is left out.
+
+        Every penalty and sampling rule of the model's own generation config is off, so all routes decode alike.
+        """
+        greedy = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
+            repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=self.stops, pad_token_id=self.prompts.pad,
+        )  # fmt: skip
+        rows = self.model.generate(inputs_embeds=inputs.embeds, attention_mask=inputs.mask, generation_config=greedy)  # pyright: ignore
+        return [list(takewhile(lambda i: i not in self.stops, row)) for row in rows.tolist()]
+
+    def _described(self) -> dict[str, Any]:
+        config = self.model.config.get_text_config().to_dict()
+        return {key: config[key] for key in sorted(config) if key not in _VOLATILE}
+
+
+def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
+    """Load a model and its tokenizer, frozen, from a folder under `root` or from the hub; no remote code, no pickle."""
+    folder = root / settings.model
+    source = str(folder) if folder.is_dir() else settings.model
+    device = _device(settings.device)
+    dtype = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=settings.revision, dtype=dtype, attn_implementation=settings.attention, use_safetensors=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(f"the model {settings.model} cannot be loaded: {reason}") from error
+    model.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    return Backbone(model, tokenizer, settings.model, settings.revision)
+
+
+def pad_left(rows: list[torch.Tensor]) -> Inputs:
+    """Batch rows of unequal length; padding is zero vectors under a zero mask: B x [t, D] -> [B, T, D]."""
+    length = max(len(row) for row in rows)
+    embeds = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), length, dtype=torch.long, device=rows[0].device)
+    for i, row in enumerate(rows):
+        embeds[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = 1
+    return Inputs(embeds, mask)
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Hash every byte of every parameter and buffer."""
+    return _hash(sorted(model.state_dict().items()))
+
+
+def _hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in tensors:
+        sha.update(struct.pack("<I", len(name)) + name.encode())
+        sha.update(_bytes(tensor))
+    return sha.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"setting device: {name!r} is no device; use auto, cpu, cuda, cuda:1 or mps") from error

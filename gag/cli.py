@@ -1,0 +1,300 @@
+"""The command line: one verb, one call. Results on stdout, progress and errors on stderr.
+
+Nothing heavy is imported before a command's settings, names and paths are checked.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gag.errors import GagError, SettingsError
+
+if TYPE_CHECKING:
+    from gag.config import Project
+
+app = typer.Typer(
+    help="Generation-Augmented Generation: private knowledge for a frozen language model, through one injected vector.",
+    epilog="Start with `gag demo`. Each command explains itself with --help.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+domains_app = typer.Typer(help="List, show, add, verify and remove the domain folders of a project.", no_args_is_help=True)
+app.add_typer(domains_app, name="domains")
+
+ProjectOption = Annotated[
+    Path | None, typer.Option("--project", help="Folder with gag.yaml (default: GAG_PROJECT, or found from here upwards).")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="The seed of the private world.")] = 7,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the demo's project goes.")] = Path("gag-demo"),
+    as_json: JsonOption = False,
+) -> None:
+    """Build two private domains for the bundled pocket models on this machine, and show what changes."""
+    from gag.demo import demo as run
+
+    figures = run(folder, seed)
+    if not as_json:
+        from gag.demo_report import show
+
+        show(figures, folder)
+    _finish(as_json, figures)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder of the new project.")] = Path(),
+    domain: Annotated[str, typer.Option(help="The name of the first domain.")] = "materials",
+    base: Annotated[str, typer.Option(help="The frozen base: a Hugging Face id or a folder.")] = "Qwen/Qwen3-8B",
+    expert: Annotated[str, typer.Option(help="The expert backbone: a Hugging Face id or a folder.")] = "Qwen/Qwen3-1.7B",
+    as_json: JsonOption = False,
+) -> None:
+    """Write gag.yaml for real models, with every setting that one usually changes."""
+    from gag.config import write_example
+
+    path = write_example(folder, domain, base, expert)
+    _finish(as_json, {"project": str(path)}, f"wrote {path}; put rows into data/{domain}/train.jsonl, then: gag build {domain}")
+
+
+@app.command()
+def build(
+    names: Annotated[list[str], typer.Argument(metavar="DOMAIN...", help="Domains that gag.yaml describes.")],
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every missing stage of the domains and put their plug-in folders together."""
+    opened = _open(project, settings)
+    for name in names:
+        opened.described(name)
+    from gag.stages.build import build as run
+
+    seconds = run(opened, list(dict.fromkeys(names)))
+    _finish(as_json, {"domains": names, "stages": seconds}, f'built {", ".join(names)}; now: gag ask "..."')
+
+
+@app.command()
+def adapt(
+    domain: DomainArgument, project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Stage I: teach the domain's expert."""
+    opened = _described(domain, project, settings)
+    from gag.stages.adapt import adapt as run
+
+    _stage(opened, run, domain, as_json)
+
+
+@app.command()
+def readouts(
+    domain: DomainArgument, project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Let the expert write on every alignment question and store its states."""
+    opened = _described(domain, project, settings)
+    from gag.stages.readouts import readouts as run
+
+    _stage(opened, run, domain, as_json)
+
+
+@app.command()
+def align(
+    domain: DomainArgument, project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Stage II: train the domain's projector on the stored readouts."""
+    opened = _described(domain, project, settings)
+    from gag.stages.align import align as run
+
+    _stage(opened, run, domain, as_json)
+
+
+@app.command()
+def prototypes(
+    domain: Annotated[str, typer.Argument(help="A domain that gag.yaml describes, or general.")],
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the router's bank of a domain, or of general."""
+    from gag.config import GENERAL
+
+    opened = _open(project, settings) if domain == GENERAL else _described(domain, project, settings)
+    from gag.stages.prototypes import prototypes as run
+
+    _stage(opened, run, domain, as_json)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    domain: Annotated[str | None, typer.Option(help="Skip the router: a domain, or general.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Also show what the expert wrote.")] = False,
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question: routed, read, injected, and decoded by the frozen base."""
+    opened = _asked(question, project, settings)
+    if domain is not None:
+        opened.require(domain)
+    from gag.engine import GAG
+
+    answer = GAG(opened).ask([question], domain)[0]
+    result = asdict(answer)
+    if not background:
+        del result["background"]
+    added = f"{answer.tokens_added} vector" if answer.tokens_added else "nothing"
+    shown = f"{answer.text}\n[{answer.route.domain} {answer.route.score:.3f}; {added} added to the prompt]"
+    if background and answer.background:
+        shown += f"\n[expert: {answer.background}]"
+    _finish(as_json, result, shown)
+
+
+@app.command()
+def route(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where a question would go, with every domain's score."""
+    opened = _asked(question, project, settings)
+    from gag.engine import load_router
+
+    chosen = load_router(opened).route([question])[0]
+    scores = sorted(chosen.scores.items(), key=lambda pair: -pair[1])
+    lines = [f"{'->' if name == chosen.domain else '  '} {name:<20} {score:.4f}" for name, score in scores]
+    _finish(as_json, asdict(chosen), "\n".join([*lines, f"[{chosen.reason}]"]))
+
+
+@domains_app.command("list")
+def domains_list(project: ProjectOption = None, as_json: JsonOption = False) -> None:
+    """List the domains that are present."""
+    opened = _open(project)
+    from gag.stages.domains import list_domains
+
+    rows = list_domains(opened)
+    header = f"{'domain':<20} {'built':<11} {'tuning':<7} {'MB':>8} {'val loss':>9}  base"
+    lines = [f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}" for r in rows]
+    shown = "\n".join([header, *lines]) if rows else "no domains yet; run `gag build DOMAIN` or `gag domains add FOLDER`"
+    _finish(as_json, {"domains": [asdict(row) for row in rows]}, shown)
+
+
+@domains_app.command("show")
+def domains_show(name: str, project: ProjectOption = None, as_json: JsonOption = False) -> None:
+    """Show a domain's card."""
+    opened = _open(project)
+    opened.require(name)
+    from gag.stages.domains import show_domain
+
+    domain = show_domain(opened, name)
+    _finish(as_json, domain.facts.model_dump(), (domain.folder / "README.md").read_text(encoding="utf-8").rstrip())
+
+
+@domains_app.command("add")
+def domains_add(
+    folder: Annotated[Path, typer.Argument(help="A domain folder, such as other-project/domains/materials.")],
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plug in a domain folder after checking that it is whole and fits the project's models."""
+    opened = _open(project)
+    if not folder.is_dir():
+        raise SettingsError(f"{folder} is not a folder; point at a domain folder, such as other-project/domains/materials")
+    from gag.stages.domains import add_domain
+
+    name = add_domain(opened, folder)
+    _finish(as_json, {"added": name}, f"added {name}")
+
+
+@domains_app.command("verify")
+def domains_verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[DOMAIN...]", help="Default: all that are present.")] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check files against their hashes, and domains against the project's base and expert."""
+    opened = _open(project)
+    for name in names or []:
+        opened.require(name)
+    from gag.stages.domains import verify_domains
+
+    verified = verify_domains(opened, names or [])
+    _finish(as_json, {"verified": verified}, f"{len(verified)} whole and fitting: {', '.join(verified) or 'none present'}")
+
+
+@domains_app.command("remove")
+def domains_remove(
+    name: str,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a domain's folder away; its data and runs stay."""
+    opened = _open(project)
+    opened.require(name)
+    if not yes:
+        typer.confirm(f"Remove domains/{name}?", abort=True, err=True)
+    from gag.stages.domains import remove_domain
+
+    remove_domain(opened, name)
+    _finish(as_json, {"removed": name}, f"removed {name}")
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit code 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app(prog_name="gag")
+    except GagError as error:
+        print(f"gag: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _open(project: Path | None, settings: list[str] | None = None) -> "Project":
+    from gag.config import load_project
+
+    return load_project(project, tuple(settings or ()))
+
+
+def _described(domain: str, project: Path | None, settings: list[str] | None) -> "Project":
+    opened = _open(project, settings)
+    opened.described(domain)
+    return opened
+
+
+def _asked(question: str, project: Path | None, settings: list[str] | None) -> "Project":
+    if not question.strip():
+        raise SettingsError("the question is empty; ask something")
+    opened = _open(project, settings)
+    if not opened.general.is_dir():
+        raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")
+    return opened
+
+
+def _stage(project: "Project", run: Callable[["Project", str], Path], domain: str, as_json: bool) -> None:
+    from gag.artifacts import locked
+
+    with locked(project.root / "runs"):
+        folder = run(project, domain)
+    written = str(folder.relative_to(project.root))
+    _finish(as_json, {"domain": domain, "folder": written}, written)
+
+
+def _finish(as_json: bool, result: dict[str, Any], shown: str | None = None) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    elif shown is not None:
+        print(shown)

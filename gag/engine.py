@@ -1,0 +1,152 @@
+"""GAG: route a question, read the expert, project, inject, and let the frozen base answer."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from gag.artifacts import read_manifest
+from gag.backbone import load_backbone, pad_left
+from gag.config import GENERAL, Project
+from gag.domain import Domain, load_domain
+from gag.encoder import BackboneEncoder
+from gag.errors import ArtifactError, DataError
+from gag.expert import Experts
+from gag.injection import inject
+from gag.projector import Mlp
+from gag.prototypes import load_bank
+from gag.readout import read
+from gag.router import Route, Router
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a domain's module gives for one question."""
+
+    vectors: torch.Tensor  # [S, Db]
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the frozen base, and how it came about."""
+
+    question: str
+    text: str
+    route: Route
+    tokens_added: int
+    seconds: dict[str, float]  # of the batch: route, read, answer
+    background: str | None
+
+
+class GAG:
+    """A frozen base, one expert backbone, and the domains of a project. One thread owns it."""
+
+    def __init__(self, project: Project):
+        settings = project.settings
+        self.project = project
+        self.domains = {name: load_domain(project.domain(name)) for name in project.present()}
+        self.base = load_backbone(settings.base, project.root)
+        self.experts = Experts(load_backbone(settings.expert, project.root))
+        self._projectors: dict[str, Mlp] = {}
+        for name, domain in self.domains.items():
+            self._check(domain)
+            self.experts.load(name, domain.expert)
+            self._projectors[name] = domain.projector().to(self.base.device)
+        self.router = _router(project, self.experts, self.domains)
+
+    def route(self, questions: list[str]) -> list[Route]:
+        """Say where each question goes."""
+        return self.router.route(_checked(questions))
+
+    def ask(self, questions: list[str], domain: str | None = None) -> list[Answer]:
+        """Answer questions in batches; `domain` (or `general`) overrides the router."""
+        size = self.project.settings.decoding.batch_size
+        questions = _checked(questions)
+        if domain is not None:
+            self.project.require(domain)
+        return [
+            answer for start in range(0, len(questions), size) for answer in self._ask(questions[start : start + size], domain)
+        ]
+
+    def know(self, questions: list[str], domain: str) -> list[Knowledge]:
+        """Read a domain's expert on questions and project what it knows into the base's embedding space."""
+        facts = self.domains[domain].facts
+        with self.experts.using(domain) as expert:
+            readout = read(expert, questions, facts.prompts.expert, facts.readout)
+        with torch.no_grad():
+            vectors = self._projectors[domain](readout.slots.to(self.base.device))  # [B, S, Db]
+        return [Knowledge(v, text) for v, text in zip(vectors, readout.texts, strict=True)]
+
+    def embed(self, question: str, domain: str, knowledge: Knowledge | None) -> torch.Tensor:
+        """Build the base's input for one question: plain, or around its knowledge vectors -> [T, Db]."""
+        if knowledge is None:
+            return self.base.embed(self.base.prompts.plain(question))
+        instruction = self.domains[domain].facts.prompts.answer
+        return inject(self.base, self.base.prompts.with_knowledge(question, instruction), knowledge.vectors)
+
+    def generate(self, rows: list[torch.Tensor]) -> list[str]:
+        """Let the base answer a batch of inputs, each [T, Db]."""
+        written = self.base.generate(pad_left(rows), self.project.settings.decoding.max_new_tokens)
+        return [self.base.prompts.decode(ids) for ids in written]
+
+    def _ask(self, questions: list[str], domain: str | None) -> list[Answer]:
+        seconds: dict[str, float] = {}
+        with _clock(seconds, "route"):
+            routes = self.router.route(questions) if domain is None else [_forced(domain)] * len(questions)
+        with _clock(seconds, "read"):
+            knowledge = self._know_all(questions, routes)
+        with _clock(seconds, "answer"):
+            rows = [self.embed(q, r.domain, k) for q, r, k in zip(questions, routes, knowledge, strict=True)]
+            texts = self.generate(rows)
+        return [
+            Answer(q, text, route, len(k.vectors) if k else 0, seconds, k.text if k else None)
+            for q, text, route, k in zip(questions, texts, routes, knowledge, strict=True)
+        ]
+
+    def _know_all(self, questions: list[str], routes: list[Route]) -> list[Knowledge | None]:
+        """Read each domain's expert once for its questions; general ones get nothing."""
+        knowledge: list[Knowledge | None] = [None] * len(questions)
+        for domain in {route.domain for route in routes} - {GENERAL}:
+            chosen = [i for i, route in enumerate(routes) if route.domain == domain]
+            for i, known in zip(chosen, self.know([questions[i] for i in chosen], domain), strict=True):
+                knowledge[i] = known
+        return knowledge
+
+    def _check(self, domain: Domain) -> None:
+        domain.facts.base.check("base", self.base.facts, domain.name)
+        domain.facts.expert.check("expert", self.experts.facts, domain.name)
+
+
+def load_router(project: Project) -> Router:
+    """Load only what routing needs: the query encoder and the banks."""
+    experts = Experts(load_backbone(project.settings.expert, project.root))
+    return _router(project, experts, {name: load_domain(project.domain(name)) for name in project.present()})
+
+
+def _router(project: Project, experts: Experts, domains: dict[str, Domain]) -> Router:
+    settings = project.settings.router
+    banks = {name: domain.bank() for name, domain in domains.items()}
+    if not project.general.is_dir():
+        raise ArtifactError("the general bank is not built; run `gag prototypes general`")
+    banks[GENERAL] = load_bank(project.general, read_manifest(project.general)["bank"])
+    return Router(banks, BackboneEncoder(experts.backbone, experts.facts.fingerprint, settings), settings.margin)
+
+
+def _forced(domain: str) -> Route:
+    return Route(domain, 1.0, {}, "asked for")
+
+
+def _checked(questions: list[str]) -> list[str]:
+    if any(not question.strip() for question in questions):
+        raise DataError("a question is empty; ask something")
+    return questions
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[step] = round(time.perf_counter() - started, 4)

@@ -1,0 +1,40 @@
+"""Every error that a user can cause or mend. The command line prints one line and exits with 2.
+
+GagError
+├── SettingsError     gag.yaml, --set, a name or a path
+├── DataError         a file of rows, or the rows in it
+├── ArtifactError     a trained folder: missing, half-written, edited, of another version
+├── MismatchError     two things that do not belong together: domain and base, store and expert, ...
+├── RoutingError      no domain of that name
+└── MissingExtraError an optional package is not installed
+
+A message says what happened, what was expected, and what to do.
+"""
+
+
+class GagError(Exception):
+    """An error with a cure in its message."""
+
+
+class SettingsError(GagError):
+    """A setting, a name or a path is wrong."""
+
+
+class DataError(GagError):
+    """A file of rows, or a row in it, is wrong."""
+
+
+class ArtifactError(GagError):
+    """A trained folder is missing, half-written, edited, or of another version."""
+
+
+class MismatchError(GagError):
+    """Two things do not belong together."""
+
+
+class RoutingError(GagError):
+    """The asked domain is not among those present."""
+
+
+class MissingExtraError(GagError):
+    """An optional package is needed and not installed."""

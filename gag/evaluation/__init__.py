@@ -1,0 +1,1 @@
+"""Judge answers: metrics, ways to answer, and the proof that the general route is the base itself."""

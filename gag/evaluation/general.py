@@ -1,0 +1,74 @@
+"""Prove that the general route is the base itself: the same answers and logits as the stock model, bit for bit."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gag.backbone import pad_left, weights_hash
+from gag.config import GENERAL, ModelSettings
+from gag.engine import GAG
+from gag.evaluation.metrics import contains
+from gag.records import Example
+
+BATCH = 64
+
+
+class StockBase:
+    """The base as transformers alone loads and prompts it."""
+
+    def __init__(self, gag: GAG, settings: ModelSettings):
+        folder = gag.project.root / settings.model
+        source = str(folder) if folder.is_dir() else settings.model
+        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=settings.revision, dtype=gag.base.model.dtype, attn_implementation=settings.attention
+        )
+        self.model = model.to(gag.base.device)
+        self.max_new_tokens = gag.project.settings.decoding.max_new_tokens
+
+    @torch.no_grad()
+    def answer(self, questions: list[str]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+        """Answer one batch: texts, the prompts' logits [B, T, V], and the prompts' mask [B, T]."""
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        inputs = self.tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, enable_thinking=False, padding=True, return_tensors="pt", return_dict=True
+        ).to(self.model.device)
+        written = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
+        texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [t.strip() for t in texts], self.model(**inputs).logits, inputs["attention_mask"].bool()
+
+
+def evaluate_general(gag: GAG, rows: list[Example], settings: ModelSettings) -> dict[str, Any]:
+    """Score general questions with the stock base and with every domain present, and compare the two bit for bit."""
+    stock = StockBase(gag, settings)
+    before = [text for batch in _batches(rows) for text in stock.answer([r.question for r in batch])[0]]
+    answers = gag.ask([row.question for row in rows])
+    kept = [row for row, answer in zip(rows, answers, strict=True) if answer.route.domain == GENERAL]
+    same_weights = weights_hash(gag.base.model) == weights_hash(stock.model)
+    return {
+        "before": _score(before, rows),
+        "after": _score([answer.text for answer in answers], rows),
+        "misrouted": round(1 - len(kept) / len(rows), 4),
+        "identical": same_weights and all(_identical(gag, stock, batch) for batch in _batches(kept)),
+        "questions": len(rows),
+    }
+
+
+@torch.no_grad()
+def _identical(gag: GAG, stock: StockBase, batch: list[Example]) -> bool:
+    """Compare one batch: answers, and the logits of every prompt token."""
+    questions = [row.question for row in batch]
+    texts, logits, mask = stock.answer(questions)
+    inputs = pad_left([gag.embed(question, GENERAL, None) for question in questions])
+    ours = gag.base.model(inputs_embeds=inputs.embeds, attention_mask=inputs.mask).logits
+    answers = [answer.text for answer in gag.ask(questions, GENERAL)]
+    return answers == texts and torch.equal(inputs.mask.bool(), mask) and torch.equal(ours[mask], logits[mask])
+
+
+def _batches(rows: list[Example]) -> list[list[Example]]:
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+
+
+def _score(texts: list[str], rows: list[Example]) -> float:
+    return round(sum(contains(t, r.answers) for t, r in zip(texts, rows, strict=True)) / len(rows), 4)

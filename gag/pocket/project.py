@@ -1,0 +1,92 @@
+"""Write the project of a bundled world: models, data files, and a gag.yaml with settings chosen for pocket models."""
+
+import random
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gag.config import PROJECT_FILE, ProjectSettings, parse_settings
+from gag.pocket.general import PublicFact, public_facts
+from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, TEST_WORDINGS, Fact, PrivateDomain, make_world
+from gag.records import write_rows
+
+ALIGN_WORDINGS = 4
+GENERAL_BANK_SHARE = 0.4
+
+# Chosen on validation facts of other worlds (docs/pocket.md).
+SETTINGS: dict[str, Any] = {
+    "base": {"model": "models/base"},
+    "expert": {"model": "models/expert"},
+    "general": {"questions": "data/general/questions.jsonl"},
+    "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 1, "batch_size": 64, "micro_batch_size": 64,
+              "warmup": 0.05, "max_tokens": 128},
+    "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_size": 128},
+    "align": {"learning_rate": 1e-3, "epochs": 8, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
+    "decoding": {"max_new_tokens": 12, "batch_size": 64},
+}  # fmt: skip
+
+
+def write_project(root: Path, seed: int, entities: int, header: str = "") -> ProjectSettings:
+    """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml."""
+    world = make_world(seed, entities)
+    _copy_models(root / "models")
+    _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
+    for domain in world.values():
+        _write_domain(root / "data" / domain.name, domain, random.Random(f"{seed}/{domain.name}/rows"))
+    settings = SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
+    (root / PROJECT_FILE).write_text(header + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return parse_settings(settings)
+
+
+def _copy_models(folder: Path) -> None:
+    with as_file(files("gag.pocket") / "assets") as assets:
+        for name in ("base", "expert"):
+            shutil.copytree(assets / name, folder / name, dirs_exist_ok=True)
+            shutil.copytree(assets / "tokenizer", folder / name, dirs_exist_ok=True)
+
+
+def _write_general(folder: Path, rng: random.Random) -> None:
+    """Split the public facts: some stand in the bank, the others are asked; a fact is never in both."""
+    facts = rng.sample(public_facts(), len(public_facts()))
+    cut = round(GENERAL_BANK_SHARE * len(facts))
+    bank, test = facts[:cut], facts[cut:]
+    write_rows(folder / "questions.jsonl", [_public_row(fact, q) for fact in bank for q in fact.questions])
+    write_rows(folder / "test.jsonl", [_public_row(fact, rng.choice(fact.questions)) for fact in test])
+
+
+def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random) -> None:
+    def seen(fact: Fact, count: int | None = None) -> list[int]:
+        wordings = domain.train_wordings(fact.relation)
+        return wordings if count is None else rng.sample(wordings, count)
+
+    adapt = [_row(fact, i) | {"answer": fact.background()} for fact in domain.facts for i in seen(fact)]
+    write_rows(folder / "adapt.jsonl", adapt)
+    write_rows(folder / "align.jsonl", [_row(fact, i) for fact in domain.align for i in seen(fact, ALIGN_WORDINGS)])
+    write_rows(folder / "val.jsonl", [_row(fact, i) for fact in domain.val for i in seen(fact, ALIGN_WORDINGS)])
+    asked = [(fact, i, "seen") for fact in domain.test for i in seen(fact, TEST_WORDINGS)]
+    asked += [(fact, i, "unseen") for fact in domain.test for i in domain.test_wordings[fact.relation.name]]
+    test = [_row(fact, i) | {"wording": wording, "new_value": domain.is_new(fact)} for fact, i, wording in asked]
+    write_rows(folder / "test.jsonl", test)
+    write_rows(folder / "corpus.jsonl", [{"id": _group(fact), "text": fact.statement()} for fact in domain.facts])
+
+
+def _row(fact: Fact, wording: int) -> dict[str, Any]:
+    return {"id": f"{_group(fact)}/{wording}", "question": fact.question(wording), "answer": fact.value, "group": _group(fact)}
+
+
+def _group(fact: Fact) -> str:
+    return f"{fact.entity}/{fact.relation.name}"
+
+
+def _public_row(fact: PublicFact, question: str) -> dict[str, Any]:
+    group = f"{fact.relation}/{fact.subject}"
+    row = {"question": question, "answer": fact.value, "group": group, "near": fact.near}
+    return {"id": f"{group}/{fact.questions.index(question)}"} | row
+
+
+def _domain_settings(name: str) -> dict[str, Any]:
+    data = {role: f"data/{name}/{role}.jsonl" for role in ("adapt", "align", "val", "test", "corpus")}
+    return data | {"prompts": {"expert": EXPERT_PROMPT, "answer": ANSWER_PROMPT}}

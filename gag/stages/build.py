@@ -1,0 +1,104 @@
+"""Run what is missing of a domain's stages and put the results together as a plug-in folder."""
+
+import datetime
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gag.artifacts import is_current, locked, read_manifest, writing
+from gag.config import GENERAL, Project
+from gag.domain import EXPERT, MANIFEST, PROJECTOR
+from gag.progress import say
+from gag.prototypes import FILE
+from gag.records import digest
+from gag.stages import adapt, align, prototypes, readouts
+from gag.training import stage_key
+
+STAGES = {
+    "adapt": adapt.adapt,
+    "readouts": readouts.readouts,
+    "align": align.align,
+    "prototypes": prototypes.prototypes,
+}
+
+
+def build(project: Project, domains: list[str]) -> dict[str, float]:
+    """Build domains, and the general bank; return the seconds of each stage."""
+    seconds: dict[str, float] = {}
+    for domain in domains:
+        readouts.examples(project, domain)  # faults in the data show before anything heavy runs
+        adapt.data_file(project, domain)
+    with locked(project.root / "runs"):
+        with _timed(seconds, f"prototypes {GENERAL}"):
+            prototypes.prototypes(project, GENERAL)
+        for domain in domains:
+            for name, stage in STAGES.items():
+                with _timed(seconds, f"{name} {domain}"):
+                    stage(project, domain)
+            _assemble(project, domain)
+    return seconds
+
+
+def _assemble(project: Project, domain: str) -> None:
+    """Put expert, projector, bank, description and card into the plug-in folder."""
+    folder = project.domain(domain)
+    wanted = stage_key(align=align.key(project, domain), bank=prototypes.key(project, domain))
+    if is_current(folder, wanted, MANIFEST):
+        say(f"build {domain}: already there")
+        return
+    aligned = read_manifest(project.run(domain, "align"))
+    facts = {
+        "key": wanted,
+        "name": domain,
+        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "base": aligned["base"],
+        "expert": aligned["expert"],
+        "tuning": project.settings.adapt.tuning,
+        "projector": "mlp",
+        "readout": project.settings.readout.model_dump(mode="json"),
+        "prompts": project.described(domain).prompts.model_dump(),
+        "bank": read_manifest(project.run(domain, "prototypes"))["bank"],
+        "data": _data(project, domain),
+        "scores": {"val_loss": aligned["val_loss"]},
+    }
+    with writing(folder, facts, MANIFEST) as temporary:
+        shutil.copytree(project.run(domain, "adapt") / "expert", temporary / EXPERT)
+        shutil.copy(project.run(domain, "align") / PROJECTOR, temporary)
+        shutil.copy(project.run(domain, "prototypes") / FILE, temporary)
+        (temporary / "README.md").write_text(_card(facts), encoding="utf-8")
+    say(f"build {domain}: domains/{domain} is ready")
+
+
+def _data(project: Project, domain: str) -> dict[str, str]:
+    described = project.described(domain)
+    named = {"adapt": described.file("adapt"), "align": described.file("align"), "val": described.val, "test": described.test}
+    return {role: digest(project.file(name)) for role, name in named.items() if name}
+
+
+def _card(facts: dict[str, Any]) -> str:
+    base, expert = facts["base"], facts["expert"]
+    return f"""# {facts["name"]}
+
+A GAG domain: private knowledge for a frozen base, as a folder.
+
+| | |
+|---|---|
+| base | {base["model"]}, width {base["width"]}, fingerprint `{base["fingerprint"][:12]}` |
+| expert | {expert["model"]}, {facts["tuning"]} tuning, width {expert["width"]}, fingerprint `{expert["fingerprint"][:12]}` |
+| readout | layers {list(facts["readout"]["layers"])}, pooling {facts["readout"]["pooling"]} |
+| router bank | {facts["bank"]["centres"]} centres of {facts["bank"]["count"]} questions |
+| validation loss | {facts["scores"]["val_loss"]:.4f} per answer token |
+| built | {facts["created"]} |
+
+Copy this folder into `domains/` of a project with the same base and expert, or run `gag domains add FOLDER`.
+Then `gag domains verify` checks it. `domain.json` holds the hashes of the files and of the data it was built from.
+"""
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - started, 2)

@@ -1,0 +1,85 @@
+"""Plug domains in and out: list, describe, verify, add and remove the folders under domains/."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gag.artifacts import recover
+from gag.backbone import load_backbone
+from gag.config import Project, check_name
+from gag.domain import MANIFEST, Domain, load_domain
+from gag.errors import ArtifactError, SettingsError
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    """One line of the list of domains."""
+
+    name: str
+    built: str
+    base: str
+    expert: str
+    tuning: str
+    megabytes: float
+    val_loss: float
+
+
+def list_domains(project: Project) -> list[DomainRow]:
+    """Describe every domain that is present."""
+    return [_row(load_domain(project.domain(name))) for name in project.present()]
+
+
+def show_domain(project: Project, name: str) -> Domain:
+    """Load one domain's description."""
+    return load_domain(project.domain(project.require(name)))
+
+
+def verify_domains(project: Project, names: list[str]) -> list[str]:
+    """Check files, shapes, and that base and expert are those that the domains were built for; return the names."""
+    domains = [load_domain(project.domain(project.require(name))) for name in names or project.present()]
+    for domain in domains:
+        domain.projector()
+        domain.bank()
+    _check_models(project, domains)
+    return [domain.name for domain in domains]
+
+
+def add_domain(project: Project, folder: Path) -> str:
+    """Copy a domain folder into the project once it is whole and fits the project's models; return its name."""
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a domain folder, such as other/domains/materials")
+    domain = load_domain(folder)
+    target = project.domain(check_name(domain.name))
+    recover(target)
+    if target.exists():
+        raise SettingsError(f"{domain.name} is already here; run `gag domains remove {domain.name}` first")
+    _check_models(project, [domain])
+    temporary = target.with_name(f".{target.name}.new")
+    shutil.copytree(folder, temporary, ignore=lambda _, names: [name for name in names if name.startswith(".")])
+    temporary.rename(target)
+    return domain.name
+
+
+def remove_domain(project: Project, name: str) -> None:
+    """Take a domain's folder away; its runs and data stay."""
+    folder = project.domain(project.require(name))
+    gone = folder.with_name(f".{folder.name}.old")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _check_models(project: Project, domains: list[Domain]) -> None:
+    base = load_backbone(project.settings.base, project.root).facts
+    expert = load_backbone(project.settings.expert, project.root).facts
+    for domain in domains:
+        domain.facts.base.check("base", base, domain.name)
+        domain.facts.expert.check("expert", expert, domain.name)
+
+
+def _row(domain: Domain) -> DomainRow:
+    size = sum(path.stat().st_size for path in domain.folder.rglob("*") if path.is_file())
+    facts = domain.facts
+    return DomainRow(
+        domain.name, facts.created, facts.base.model, facts.expert.model, facts.tuning,
+        round(size / 2**20, 2), round(facts.scores["val_loss"], 4),
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Build a domain's bank for the router from its questions; `general` is a domain like the others."""
+
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gag.artifacts import is_current, writing
+from gag.backbone import load_backbone
+from gag.config import GENERAL, Project
+from gag.encoder import BackboneEncoder
+from gag.progress import say
+from gag.prototypes import build_bank
+from gag.records import digest, read_questions
+from gag.stages import readouts
+from gag.training import model_key, stage_key
+
+
+def key(project: Project, domain: str) -> str:
+    """Name what the bank is made from."""
+    return stage_key(
+        questions=digest(questions_file(project, domain)),
+        settings=project.settings.router.model_dump(exclude={"batch_size", "margin"}),
+        encoder=model_key(project.settings.expert, project.root),
+    )
+
+
+def folder(project: Project, domain: str) -> Path:
+    """Return where the bank is written."""
+    return project.general if domain == GENERAL else project.run(domain, "prototypes")
+
+
+def questions_file(project: Project, domain: str) -> Path:
+    """Return the questions that stand for the domain: its alignment rows, or the general list."""
+    if domain != GENERAL:
+        return readouts.align_file(project, domain)
+    named = project.settings.general.questions
+    return project.file(named) if named else Path(str(files("gag") / "general_questions.jsonl"))
+
+
+def prototypes(project: Project, domain: str) -> Path:
+    """Encode the domain's distinct questions and cluster them; return the folder with the bank."""
+    target = folder(project, domain)
+    wanted = key(project, domain)
+    if is_current(target, wanted):
+        say(f"prototypes {domain}: already there")
+        return target
+    started = time.monotonic()
+    questions = list(dict.fromkeys(read_questions(questions_file(project, domain))))
+    backbone = load_backbone(project.settings.expert, project.root)
+    settings = project.settings.router
+    encoder = BackboneEncoder(backbone, backbone.fingerprint, settings)
+    kept = questions[: settings.max_questions]
+    bank = build_bank(encoder.encode(kept), encoder.spec, settings)
+    facts: dict[str, Any] = {"key": wanted}
+    with writing(target, facts) as temporary:
+        facts["bank"] = bank.save(temporary)
+    say(f"prototypes {domain}: {len(bank.centres)} centres of {bank.count} questions, {time.monotonic() - started:.0f} s")
+    return target

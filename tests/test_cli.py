@@ -1,0 +1,163 @@
+"""The command line: real processes for the whole, in-process calls for each wrong input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gag import cli
+from gag.artifacts import read_manifest
+from gag.config import Project
+from tests.conftest import write_tiny_project
+
+
+def process(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "gag", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **kwargs)
+
+
+def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """Call the command line in this process -> exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["gag", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_help_imports_no_torch_and_is_fast() -> None:
+    code = "import sys; sys.argv = ['gag', '--help']\nfrom gag.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    check = "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules), 'heavy import'"
+    result = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "demo" in result.stdout and "align" in result.stdout
+
+
+def test_ask_route_and_domains_in_real_processes(project: Project) -> None:
+    where = ("--project", str(project.root), "--json")
+    asked = process("ask", "What is in metals number 2?", *where)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stderr == ""
+    answer = json.loads(asked.stdout.splitlines()[-1])
+    assert answer["route"]["domain"] == "metals" and answer["tokens_added"] == 1
+    routed = json.loads(process("route", "What is in plants number 2?", *where).stdout)
+    assert set(routed["scores"]) == {"general", "metals", "plants"}
+    assert json.loads(process("domains", "verify", *where).stdout) == {"verified": ["metals", "plants"]}
+
+
+def test_domains_plug_out_and_in(project: Project, capsys, monkeypatch, tmp_path: Path) -> None:
+    where = ("--project", str(project.root))
+    moved = project.domain("metals").rename(tmp_path / "from-a-colleague")
+    assert run(capsys, monkeypatch, "domains", "list", *where)[1].count("\n") == 2
+    code, out, _ = run(capsys, monkeypatch, "domains", "add", str(moved), *where)
+    assert (code, out) == (0, "added metals\n")
+    code, _, err = run(capsys, monkeypatch, "domains", "add", str(moved), *where)
+    assert code == 2 and "already here" in err
+    assert "# metals" in run(capsys, monkeypatch, "domains", "show", "metals", *where)[1]
+    assert run(capsys, monkeypatch, "domains", "remove", "metals", "--yes", *where)[0] == 0
+    assert project.present() == ["plants"] and [p.name for p in project.domains.iterdir()] == ["plants"]
+
+
+def test_init_writes_a_project(tmp_path: Path, capsys, monkeypatch) -> None:
+    code, out, _ = run(capsys, monkeypatch, "init", str(tmp_path / "new"), "--domain", "alloys")
+    assert code == 0 and "gag build alloys" in out
+    code, _, err = run(capsys, monkeypatch, "build", "alloys", "--project", str(tmp_path / "new"))
+    assert code == 2 and "data/alloys/train.jsonl does not exist" in err
+
+
+def test_building_again_does_nothing(project: Project, capsys, monkeypatch) -> None:
+    before = {p: p.stat().st_mtime_ns for p in project.root.rglob("*.safetensors")}
+    code, out, err = run(capsys, monkeypatch, "build", "metals", "plants", "--project", str(project.root))
+    assert code == 0 and "built metals, plants" in out
+    assert err.count("already there") == 11
+    assert {p: p.stat().st_mtime_ns for p in project.root.rglob("*.safetensors")} == before
+
+
+def spoil(project: Project, what: str) -> None:
+    """Harm one thing in a project."""
+    rows = project.root / "data" / "metals.jsonl"
+    match what:
+        case "not json":
+            rows.write_text('{"question": "x", "answer": "y"}\n{oops\n')
+        case "no answer":
+            rows.write_text('{"question": "x"}\n')
+        case "empty question":
+            rows.write_text('{"question": " ", "answer": "y"}\n')
+        case "missing file":
+            rows.unlink()
+        case "leak":
+            (project.root / "data" / "metals-test.jsonl").write_text(rows.read_text())
+        case "truncated":
+            file = project.domain("metals") / "projector.safetensors"
+            file.write_bytes(file.read_bytes()[:50])
+        case "no bank":
+            shutil.rmtree(project.general)
+        case "setting":
+            file = project.root / "gag.yaml"
+            file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"algin": {}}))
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "words"),
+    [
+        ("nothing", ["ask", "x", "--domain", "woods"], "no domain 'woods' here (present: general, metals, plants)"),
+        ("nothing", ["ask", " "], "the question is empty"),
+        ("nothing", ["ask", "x", "--set", "algin.epochs=2"], "unknown setting algin; did you mean align?"),
+        ("setting", ["ask", "x"], "unknown setting algin; did you mean align?"),
+        ("nothing", ["build", "woods"], "describes no domain 'woods'"),
+        ("nothing", ["build", "../up"], "cannot name a domain"),
+        ("nothing", ["build", "general"], "no domain may be called general"),
+        ("nothing", ["domains", "remove", "../../x", "--yes"], "cannot name a domain"),
+        ("nothing", ["domains", "add", "nowhere"], "nowhere is not a folder"),
+        ("nothing", ["domains", "add", "."], "holds no domain.json"),
+        ("not json", ["build", "metals"], "metals.jsonl:2 is not JSON"),
+        ("no answer", ["build", "metals"], 'metals.jsonl:1 needs "answer"'),
+        ("empty question", ["build", "metals"], 'metals.jsonl:1 needs "question"'),
+        ("missing file", ["build", "metals"], "data/metals.jsonl does not exist"),
+        ("leak", ["build", "metals"], "align and test share"),
+        ("truncated", ["ask", "x"], "projector.safetensors is not what domain.json describes"),
+        ("truncated", ["domains", "verify"], "edited or cut short"),
+        ("no bank", ["route", "x"], "no general bank yet"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(project: Project, capsys, monkeypatch, what, arguments, words) -> None:
+    spoil(project, what)
+    kept = {p: p.read_bytes() for p in project.root.rglob("*") if p.is_file() and p.name != ".lock"}
+    code, out, err = run(capsys, monkeypatch, *arguments, "--project", str(project.root))
+    assert code == 2 and out == ""
+    assert err.startswith("gag: ") and err.count("\n") == 1
+    assert words in err
+    assert {p: p.read_bytes() for p in project.root.rglob("*") if p.is_file() and p.name != ".lock"} == kept
+
+
+def test_no_project_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GAG_PROJECT", raising=False)
+    assert "run `gag init`" in run(capsys, monkeypatch, "ask", "x")[2]
+
+
+def test_a_killed_build_goes_on(tmp_path: Path) -> None:
+    root = write_tiny_project(tmp_path / "p", align={"epochs": 2000})
+    build = [sys.executable, "-m", "gag", "build", "metals", "--project", str(root)]
+    child = subprocess.Popen(build, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (root / "runs" / "metals" / ".align.new").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (root / "domains").exists()
+    stored = {p: p.stat().st_mtime_ns for p in (root / "runs" / "metals" / "readouts").rglob("*.safetensors")}
+    assert stored
+    again = process("build", "metals", "--project", str(root), "--set", "align.epochs=1")
+    assert again.returncode == 0, again.stderr
+    assert "adapt metals: already there" in again.stderr and "readouts metals: already there" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in stored} == stored
+    read_manifest(root / "domains" / "metals", "domain.json")
+    assert not list(root.rglob("*.new"))

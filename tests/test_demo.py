@@ -1,0 +1,58 @@
+"""The demo on a reduced world, and its report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gag.demo import demo
+from gag.demo_report import ARMS, show
+from gag.errors import SettingsError
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("demo") / "small"
+    return demo(folder, seed=3, entities=24), folder
+
+
+def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:
+    result = json.loads(json.dumps(figures[0]))
+    assert {"seed", "seconds", "peak_rss_mb", "domains", "general", "routing", "tokens_added", "stages"} <= set(result)
+    for scores in result["domains"].values():
+        for wordings in ("seen_wordings", "unseen_wordings"):
+            assert set(scores[wordings]) == set(ARMS)
+            assert all(0 <= value <= 1 for value in scores[wordings].values())
+        assert 0 <= scores["gag_new_values"] <= 1
+    assert {"before", "after", "misrouted", "identical"} <= set(result["general"])
+    assert result["tokens_added"]["gag"] == 1 and result["tokens_added"]["base"] == 0
+    assert result["tokens_added"]["expert_text"] > 10
+
+
+def test_even_a_small_world_shows_the_effect(figures: tuple[dict, Path]) -> None:
+    result = figures[0]
+    assert result["general"]["identical"] is True
+    assert result["general"]["before"] >= 0.85
+    assert result["routing"]["accuracy"] >= 0.97
+    for scores in result["domains"].values():
+        seen = scores["seen_wordings"]
+        assert seen["expert"] >= 0.8
+        assert max(seen["base"], seen["zero"], seen["shuffled"]) <= 0.3
+        assert seen["gag"] >= seen["shuffled"] + 0.2
+
+
+def test_the_report_is_shown(figures: tuple[dict, Path], capsys: pytest.CaptureFixture) -> None:
+    show(*figures)
+    out = capsys.readouterr().out
+    assert "adjuvants" in out and "catalysts" in out and "bit for bit" in out
+    assert out.rstrip().splitlines()[-1].startswith("Ask your own:") or "gag ask" in out
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsError, match="holds no demo"):
+        demo(tmp_path, 7)
+    (tmp_path / "gag.yaml").write_text("base: {model: x}")
+    with pytest.raises(SettingsError, match="not a demo"):
+        demo(tmp_path, 7)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gag.yaml", "notes.txt"]

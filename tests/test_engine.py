@@ -1,0 +1,160 @@
+"""From a question to an answer: batches mix routes, general is the stock base, and zero domains change nothing."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gag.backbone import load_backbone, pad_left, weights_hash
+from gag.config import GENERAL, Project, load_project
+from gag.engine import GAG, load_router
+from gag.errors import ArtifactError, DataError, MismatchError, RoutingError
+from gag.evaluation.general import evaluate_general
+from gag.expert import Experts
+from gag.injection import inject
+from gag.records import Example
+from tests.conftest import make_model
+
+QUESTIONS = ["What is in metals number 2?", "What is 3 plus 3?", "Which one is in plants number 5?", "Why not?",
+             "What is in plants number 1?"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gag(built) -> GAG:
+    return GAG(load_project(built))
+
+
+def test_a_mixed_batch_is_one_by_one(gag: GAG) -> None:
+    together = gag.ask(QUESTIONS)
+    assert {answer.route.domain for answer in together} >= {"metals", "plants"}
+    for question, answer in zip(QUESTIONS, together, strict=True):
+        alone = gag.ask([question])[0]
+        assert (alone.text, alone.background) == (answer.text, answer.background)
+        assert alone.route.domain == answer.route.domain
+        assert alone.route.score == pytest.approx(answer.route.score, abs=1e-5)
+        assert answer.tokens_added == (0 if answer.route.domain == GENERAL else 1)
+
+
+def test_a_forced_domain_skips_the_router(gag: GAG) -> None:
+    answer = gag.ask(["What is 3 plus 3?"], "plants")[0]
+    assert answer.route.domain == "plants" and answer.tokens_added == 1
+    assert gag.ask(QUESTIONS[:1], GENERAL)[0].background is None
+    with pytest.raises(RoutingError, match="metals, plants"):
+        gag.ask(["x"], "woods")
+    with pytest.raises(DataError, match="empty"):
+        gag.ask(["x", " \n"])
+
+
+def test_one_vector_stands_where_the_knowledge_was(gag: GAG) -> None:
+    known = gag.know(QUESTIONS[:1], "metals")[0]
+    prompt = gag.base.prompts.with_knowledge(QUESTIONS[0], "Tell.")
+    row = gag.embed(QUESTIONS[0], "metals", known)
+    assert known.vectors.shape == (1, gag.base.width)
+    assert torch.equal(row[len(prompt.before)], known.vectors[0])
+    assert torch.equal(row[: len(prompt.before)], gag.base.embed(prompt.before))
+    assert torch.equal(row[len(prompt.before) + 1 :], gag.base.embed(prompt.after))
+
+
+def test_a_tokens_own_embedding_is_the_token(gag: GAG) -> None:
+    prompt = gag.base.prompts.with_knowledge("Why?", "Tell.")
+    ids = gag.base.prompts.text("copper")
+    assert torch.equal(inject(gag.base, prompt, gag.base.embed(ids)), gag.base.embed(prompt.before + ids + prompt.after))
+
+
+def test_generation_from_embeddings_is_generation_from_ids(gag: GAG) -> None:
+    ids = gag.base.prompts.plain("What is tin?")
+    written = gag.base.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=6)[0, len(ids) :].tolist()
+    ours = gag.base.generate(pad_left([gag.base.embed(ids)]), 6)[0]
+    assert written[: len(ours)] == ours
+
+
+def test_the_general_route_is_the_stock_base(gag: GAG) -> None:
+    rows = [Example(str(i), f"What is {i} plus {i}?", ("a",), str(i)) for i in range(6)]
+    figures = evaluate_general(gag, rows, gag.project.settings.base)
+    assert figures["identical"] is True
+    assert figures["misrouted"] == 0
+
+
+def test_identity_notices_a_changed_base(project: Project) -> None:
+    gag = GAG(project)
+    with torch.no_grad():
+        gag.base.model.get_input_embeddings().weight[5, 0] += 1e-3
+    rows = [Example("0", "What is 1 plus 1?", ("a",), "0")]
+    assert evaluate_general(gag, rows, project.settings.base)["identical"] is False
+
+
+def test_the_base_is_not_changed_by_answering(gag: GAG) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(gag.project.root / "models" / "base", dtype=torch.float32)
+    gag.ask(QUESTIONS)
+    assert weights_hash(gag.base.model) == weights_hash(stock)
+
+
+def test_adapters_off_is_the_backbone(gag: GAG) -> None:
+    folder = gag.project.root / "models" / "expert"
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("What is tin?")["input_ids"]])
+    with torch.no_grad():
+        plain = stock(ids).logits
+        assert torch.equal(gag.experts.backbone.model(ids).logits, plain)
+        with gag.experts.using("metals") as expert:
+            tuned = expert.model(ids).logits
+        with gag.experts.using("plants") as expert:
+            other = expert.model(ids).logits
+        assert torch.equal(gag.experts.backbone.model(ids).logits, plain)
+    assert not torch.allclose(tuned, plain) and not torch.allclose(tuned, other)
+
+
+def test_without_domains_everything_is_general(project: Project) -> None:
+    full = GAG(project).ask(QUESTIONS, GENERAL)
+    shutil.rmtree(project.domains)
+    bare = GAG(project).ask(QUESTIONS)
+    assert [answer.route.domain for answer in bare] == [GENERAL] * len(QUESTIONS)
+    assert [answer.text for answer in bare] == [answer.text for answer in full]
+
+
+def test_the_light_router_is_the_engines(gag: GAG) -> None:
+    light, full = load_router(gag.project).route(QUESTIONS), gag.route(QUESTIONS)
+    assert [route.scores for route in light] == [route.scores for route in full]
+
+
+def test_another_base_or_expert_is_refused(project: Project) -> None:
+    make_model(project.root / "models" / "base", 32, seed=5)
+    with pytest.raises(MismatchError, match=r"built for the base models/base with fingerprint"):
+        GAG(project)
+    make_model(project.root / "models" / "base", 40, seed=0)
+    with pytest.raises(MismatchError, match="base of width 32 .* has 40"):
+        GAG(project)
+
+
+def test_another_expert_is_refused(project: Project) -> None:
+    make_model(project.root / "models" / "expert", 24, seed=5)
+    with pytest.raises(MismatchError, match="built for the expert"):
+        GAG(project)
+
+
+@pytest.mark.parametrize("name", ["projector.safetensors", "bank.safetensors", "expert/adapter_model.safetensors", "README.md"])
+def test_an_edited_domain_is_refused(project: Project, name: str) -> None:
+    file = project.domain("metals") / name
+    file.write_bytes(file.read_bytes()[:-3] + b"abc")
+    with pytest.raises(ArtifactError, match="edited or cut short"):
+        GAG(project)
+
+
+def test_a_fully_tuned_expert_is_a_model_of_its_own(project: Project) -> None:
+    from gag.stages.build import build
+
+    full = load_project(project.root, ("adapt.tuning=full", "adapt.learning_rate=0.001"))
+    build(full, ["metals"])
+    gag = GAG(full)
+    assert not (project.domain("metals") / "expert" / "adapter_config.json").exists()
+    assert gag.domains["metals"].facts.tuning == "full" and gag.domains["plants"].facts.tuning == "lora"
+    answers = gag.ask(QUESTIONS)
+    assert [a.text for a in answers] == [gag.ask([q])[0].text for q in QUESTIONS]
+
+
+def test_an_adapter_of_another_shape_is_refused(project: Project, tmp_path) -> None:
+    settings = project.settings.expert.model_copy(update={"model": str(make_model(tmp_path / "w", 48, 0))})
+    wider = load_backbone(settings, tmp_path)
+    with pytest.raises(ArtifactError, match="does not fit the expert backbone"):
+        Experts(wider).load("metals", project.domain("metals") / "expert")
