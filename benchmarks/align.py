@@ -35,8 +35,8 @@ def make_base() -> Backbone:
     torch.manual_seed(0)
     config = Qwen3Config(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, intermediate_size=3 * WIDTH,
                          num_attention_heads=8, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True)  # fmt: skip
-    base = Backbone(Qwen3ForCausalLM(config).eval().requires_grad_(False), PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast),
-                    "random", None)  # fmt: skip
+    model = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    base = Backbone(model, PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast), "random", None)
     base.__dict__["prompts"] = Ids()
     return base
 

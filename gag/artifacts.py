@@ -74,9 +74,12 @@ def read_manifest(folder: Path, manifest: str = MANIFEST) -> dict[str, Any]:
 
 
 def is_current(folder: Path, key: str, manifest: str = MANIFEST) -> bool:
-    """Say whether a complete folder stands there that was made from the same inputs."""
+    """Say whether a folder stands there, whole and unedited, that was made from the same inputs."""
     recover(folder)
-    return (folder / manifest).is_file() and _manifest(folder, manifest).get("key") == key
+    try:
+        return read_manifest(folder, manifest).get("key") == key
+    except ArtifactError:
+        return False
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gag.config import ModelSettings
@@ -52,6 +53,11 @@ class Inputs:
     embeds: torch.Tensor  # [B, T, D]
     mask: torch.Tensor  # [B, T], 1 where a token or a vector stands
 
+    @property
+    def positions(self) -> torch.Tensor:
+        """Positions that do not count the padding [B, T]."""
+        return (self.mask.cumsum(1) - 1).clamp_min(0)
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -91,11 +97,12 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name the weights: a hash of the config, the embeddings, and the first, middle and last layer, as bfloat16."""
+        """Name the model: a hash of its config, tokenizer, embeddings, and first, middle and last layer, as bfloat16."""
         marks = [".layers.0.", f".layers.{self.layers // 2}.", f".layers.{self.layers - 1}."]
         embedding = self.model.get_input_embeddings().weight
         named = [(n, p) for n, p in self.model.named_parameters() if any(mark in n for mark in marks)]
         sha = hashlib.sha256(json.dumps(self._described(), sort_keys=True).encode())
+        sha.update(self.prompts.identity.encode())
         for _, tensor in [("embedding", embedding), *sorted(named, key=lambda pair: pair[0])]:
             sha.update(_bytes(tensor.detach().to(torch.bfloat16)))
         return sha.hexdigest()
@@ -112,14 +119,10 @@ class Backbone:
 
     @torch.no_grad()
     def generate(self, inputs: Inputs, max_new_tokens: int) -> list[list[int]]:
-        """Decode greedily from embeddings; return each row's new ids up to its end token, which is left out.
-
-        Every penalty and sampling rule of the model's own generation config is off, so all routes decode alike.
-        """
+        """Decode greedily from embeddings; return each row's new ids up to its end token, which is left out."""
         greedy = GenerationConfig(
-            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
-            repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=self.stops, pad_token_id=self.prompts.pad,
-        )  # fmt: skip
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.stops, pad_token_id=self.prompts.pad
+        )
         rows = self.model.generate(inputs_embeds=inputs.embeds, attention_mask=inputs.mask, generation_config=greedy)  # pyright: ignore
         return [list(takewhile(lambda i: i not in self.stops, row)) for row in rows.tolist()]
 
@@ -134,15 +137,21 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     source = str(folder) if folder.is_dir() else settings.model
     device = _device(settings.device)
     dtype = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
+    known: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, **known)
         model = AutoModelForCausalLM.from_pretrained(
-            source, revision=settings.revision, dtype=dtype, attn_implementation=settings.attention, use_safetensors=True
+            source, dtype=dtype, attn_implementation=settings.attention, use_safetensors=True, **known
         )
-    except (OSError, ValueError, ImportError) as error:
+        model.to(device)
+    except (OSError, ValueError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SettingsError(f"the model {settings.model} cannot be loaded: {reason}") from error
-    model.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+        raise SettingsError(
+            f"the model {settings.model} cannot be loaded: {reason}; name a whole model folder or id, and a device that is here"
+        ) from error
+    model.eval().requires_grad_(False)
+    stops = model.generation_config.eos_token_id if model.generation_config else None
+    model.generation_config = GenerationConfig(eos_token_id=stops)  # no penalty or sampling rule of the model's own
     return Backbone(model, tokenizer, settings.model, settings.revision)
 
 

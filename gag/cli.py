@@ -79,6 +79,9 @@ def build(
     opened = _open(project, settings)
     for name in names:
         opened.described(name)
+    from gag.data import check
+
+    check(opened, names)
     from gag.stages.build import build as run
 
     seconds = run(opened, list(dict.fromkeys(names)))
@@ -278,6 +281,9 @@ def _described(domain: str, project: Path | None, settings: list[str] | None) ->
 def _asked(question: str, project: Path | None, settings: list[str] | None) -> "Project":
     if not question.strip():
         raise SettingsError("the question is empty; ask something")
+    from gag.records import check_text
+
+    check_text(question, "the question")
     opened = _open(project, settings)
     if not opened.general.is_dir():
         raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gag.errors import RoutingError, SettingsError
 
@@ -45,7 +45,7 @@ decoding: {{max_new_tokens: 256}}
 class Settings(BaseModel):
     """The base of every settings model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -99,7 +99,13 @@ class AdaptSettings(Settings):
     warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
     weight_decay: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=2048, ge=8, description="longest row, prompt and answer together")
-    seed: int = 980406
+    seed: int = Field(default=980406, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "AdaptSettings":
+        if self.batch_size > self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        return self
 
 
 class ReadoutSettings(Settings):
@@ -121,7 +127,7 @@ class AlignSettings(Settings):
     warmup: float = Field(default=0.03, ge=0, le=1, description="share of the steps")
     weight_decay: float = Field(default=0.0, ge=0)
     noise: float = Field(default=0.0, ge=0, description="readout noise in training, in standard deviations of each feature")
-    seed: int = 980406
+    seed: int = Field(default=980406, ge=0, lt=2**32)
 
 
 class RouterSettings(Settings):
@@ -132,7 +138,7 @@ class RouterSettings(Settings):
     max_tokens: int = Field(default=256, ge=1, description="a question's tokens that the encoder reads")
     margin: float = Field(default=0.0, ge=0, description="how far a domain's score must lie above general's")
     batch_size: int = Field(default=64, ge=1)
-    seed: int = 980406
+    seed: int = Field(default=980406, ge=0, lt=2**32)
 
 
 class GeneralSettings(Settings):
@@ -250,7 +256,7 @@ def load_project(folder: Path | None = None, overrides: tuple[str, ...] = ()) ->
     root = find_project(folder)
     try:
         content = yaml.safe_load((root / PROJECT_FILE).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"{PROJECT_FILE} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{PROJECT_FILE} must hold settings (key: value); `gag init` writes an example")
@@ -295,7 +301,7 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise SettingsError(f"--set {override!r}: {part} is a value, not a group of settings")
     try:
         content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"--set {override!r}: {value!r} is not YAML") from error
 
 
@@ -304,6 +310,8 @@ def write_example(folder: Path, domain: str, base: str, expert: str) -> Path:
     path = folder / PROJECT_FILE
     if path.exists():
         raise SettingsError(f"{path} is already there; edit it, or choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is a file; choose another folder")
     content = _EXAMPLE.format(domain=check_name(domain), base=json.dumps(base), expert=json.dumps(expert))
     (folder / "data" / domain).mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")

@@ -13,7 +13,7 @@ from gag.errors import SettingsError
 from gag.pocket.project import write_project
 from gag.pocket.world import ENTITIES
 from gag.progress import say
-from gag.records import Example, Passage, read_examples, read_passages, read_rows
+from gag.records import Example, Passage, digest, read_examples, read_passages, read_rows
 
 SAMPLES = 3
 
@@ -31,6 +31,7 @@ def demo(folder: Path, seed: int, entities: int = ENTITIES) -> dict[str, Any]:
     """Make the project of a seed, build its domains, evaluate everything, and return the figures."""
     started = time.monotonic()
     project = _project(folder, seed, entities)
+    base_files = _base_files(project)
     from gag.evaluation.general import evaluate_general
     from gag.stages.build import build
 
@@ -46,6 +47,7 @@ def demo(folder: Path, seed: int, entities: int = ENTITIES) -> dict[str, Any]:
         results[domain], added[domain] = _evaluate_domain(gag, project, domain)
     say("evaluate general")
     general = evaluate_general(gag, _general_rows(project), project.settings.base)
+    general["identical"] = general["identical"] and _base_files(project) == base_files
     routing = _evaluate_routing(gag, project, domains)
     seconds["evaluate"] = round(time.monotonic() - clock, 2)
     return {
@@ -69,10 +71,19 @@ def _project(folder: Path, seed: int, entities: int) -> Project:
         raise SettingsError(f"{folder} holds a project that is not a demo; choose another --dir")
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder} is a file; choose another --dir")
-    if folder.is_dir() and not path.is_file() and any(folder.iterdir()):
+    if folder.is_dir() and not path.is_file() and any(p.name != "runs" for p in folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no demo; choose another --dir")
-    write_project(folder, seed, entities, header=f"{marker}{seed}\n")
+    from gag.artifacts import locked
+
+    with locked(folder / "runs"):
+        write_project(folder, seed, entities, header=f"{marker}{seed}\n")
     return load_project(folder)
+
+
+def _base_files(project: Project) -> dict[str, str]:
+    """Hash every file of the base."""
+    folder = project.root / project.settings.base.model
+    return {path.name: digest(path) for path in sorted(folder.iterdir())}
 
 
 def _evaluate_domain(gag: Any, project: Project, domain: str) -> tuple[dict[str, Any], dict[str, float]]:

@@ -1,10 +1,15 @@
 """Show the demo's figures to a person: tables, confusion, seconds, three answers, and what to do next."""
 
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ARMS = {
@@ -40,8 +45,15 @@ def show(figures: dict[str, Any], folder: Path) -> None:
     console.print(f"[dim]{stages}[/dim]")
     console.print(f"[dim]{figures['seconds']:.0f} s in all, at most {figures['peak_rss_mb']} MB of memory[/dim]\n")
     for sample in figures["samples"]:
-        console.print(f"[bold]{sample['question']}[/bold]\n  {sample['answer']}  [dim]({sample['route']})[/dim]")
-    console.print(f'\nAsk your own:  [bold]gag ask "{figures["samples"][0]["question"]}" --project {folder}[/bold]')
+        asked, answer, route = (escape(sample[key]) for key in ("question", "answer", "route"))
+        console.print(f"[bold]{asked}[/bold]\n  {answer}  [dim]({route})[/dim]")
+    command = shlex.join([_program(), "ask", figures["samples"][0]["question"], "--project", str(folder)])
+    console.print(f"\nAsk your own:  {command}", style="bold", markup=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """Return what to type for `gag`: the name if the shell finds it, else the path of this one."""
+    return "gag" if shutil.which("gag") else os.path.relpath(Path(sys.executable).with_name("gag"))
 
 
 def _domain_table(domain: str, scores: dict[str, Any], added: dict[str, float]) -> Table:

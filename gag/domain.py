@@ -11,6 +11,7 @@ from gag.backbone import ModelFacts
 from gag.config import PromptSettings, ReadoutSettings
 from gag.errors import ArtifactError, MismatchError
 from gag.projector import Mlp
+from gag.prototypes import FILE as BANK
 from gag.prototypes import Bank, load_bank
 
 MANIFEST = "domain.json"
@@ -44,6 +45,7 @@ class Domain:
 
     folder: Path
     facts: DomainFacts
+    files: tuple[str, ...]  # all that belongs to it, beside domain.json
 
     @property
     def name(self) -> str:
@@ -74,7 +76,10 @@ def load_domain(folder: Path) -> Domain:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ArtifactError(f"{folder.name}/{MANIFEST}: {where}: {problem['msg']}; build or copy the domain again") from error
-    return Domain(folder, facts)
+    missing = {PROJECTOR, BANK} - content["files"].keys()
+    if missing or not any(name.startswith(f"{EXPERT}/") for name in content["files"]):
+        raise ArtifactError(f"{folder.name}/{MANIFEST} lists no projector, bank or expert; build it again")
+    return Domain(folder, facts, tuple(content["files"]))
 
 
 def load_projector(folder: Path, expert_width: int, base_width: int) -> Mlp:

@@ -54,7 +54,9 @@ class BackboneEncoder:
     def _encode(self, rows: list[list[int]]) -> torch.Tensor:
         inputs = pad_left([self._backbone.embed(row) for row in rows])
         decoder = self._backbone.model.get_decoder()
-        states = decoder(inputs_embeds=inputs.embeds, attention_mask=inputs.mask, use_cache=False).last_hidden_state
+        states = decoder(
+            inputs_embeds=inputs.embeds, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
+        ).last_hidden_state
         weight = inputs.mask[..., None].to(states)
         mean = (states * weight).sum(1) / weight.sum(1)  # [B, Dq]
         return torch.nn.functional.normalize(mean.float(), dim=-1)

@@ -18,6 +18,7 @@ from gag.injection import inject
 from gag.projector import Mlp
 from gag.prototypes import load_bank
 from gag.readout import read
+from gag.records import check_text
 from gag.router import Route, Router
 
 
@@ -142,7 +143,7 @@ def _forced(domain: str) -> Route:
 def _checked(questions: list[str]) -> list[str]:
     if any(not question.strip() for question in questions):
         raise DataError("a question is empty; ask something")
-    return questions
+    return [check_text(question, "a question") for question in questions]
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from gag.backbone import Backbone, load_backbone
 from gag.config import ModelSettings
@@ -33,14 +34,20 @@ class Experts:
     def load(self, domain: str, folder: Path) -> None:
         """Load a domain's expert: a PEFT adapter over the backbone, or full weights."""
         if not (folder / ADAPTER).is_file():
-            full = ModelSettings(model=str(folder), device=str(self._backbone.device))  # pyright: ignore[reportCallIssue]
-            self._full[domain] = load_backbone(full, folder)
+            model = self._backbone.model
+            settings = ModelSettings(
+                model=str(folder),
+                dtype=str(model.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+                device=str(model.device),
+                attention=model.config._attn_implementation,
+            )
+            self._full[domain] = load_backbone(settings, folder)
             return
         try:
             with warnings.catch_warnings():  # PEFT warns of a second adapter, which is the point here
                 warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
-                self._backbone.model.load_adapter(str(folder), adapter_name=domain)
-        except (ValueError, RuntimeError, OSError) as error:
+                self._backbone.model.load_adapter(str(folder), adapter_name=_adapter(domain))
+        except (ValueError, RuntimeError, OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"the adapter of {domain} does not fit the expert backbone: {reason}") from error
         self._backbone.model.disable_adapters()
@@ -54,8 +61,13 @@ class Experts:
             return
         model = self._backbone.model
         model.enable_adapters()
-        model.set_adapter(domain)
+        model.set_adapter(_adapter(domain))
         try:
-            yield replace(self._backbone, model=model)
+            yield self._backbone
         finally:
             model.disable_adapters()
+
+
+def _adapter(domain: str) -> str:
+    """Name a domain's adapter so that it clashes with no attribute of PEFT's module dictionaries."""
+    return f"domain-{domain}"

@@ -96,6 +96,12 @@ class Prompts:
         return pad if isinstance(pad, int) else self.end
 
     @cached_property
+    def identity(self) -> str:
+        """The tokenizer and its chat template as text: what makes the same words the same ids."""
+        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        return f"{backend.to_str()}\n{self._tokenizer.chat_template}"
+
+    @cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self._tokenizer.added_tokens_decoder)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from gag.artifacts import load_tensors, save_tensors
-from gag.config import RouterSettings
+from gag.config import GENERAL, RouterSettings
 from gag.encoder import EncoderSpec
-from gag.errors import ArtifactError, DataError
+from gag.errors import ArtifactError, DataError, MismatchError
 
 FILE = "bank.safetensors"
 
@@ -23,6 +23,15 @@ class Bank:
     mean: torch.Tensor  # [Dq]
     scatter: torch.Tensor  # [Dq, Dq], sum of outer products of centred vectors
     encoder: EncoderSpec
+
+    def check(self, expected: EncoderSpec, domain: str) -> None:
+        """Refuse a query encoder other than the one that the bank was made by."""
+        if self.encoder != expected:
+            cure = f"run `gag prototypes {domain}`" if domain == GENERAL else f"run `gag build {domain}`"
+            raise MismatchError(
+                f"the bank of {domain} was made by another query encoder (got {self.encoder}, expected {expected}); "
+                f"{cure}, or set router.max_tokens={self.encoder.max_tokens} and the expert it was made by"
+            )
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write bank.safetensors (scatter as its upper triangle) and return what the manifest records."""

@@ -6,6 +6,7 @@ import torch
 
 from gag.backbone import Backbone, pad_left
 from gag.config import ReadoutSettings
+from gag.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,18 @@ class Readout:
     slots: torch.Tensor  # [B, S, L, De]
     texts: list[str]
     empty: list[bool]  # nothing was written: the slot is the prompt's last token
+
+
+def check_layers(backbone: Backbone, layers: tuple[int, ...]) -> None:
+    """Refuse layers that the backbone does not have, or that the projector cannot read."""
+    for layer in layers:
+        if not -backbone.layers - 1 <= layer <= backbone.layers:
+            raise SettingsError(
+                f"readout.layers has {layer}, but {backbone.name} has {backbone.layers} layers; "
+                f"choose from {-backbone.layers - 1} to {backbone.layers}"
+            )
+    if len(layers) != 1:
+        raise SettingsError(f"the mlp projector reads one layer, readout.layers has {len(layers)}; name one")
 
 
 def read(expert: Backbone, questions: list[str], system: str, settings: ReadoutSettings) -> Readout:
@@ -55,7 +68,11 @@ def read_states(
     inputs = pad_left([expert.embed(prompt + ids) for prompt, ids in zip(prompts, written, strict=True)])
     decoder = expert.model.get_decoder()
     hidden = decoder(
-        inputs_embeds=inputs.embeds, attention_mask=inputs.mask, output_hidden_states=True, use_cache=False
+        inputs_embeds=inputs.embeds,
+        attention_mask=inputs.mask,
+        position_ids=inputs.positions,
+        output_hidden_states=True,
+        use_cache=False,
     ).hidden_states
     states = torch.stack([hidden[layer] for layer in layers], dim=2)  # [B, T, L, De]
     return [row[-max(len(ids), 1) :] for row, ids in zip(states, written, strict=True)]

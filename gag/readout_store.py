@@ -11,9 +11,9 @@ import torch
 from gag.artifacts import MANIFEST, SCHEMA, load_tensors, read_manifest, save_tensors, write_json
 from gag.errors import ArtifactError
 from gag.readout import Readout
-from gag.records import Example, digest, write_rows
+from gag.records import Example, digest, read_rows, write_rows
 
-PART_SIZE = 4096
+PART_SIZE = 512
 _KEY = "key.json"
 
 
@@ -55,7 +55,7 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
     if key is not None and facts.get("key") != key:
         raise ArtifactError(f"the readouts in {folder.name} were made from other inputs; run `gag readouts` again")
     parts = sorted(folder.glob("part-*.safetensors"))
-    rows = [json.loads(line) for part in parts for line in part.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for part in parts for _, row in read_rows(part.with_suffix(".jsonl"))]
     slots = torch.cat([load_tensors(part)["slots"] for part in parts])
     if len(rows) != len(slots):
         raise ArtifactError(f"{folder.name} holds {len(slots)} readouts for {len(rows)} rows; run `gag readouts` again")
@@ -66,7 +66,9 @@ def _open(folder: Path, key: str) -> None:
     """Start or go on: what was made from other inputs is cleared."""
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _KEY
+    (folder / MANIFEST).unlink(missing_ok=True)
     if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != {"key": key}:
+        marker.unlink(missing_ok=True)
         for path in folder.iterdir():
             path.unlink()
     fresh = folder / f".{_KEY}"

@@ -91,8 +91,9 @@ def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, 
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON ({error.msg}); expected one object per line") from error
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{place} is not JSON ({reason}); expected one object per line") from error
     if not isinstance(row, dict):
         raise DataError(f"{place} is a {type(row).__name__}; expected a JSON object")
     return row
@@ -104,8 +105,12 @@ def _example(row: dict[str, Any], place: str, line: int) -> Example:
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
         raise DataError(f'{place} needs "answer": a text, or a list of texts, none of them empty')
-    group = str(row.get("group") or f"{row.get('instruction', '')}\n{question}")
-    return Example(str(row.get("id", line)), question, tuple(answers), group)
+    group = row.get("group")
+    named = f"{row.get('instruction', '')}\n{question}" if group is None else str(group)
+    example = Example(str(row.get("id", line)), question, tuple(answers), named)
+    for text in (example.id, *answers, named):
+        check_text(text, place)
+    return example
 
 
 def _question(row: dict[str, Any], place: str) -> str:
@@ -122,4 +127,13 @@ def _text(row: dict[str, Any], key: str, place: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f'{place} needs "{key}": a text that is not empty')
-    return value
+    return check_text(value, place)
+
+
+def check_text(text: str, place: str) -> str:
+    """Return the text if it can be written as UTF-8; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place} holds half a character at position {error.start}; write the text as UTF-8") from error
+    return text

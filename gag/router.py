@@ -6,7 +6,7 @@ import torch
 
 from gag.config import GENERAL
 from gag.encoder import QueryEncoder
-from gag.errors import MismatchError, SettingsError
+from gag.errors import SettingsError
 from gag.prototypes import Bank
 
 
@@ -27,11 +27,7 @@ class Router:
         if GENERAL not in banks:
             raise SettingsError("the router needs the general bank; run `gag prototypes general`")
         for name, bank in banks.items():
-            if bank.encoder != encoder.spec:
-                raise MismatchError(
-                    f"the bank of {name} was made by another query encoder (got {bank.encoder}, expected {encoder.spec}); "
-                    f"run `gag prototypes {name}`"
-                )
+            bank.check(encoder.spec, name)
         self._names = [GENERAL, *sorted(name for name in banks if name != GENERAL)]
         self._banks = banks
         self._encoder = encoder

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gag.config import ModelSettings
+from gag.records import digest
 
 
 def linear_schedule(steps: int, warmup: float) -> Callable[[int], float]:
@@ -22,13 +23,23 @@ def stage_key(**inputs: Any) -> str:
 
 
 def model_key(settings: ModelSettings, root: Path) -> dict[str, Any]:
-    """Name a model without loading it: id and revision, or the config and file sizes of a folder."""
+    """Name a model without loading it: id and revision, or a hash of each file of a folder (of weights, of samples)."""
     folder = root / settings.model
     if not folder.is_dir():
         return {"model": settings.model, "revision": settings.revision}
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"}
-    config = folder / "config.json"
-    return {"config": config.read_text(encoding="utf-8") if config.is_file() else None, "sizes": sizes}
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".jinja"))
+    return {path.name: _sampled(path) if path.suffix == ".safetensors" else digest(path) for path in files}
+
+
+def _sampled(path: Path, chunk: int = 2**20, chunks: int = 16) -> str:
+    """Hash a large file's size and evenly spaced chunks of it."""
+    size = path.stat().st_size
+    sha = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in sorted({i * max(0, size - chunk) // (chunks - 1) for i in range(chunks)}):
+            file.seek(start)
+            sha.update(file.read(chunk))
+    return sha.hexdigest()
 
 
 def append_log(path: Path, row: dict[str, Any]) -> None:

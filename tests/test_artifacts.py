@@ -51,6 +51,7 @@ def test_harmed_files_are_refused(tmp_path: Path, harm: str) -> None:
         file.write_bytes(content[:-4] if harm == "truncate" else content[:-1] + b"\x01")
     with pytest.raises(ArtifactError, match=r"x\.safetensors is"):
         read_manifest(tmp_path / "a")
+    assert not is_current(tmp_path / "a", "k")  # so a stage makes it again
 
 
 @pytest.mark.parametrize(

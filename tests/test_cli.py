@@ -80,6 +80,25 @@ def test_building_again_does_nothing(project: Project, capsys, monkeypatch) -> N
     assert {p: p.stat().st_mtime_ns for p in project.root.rglob("*.safetensors")} == before
 
 
+def test_what_was_harmed_is_built_again(project: Project, capsys, monkeypatch) -> None:
+    harmed = [project.domain("metals") / "projector.safetensors", project.general / "bank.safetensors",
+              project.run("metals", "adapt") / "expert" / "adapter_model.safetensors"]  # fmt: skip
+    for file in harmed:
+        file.write_bytes(file.read_bytes()[:50])
+    where = ("--project", str(project.root))
+    code, _, err = run(capsys, monkeypatch, "readouts", "metals", *where, "--set", "readout.max_new_tokens=3")
+    assert code == 2 and "run `gag adapt metals`" in err
+    assert run(capsys, monkeypatch, "build", "metals", *where)[0] == 0
+    assert run(capsys, monkeypatch, "domains", "verify", *where)[0] == 0
+    assert run(capsys, monkeypatch, "ask", "What is tin?", *where)[0] == 0
+
+
+def test_a_killed_removal_is_finished(project: Project, capsys, monkeypatch) -> None:
+    (project.domains / ".metals.gone" / "rest").mkdir(parents=True)
+    assert run(capsys, monkeypatch, "domains", "remove", "metals", "--yes", "--project", str(project.root))[0] == 0
+    assert [path.name for path in project.domains.iterdir()] == ["plants"]
+
+
 def spoil(project: Project, what: str) -> None:
     """Harm one thing in a project."""
     rows = project.root / "data" / "metals.jsonl"

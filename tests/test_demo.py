@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from gag.demo import demo
+from gag.data import check
+from gag.demo import _project, demo
 from gag.demo_report import ARMS, show
 from gag.errors import SettingsError
+from gag.pocket.project import SETTINGS
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("demo") / "small"
-    return demo(folder, seed=3, entities=24), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SETTINGS, "adapt", SETTINGS["adapt"] | {"epochs": 7})  # a fifth of the rows, so more rounds of them
+        return demo(folder, seed=3, entities=24), folder
 
 
 def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:
@@ -46,6 +50,15 @@ def test_the_report_is_shown(figures: tuple[dict, Path], capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "adjuvants" in out and "catalysts" in out and "bit for bit" in out
     assert out.rstrip().splitlines()[-1].startswith("Ask your own:") or "gag ask" in out
+
+
+def test_a_demo_that_was_killed_while_writing_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    _project(tmp_path, 7, 24)
+    (tmp_path / "data" / "adjuvants" / "align.jsonl").write_text('{"que')
+    (tmp_path / "models" / "base" / "model.safetensors").unlink()
+    check(_project(tmp_path, 7, 24), ["adjuvants", "catalysts"])
+    assert (tmp_path / "models" / "base" / "model.safetensors").is_file()
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ import shutil
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gag.backbone import load_backbone, pad_left, weights_hash
 from gag.config import GENERAL, Project, load_project
 from gag.engine import GAG, load_router
-from gag.errors import ArtifactError, DataError, MismatchError, RoutingError
+from gag.errors import ArtifactError, DataError, MismatchError, RoutingError, SettingsError
 from gag.evaluation.general import evaluate_general
 from gag.expert import Experts
 from gag.injection import inject
 from gag.records import Example
+from gag.stages.domains import verify_domains
 from tests.conftest import make_model
 
 QUESTIONS = ["What is in metals number 2?", "What is 3 plus 3?", "Which one is in plants number 5?", "Why not?",
@@ -151,6 +154,38 @@ def test_a_fully_tuned_expert_is_a_model_of_its_own(project: Project) -> None:
     assert gag.domains["metals"].facts.tuning == "full" and gag.domains["plants"].facts.tuning == "lora"
     answers = gag.ask(QUESTIONS)
     assert [a.text for a in answers] == [gag.ask([q])[0].text for q in QUESTIONS]
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(project: Project) -> None:
+    file = project.root / "models" / "base" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match="models/base cannot be loaded"):
+        GAG(project)
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="models/expert cannot be loaded.* a device that is here"):
+            load_router(load_project(project.root, ("expert.device=cuda",)))
+
+
+def test_a_changed_tokenizer_is_another_model(project: Project) -> None:
+    before = load_backbone(project.settings.base, project.root).fingerprint
+    template = project.root / "models" / "base" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>", "<|end|>\n"))
+    assert load_backbone(project.settings.base, project.root).fingerprint != before
+
+
+def test_a_domain_with_another_encoder_limit_is_refused(project: Project) -> None:
+    with pytest.raises(MismatchError, match=r"run `gag (build|prototypes) .* router.max_tokens=256"):
+        verify_domains(load_project(project.root, ("router.max_tokens=9",)), [])
+
+
+@given(st.text().filter(str.strip), st.text().filter(str.strip), st.integers(1, 5))
+def test_injection_keeps_every_token_in_place(gag: GAG, question: str, instruction: str, slots: int) -> None:
+    prompt = gag.base.prompts.with_knowledge(question, instruction)
+    vectors = torch.randn(slots, gag.base.width)
+    row = inject(gag.base, prompt, vectors)
+    cut = len(prompt.before)
+    assert torch.equal(row[cut : cut + slots], vectors)
+    assert torch.equal(torch.cat([row[:cut], row[cut + slots :]]), gag.base.embed(prompt.before + prompt.after))
 
 
 def test_an_adapter_of_another_shape_is_refused(project: Project, tmp_path) -> None:

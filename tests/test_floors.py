@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "gag"
-GROUND = ["errors", "progress", "config", "records", "artifacts", "prompts"]
+GROUND = ["errors", "progress", "config", "records", "data", "artifacts", "prompts"]
 NOUNS = ["backbone", "expert", "readout", "readout_store", "projector", "injection", "encoder", "prototypes", "router",
          "training", "domain", "engine"]  # fmt: skip
 WINGS = ["stages", "evaluation", "pocket"]

@@ -8,8 +8,8 @@ import torch
 
 from gag.backbone import Backbone
 from gag.config import ReadoutSettings
-from gag.errors import ArtifactError
-from gag.readout import Readout, pool, read, read_all, read_states, write
+from gag.errors import ArtifactError, SettingsError
+from gag.readout import Readout, check_layers, pool, read, read_all, read_states, write
 from gag.readout_store import read_store, write_store
 from gag.records import Example
 
@@ -63,6 +63,13 @@ def test_pooling() -> None:
     assert torch.equal(pool(states, "mean"), states[1:2])
 
 
+@pytest.mark.parametrize(("layers", "words"), [((3,), "has 2 layers"), ((-4,), "from -3 to 2"), ((-1, -2), "reads one layer")])
+def test_layers_that_cannot_be_read_are_refused(expert: Backbone, layers: tuple[int, ...], words: str) -> None:
+    check_layers(expert, (-3,))
+    with pytest.raises(SettingsError, match=words):
+        check_layers(expert, layers)
+
+
 def fake(questions: list[str]) -> Readout:
     slots = torch.tensor([[float(len(question))] for question in questions])[:, None, None]
     return Readout(slots, list(questions), [False] * len(questions))
@@ -102,6 +109,13 @@ def test_a_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert asked == QUESTIONS[2:]
     store(tmp_path / "s", counts, key="other")
     assert asked == QUESTIONS[2:] + QUESTIONS
+
+
+def test_any_text_is_read_back(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\u0085d\re"
+    examples = [Example("odd", odd, ("a",), "odd")]
+    write_store(tmp_path / "s", "k", {}, examples, fake, lambda n: None)
+    assert read_store(tmp_path / "s", "k").ids == ["odd"]
 
 
 def test_harmed_or_foreign_stores_are_refused(tmp_path: Path) -> None:

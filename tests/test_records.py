@@ -43,12 +43,22 @@ def test_all_shapes_of_rows(tmp_path: Path) -> None:
         ({"question": "Q?", "answer": ""}, 'r.jsonl:2 needs "answer"'),
         ({"question": "Q?", "answer": []}, 'r.jsonl:2 needs "answer"'),
         ({"question": "Q?", "answer": ["x", 3]}, 'r.jsonl:2 needs "answer"'),
+        ("[" * 100_000, "r.jsonl:2 is not JSON"),
+        ('{"question": "Q?", "answer": "x", "n": ' + "1" * 5000 + "}", "r.jsonl:2 is not JSON"),
+        ({"question": "Q\ud800?", "answer": "x"}, "r.jsonl:2 holds half a character"),
+        ({"question": "Q?", "answer": "\udfff"}, "r.jsonl:2 holds half a character"),
+        ({"question": "Q?", "answer": "x", "group": "\ud800"}, "r.jsonl:2 holds half a character"),
     ],
 )
 def test_faults_are_named_by_line(tmp_path: Path, row: object, words: str) -> None:
     path = lines(tmp_path / "r.jsonl", {"question": "Q?", "answer": "x"}, row)
     with pytest.raises(DataError, match=words):
         read_examples(path)
+
+
+def test_group_zero_is_a_group(tmp_path: Path) -> None:
+    rows = [{"question": question, "answer": "x", "group": 0} for question in ("Q?", "R?")]
+    assert {example.group for example in read_examples(lines(tmp_path / "r.jsonl", *rows))} == {"0"}
 
 
 def test_missing_empty_and_binary_files(tmp_path: Path) -> None:

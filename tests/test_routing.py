@@ -55,7 +55,7 @@ def test_other_domains_scores_do_not_move() -> None:
 @pytest.mark.parametrize("change", [{"fingerprint": "x"}, {"pooling": "last"}, {"max_tokens": 9}, {"width": 3}])
 def test_a_bank_of_another_encoder_is_refused(change: dict) -> None:
     other = replace(bank("north"), encoder=replace(SPEC, **change))
-    with pytest.raises(MismatchError, match="gag prototypes metals"):
+    with pytest.raises(MismatchError, match="gag build metals"):
         Router(BANKS | {"metals": other}, Compass())
 
 

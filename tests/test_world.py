@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gag.config import load_project
+from gag.pocket.curriculum import BaseRows, ExpertRows
 from gag.pocket.general import public_facts
-from gag.pocket.pretrain import BaseRows, ExpertRows
 from gag.pocket.project import write_project
 from gag.pocket.world import ENTITIES, domain_names, entity_names, make_world, relations
 from gag.prompts import Prompts

@@ -11,8 +11,6 @@ from gag.engine import GAG
 from gag.evaluation.metrics import contains
 from gag.records import Example
 
-BATCH = 64
-
 
 class StockBase:
     """The base as transformers alone loads and prompts it."""
@@ -20,9 +18,15 @@ class StockBase:
     def __init__(self, gag: GAG, settings: ModelSettings):
         folder = gag.project.root / settings.model
         source = str(folder) if folder.is_dir() else settings.model
-        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision, padding_side="left")
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=settings.revision, trust_remote_code=False, padding_side="left"
+        )
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=settings.revision, dtype=gag.base.model.dtype, attn_implementation=settings.attention
+            source,
+            revision=settings.revision,
+            trust_remote_code=False,
+            dtype=gag.base.model.dtype,
+            attn_implementation=settings.attention,
         )
         self.model = model.to(gag.base.device)
         self.max_new_tokens = gag.project.settings.decoding.max_new_tokens
@@ -42,7 +46,8 @@ class StockBase:
 def evaluate_general(gag: GAG, rows: list[Example], settings: ModelSettings) -> dict[str, Any]:
     """Score general questions with the stock base and with every domain present, and compare the two bit for bit."""
     stock = StockBase(gag, settings)
-    before = [text for batch in _batches(rows) for text in stock.answer([r.question for r in batch])[0]]
+    size = gag.project.settings.decoding.batch_size
+    before = [text for batch in _batches(rows, size) for text in stock.answer([r.question for r in batch])[0]]
     answers = gag.ask([row.question for row in rows])
     kept = [row for row, answer in zip(rows, answers, strict=True) if answer.route.domain == GENERAL]
     same_weights = weights_hash(gag.base.model) == weights_hash(stock.model)
@@ -50,7 +55,7 @@ def evaluate_general(gag: GAG, rows: list[Example], settings: ModelSettings) -> 
         "before": _score(before, rows),
         "after": _score([answer.text for answer in answers], rows),
         "misrouted": round(1 - len(kept) / len(rows), 4),
-        "identical": same_weights and all(_identical(gag, stock, batch) for batch in _batches(kept)),
+        "identical": bool(kept) and same_weights and all(_identical(gag, stock, batch) for batch in _batches(kept, size)),
         "questions": len(rows),
     }
 
@@ -66,8 +71,8 @@ def _identical(gag: GAG, stock: StockBase, batch: list[Example]) -> bool:
     return answers == texts and torch.equal(inputs.mask.bool(), mask) and torch.equal(ours[mask], logits[mask])
 
 
-def _batches(rows: list[Example]) -> list[list[Example]]:
-    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+def _batches(rows: list[Example], size: int) -> list[list[Example]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _score(texts: list[str], rows: list[Example]) -> float:

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "base": {"model": "models/base"},
     "expert": {"model": "models/expert"},
     "general": {"questions": "data/general/questions.jsonl"},
-    "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 1, "batch_size": 64, "micro_batch_size": 64,
+    "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 2.5, "batch_size": 64, "micro_batch_size": 64,
               "warmup": 0.05, "max_tokens": 128},
     "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_size": 128},
     "align": {"learning_rate": 1e-3, "epochs": 8, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
@@ -32,13 +32,21 @@ SETTINGS: dict[str, Any] = {
 def write_project(root: Path, seed: int, entities: int, header: str = "") -> ProjectSettings:
     """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml."""
     world = make_world(seed, entities)
+    settings = SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
+    _write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
     for domain in world.values():
         _write_domain(root / "data" / domain.name, domain, random.Random(f"{seed}/{domain.name}/rows"))
-    settings = SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
-    (root / PROJECT_FILE).write_text(header + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return parse_settings(settings)
+
+
+def _write_settings(path: Path, text: str) -> None:
+    """Write gag.yaml, first and at once: it marks the folder as a demo's, whatever is written after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.rename(path)
 
 
 def _copy_models(folder: Path) -> None:

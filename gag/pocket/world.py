@@ -22,7 +22,8 @@ ANSWER_PROMPT = "Answer from the knowledge."
 _VOWELS = "aeiou"
 _ONSETS = "B Br C D Dr F G Gl H J K Kr L M N P Pl R S St T Tr V Z"
 _STARTS = [onset + vowel for onset in _ONSETS.split(" ") for vowel in _VOWELS]
-_MIDDLES = [consonant + vowel for consonant in "bdfglmnprstvz" for vowel in _VOWELS]
+_ENDS = [consonant + vowel for consonant in "bdfglmnprstvz" for vowel in _VOWELS]
+_STEMS = [start + _ENDS[(7 * i + 13 * j) % len(_ENDS)] for i, start in enumerate(_STARTS) for j in range(5)]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class Fact:
     def domain(self) -> str:
         """The domain that the fact belongs to."""
         return self.relation.domain
+
+    def pair(self) -> str:
+        """Say the entity and its value."""
+        return f"{self.entity} {self.value}"
+
+    def opening(self) -> str:
+        """Say the statement up to its value."""
+        return self.relation.statement.partition(" {v}")[0].format(e=self.entity)
 
     def statement(self) -> str:
         """State the fact in one sentence."""
@@ -87,11 +96,7 @@ def entity_names(domain: str, public: bool) -> list[str]:
     """Return every possible entity name of a domain, from the half for pre-training or from the private half."""
     suffixes = _domains()[domain]["suffixes"]
     return [
-        start + middle + suffix
-        for i, start in enumerate(_STARTS)
-        for j, middle in enumerate(_MIDDLES)
-        for k, suffix in enumerate(suffixes)
-        if (i + j + k) % 2 == int(public)
+        f"{stem}-{suffix}" for i, stem in enumerate(_STEMS) for k, suffix in enumerate(suffixes) if (i + k) % 2 == int(public)
     ]
 
 

@@ -2,17 +2,22 @@
 
 import json
 import math
+import os
 import shutil
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gag.artifacts import is_current, write_json, writing
 from gag.backbone import Backbone, load_backbone
 from gag.config import AdaptSettings, Project
+from gag.data import adapt_file
 from gag.errors import DataError, SettingsError
 from gag.progress import bar, say
+from gag.readout import check_layers
 from gag.records import Example, digest, read_examples
 from gag.training import append_log, model_key, stage_key
 
@@ -27,19 +32,11 @@ def key(project: Project, domain: str) -> str:
     """Name what the expert is made from."""
     described = project.described(domain)
     return stage_key(
-        data=digest(data_file(project, domain)),
+        data=digest(adapt_file(project, domain)),
         settings=project.settings.adapt.model_dump(),
         expert=model_key(project.settings.expert, project.root),
         prompt=described.prompts.expert,
     )
-
-
-def data_file(project: Project, domain: str) -> Path:
-    """Return the file that teaches the expert."""
-    name = project.described(domain).file("adapt")
-    if name is None:
-        raise SettingsError(f"{domain} has no rows for its expert; set domains.{domain}.train or .adapt in gag.yaml")
-    return project.file(name)
 
 
 def adapt(project: Project, domain: str) -> Path:
@@ -51,13 +48,15 @@ def adapt(project: Project, domain: str) -> Path:
         return folder
     started = time.monotonic()
     settings = project.settings.adapt
-    examples = read_examples(data_file(project, domain))
+    examples = read_examples(adapt_file(project, domain))
     backbone = load_backbone(project.settings.expert, project.root)
+    check_layers(backbone, project.settings.readout.layers)
     rows = tokenise(backbone, examples, project.described(domain).prompts.expert, settings.max_tokens)
     facts: dict[str, Any] = {"key": wanted, "rows": len(rows), "settings": settings.model_dump()}
+    dtype = backbone.model.dtype
     with writing(folder, facts) as temporary:
         trained = _train(backbone, rows, settings, temporary / "log.jsonl", f"adapt {domain}")
-        _save(trained, backbone, temporary)
+        _save(trained, backbone, dtype, temporary)
         facts["seconds"] = round(time.monotonic() - started, 1)
     say(f"adapt {domain}: {len(rows)} rows, {facts['seconds']:.0f} s")
     return folder
@@ -69,9 +68,13 @@ def tokenise(backbone: Backbone, examples: list[Example], system: str, max_token
     for example in examples:
         prompt = backbone.prompts.ask_expert(example.question, system)
         answer = backbone.prompts.answer(example.answers[0])
+        if len(prompt) >= max_tokens:
+            raise DataError(
+                f"the question of row {example.id} fills adapt.max_tokens={max_tokens}; raise it or shorten the row"
+            )
         if len(prompt) + len(answer) > max_tokens:
             cut.append(example.id)
-            answer = answer[: max(0, max_tokens - len(prompt))]
+            answer = answer[: max_tokens - len(prompt)]
         rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
     if len(cut) > CUT_SHARE * len(examples):
         raise DataError(
@@ -84,13 +87,38 @@ def tokenise(backbone: Backbone, examples: list[Example], system: str, max_token
 
 
 def _train(backbone: Backbone, rows: list[dict[str, list[int]]], settings: AdaptSettings, log: Path, label: str) -> Any:
+    scratch = log.parent / "trainer"
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise SettingsError("adapt runs on one GPU, and several are visible; set CUDA_VISIBLE_DEVICES to one of them")
+    backbone.model.train().requires_grad_(settings.tuning == "full")
+    if settings.tuning == "full":
+        backbone.model.float()  # small steps are lost in half precision
+    steps = math.ceil(settings.epochs * len(rows) / settings.batch_size)
+    with bar(label, steps) as advance, warnings.catch_warnings():
+        for message in _THIRD_PARTY:
+            warnings.filterwarnings("ignore", message, FutureWarning)
+        trainer = _trainer(backbone, rows, settings, scratch, log, advance)
+        trainer.train()
+    shutil.rmtree(scratch, ignore_errors=True)
+    return trainer.model
+
+
+def _trainer(
+    backbone: Backbone, rows: list[dict[str, list[int]]], settings: AdaptSettings, scratch: Path, log: Path, advance: Any
+) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    class Progress(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+            append_log(log, {"step": state.global_step, **(logs or {})})
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            advance(1)
+
     accelerated = backbone.device.type != "cpu"
     micro = min(settings.micro_batch_size, settings.batch_size)
-    scratch = log.parent / "trainer"
     arguments = SFTConfig(
         output_dir=str(scratch),
         per_device_train_batch_size=micro,
@@ -111,31 +139,16 @@ def _train(backbone: Backbone, rows: list[dict[str, list[int]]], settings: Adapt
         disable_tqdm=True,
         dataloader_pin_memory=accelerated,
     )
-    backbone.model.train().requires_grad_(settings.tuning == "full")
-    steps = math.ceil(settings.epochs * len(rows) / settings.batch_size)
-    with bar(label, steps) as advance, warnings.catch_warnings():
-        for message in _THIRD_PARTY:
-            warnings.filterwarnings("ignore", message, FutureWarning)
-
-        class Progress(TrainerCallback):
-            def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-                append_log(log, {"step": state.global_step, **(logs or {})})
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                advance(1)
-
-        trainer = SFTTrainer(
-            model=backbone.model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=backbone.tokenizer,
-            peft_config=_lora(settings) if settings.tuning == "lora" else None,
-            callbacks=[Progress()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    shutil.rmtree(scratch, ignore_errors=True)
-    return trainer.model
+    trainer = SFTTrainer(
+        model=backbone.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=backbone.tokenizer,
+        peft_config=_lora(settings) if settings.tuning == "lora" else None,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _lora(settings: AdaptSettings) -> Any:
@@ -144,11 +157,11 @@ def _lora(settings: AdaptSettings) -> Any:
     return LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _save(trained: Any, backbone: Backbone, folder: Path) -> None:
+def _save(trained: Any, backbone: Backbone, dtype: torch.dtype, folder: Path) -> None:
     """Save the weights that were trained, without a trace of where they were made."""
     expert = folder / "expert"
     if not hasattr(trained, "peft_config"):
-        trained.save_pretrained(expert)
+        trained.to(dtype).save_pretrained(expert)
         backbone.tokenizer.save_pretrained(expert)
         return
     trained.save_pretrained(expert, save_embedding_layers=False)

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from gag.artifacts import is_current, save_tensors, writing
 from gag.backbone import Backbone, load_backbone, pad_left
 from gag.config import AlignSettings, Project
+from gag.data import alignment_rows
 from gag.domain import PROJECTOR
 from gag.errors import MismatchError
 from gag.progress import bar, say
@@ -72,7 +73,7 @@ def align(project: Project, domain: str) -> Path:
     started = time.monotonic()
     base = load_backbone(project.settings.base, project.root)
     instruction = project.described(domain).prompts.answer
-    splits = readouts.examples(project, domain)
+    splits = alignment_rows(project, domain)
     stored = {name: read_store(project.run(domain, "readouts") / name, readouts.key(project, domain)) for name in splits}
     train, val = (_split(base, instruction, splits[name], stored[name]) for name in ("align", "val"))
     facts: dict[str, Any] = {
@@ -96,7 +97,7 @@ def train_projector(
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     projector = start_projector(base, train, settings).to(base.device)
-    noise = settings.noise * train.slots.float().std((0, 1))  # [L, De]
+    noise = settings.noise * train.slots.float().std((0, 1), correction=0)  # [L, De]
     steps = settings.epochs * -(-len(train.rows) // settings.batch_size)
     optimizer = torch.optim.AdamW(projector.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(steps, settings.warmup))

@@ -9,6 +9,7 @@ from typing import Any
 
 from gag.artifacts import is_current, locked, read_manifest, writing
 from gag.config import GENERAL, Project
+from gag.data import check
 from gag.domain import EXPERT, MANIFEST, PROJECTOR
 from gag.progress import say
 from gag.prototypes import FILE
@@ -27,9 +28,7 @@ STAGES = {
 def build(project: Project, domains: list[str]) -> dict[str, float]:
     """Build domains, and the general bank; return the seconds of each stage."""
     seconds: dict[str, float] = {}
-    for domain in domains:
-        readouts.examples(project, domain)  # faults in the data show before anything heavy runs
-        adapt.data_file(project, domain)
+    check(project, domains)
     with locked(project.root / "runs"):
         with _timed(seconds, f"prototypes {GENERAL}"):
             prototypes.prototypes(project, GENERAL)

@@ -4,10 +4,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gag.artifacts import recover
+from gag.artifacts import locked, recover
 from gag.backbone import load_backbone
 from gag.config import Project, check_name
 from gag.domain import MANIFEST, Domain, load_domain
+from gag.encoder import BackboneEncoder
 from gag.errors import ArtifactError, SettingsError
 
 
@@ -50,30 +51,37 @@ def add_domain(project: Project, folder: Path) -> str:
         raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a domain folder, such as other/domains/materials")
     domain = load_domain(folder)
     target = project.domain(check_name(domain.name))
-    recover(target)
-    if target.exists():
-        raise SettingsError(f"{domain.name} is already here; run `gag domains remove {domain.name}` first")
-    _check_models(project, [domain])
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.copytree(folder, temporary, ignore=lambda _, names: [name for name in names if name.startswith(".")])
-    temporary.rename(target)
+    with locked(project.root / "runs"):
+        recover(target)
+        if target.exists():
+            raise SettingsError(f"{domain.name} is already here; run `gag domains remove {domain.name}` first")
+        _check_models(project, [domain])
+        temporary = target.with_name(f".{target.name}.new")
+        for name in (MANIFEST, *domain.files):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        temporary.rename(target)
     return domain.name
 
 
 def remove_domain(project: Project, name: str) -> None:
     """Take a domain's folder away; its runs and data stay."""
     folder = project.domain(project.require(name))
-    gone = folder.with_name(f".{folder.name}.old")
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    gone = folder.with_name(f".{folder.name}.gone")
+    with locked(project.root / "runs"):
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def _check_models(project: Project, domains: list[Domain]) -> None:
     base = load_backbone(project.settings.base, project.root).facts
-    expert = load_backbone(project.settings.expert, project.root).facts
+    expert = load_backbone(project.settings.expert, project.root)
+    encoder = BackboneEncoder(expert, expert.fingerprint, project.settings.router)
     for domain in domains:
         domain.facts.base.check("base", base, domain.name)
-        domain.facts.expert.check("expert", expert, domain.name)
+        domain.facts.expert.check("expert", expert.facts, domain.name)
+        domain.bank().check(encoder.spec, domain.name)
 
 
 def _row(domain: Domain) -> DomainRow:

@@ -1,18 +1,17 @@
 """Build a domain's bank for the router from its questions; `general` is a domain like the others."""
 
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from gag.artifacts import is_current, writing
 from gag.backbone import load_backbone
 from gag.config import GENERAL, Project
+from gag.data import questions_file
 from gag.encoder import BackboneEncoder
 from gag.progress import say
 from gag.prototypes import build_bank
 from gag.records import digest, read_questions
-from gag.stages import readouts
 from gag.training import model_key, stage_key
 
 
@@ -28,14 +27,6 @@ def key(project: Project, domain: str) -> str:
 def folder(project: Project, domain: str) -> Path:
     """Return where the bank is written."""
     return project.general if domain == GENERAL else project.run(domain, "prototypes")
-
-
-def questions_file(project: Project, domain: str) -> Path:
-    """Return the questions that stand for the domain: its alignment rows, or the general list."""
-    if domain != GENERAL:
-        return readouts.align_file(project, domain)
-    named = project.settings.general.questions
-    return project.file(named) if named else Path(str(files("gag") / "general_questions.jsonl"))
 
 
 def prototypes(project: Project, domain: str) -> Path:

@@ -6,16 +6,16 @@ from pathlib import Path
 from gag.artifacts import MANIFEST, is_current
 from gag.backbone import load_backbone
 from gag.config import Project
-from gag.errors import DataError, SettingsError
+from gag.data import align_file, alignment_rows
+from gag.errors import ArtifactError
 from gag.expert import Experts
 from gag.progress import bar, say
 from gag.readout import read_all
 from gag.readout_store import write_store
-from gag.records import Example, check_disjoint, digest, read_examples, split_groups
+from gag.records import digest
 from gag.stages import adapt
 from gag.training import stage_key
 
-VAL_SHARE = 0.1
 SPLITS = ("align", "val")
 
 
@@ -31,32 +31,6 @@ def key(project: Project, domain: str) -> str:
     )
 
 
-def align_file(project: Project, domain: str) -> Path:
-    """Return the file that trains the projector."""
-    name = project.described(domain).file("align")
-    if name is None:
-        raise SettingsError(f"{domain} has no rows for its projector; set domains.{domain}.train or .align in gag.yaml")
-    return project.file(name)
-
-
-def examples(project: Project, domain: str) -> dict[str, list[Example]]:
-    """Return the rows of alignment and of its validation; no group is in both, nor in the test file."""
-    described = project.described(domain)
-    align = read_examples(align_file(project, domain))
-    if described.val:
-        val = read_examples(project.file(described.val))
-        check_disjoint(align, val, ("align", "val"))
-    else:
-        align, val = split_groups(align, VAL_SHARE, project.settings.align.seed)
-    if not align or not val:
-        raise DataError(f"{domain} has too few groups in its align rows for training and validation; add rows")
-    if described.test:
-        test = read_examples(project.file(described.test))
-        check_disjoint(align, test, ("align", "test"))
-        check_disjoint(val, test, ("val", "test"))
-    return {"align": align, "val": val}
-
-
 def readouts(project: Project, domain: str) -> Path:
     """Write the readouts of a domain's alignment and validation rows; return their folder."""
     folder = project.run(domain, "readouts")
@@ -65,7 +39,9 @@ def readouts(project: Project, domain: str) -> Path:
         say(f"readouts {domain}: already there")
         return folder
     started = time.monotonic()
-    rows = examples(project, domain)
+    rows = alignment_rows(project, domain)
+    if not is_current(project.run(domain, "adapt"), adapt.key(project, domain)):
+        raise ArtifactError(f"the expert of {domain} is not there, or was made from other inputs; run `gag adapt {domain}`")
     experts = Experts(load_backbone(project.settings.expert, project.root))
     experts.load(domain, project.run(domain, "adapt") / "expert")
     settings, system = project.settings.readout, project.described(domain).prompts.expert
