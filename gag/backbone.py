@@ -143,7 +143,7 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation=settings.attention, use_safetensors=True, **known
         )
-        model.to(device)
+        model.to(device)  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SettingsError(

@@ -39,7 +39,7 @@ class Experts:
                 model=str(folder),
                 dtype=str(model.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
                 device=str(model.device),
-                attention=model.config._attn_implementation,
+                attention=model.config._attn_implementation,  # pyright: ignore[reportArgumentType]
             )
             self._full[domain] = load_backbone(settings, folder)
             return

@@ -122,9 +122,10 @@ def _make_model(shape: dict[str, Any], prompts: Prompts) -> Qwen3ForCausalLM:
 def _match_tokens(model: Qwen3ForCausalLM) -> None:
     """Start the lower layers' heads with equal queries and keys: they look at equal tokens, and recall comes earlier."""
     with torch.no_grad():
-        for layer in model.model.layers[:2]:
-            keys = layer.self_attn.k_proj.weight
-            keys.copy_(layer.self_attn.q_proj.weight[: len(keys)])
+        weights = dict(model.named_parameters())
+        for layer in range(2):
+            queries, keys = (weights[f"model.layers.{layer}.self_attn.{kind}_proj.weight"] for kind in "qk")
+            keys.copy_(queries[: len(keys)])
 
 
 def _optimizers(model: Qwen3ForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
