@@ -1,105 +1,134 @@
-"""Alignment steps: shared prefix once, question without gradient, logits at labels, against the plain full forward.
+"""Alignment steps against the plain full forward, and against the published way of one row at a time.
 
-Rows: 70 shared + 30 question + 1 vector + 9 closing + 50 answer tokens, on a random base in float32 on the CPU.
+Rows: 70 shared + 30 question + 1 vector + 9 closing + 50 answer tokens, on a random base.
+`plain`: full forward with logits everywhere at the same micro-batch. `published`: the same, batch 1 with accumulation.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
-import transformers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.harness import alternate, make_backbone, options, report
+from gag.alignment import Reader, Row
 from gag.backbone import Backbone
+from gag.losses import label_loss
 from gag.projector import Mlp
 from gag.prompts import KnowledgePrompt
-from gag.stages.align import AlignmentLoss, Row
 
 SHARED, QUESTION, CLOSING, ANSWER = 70, 30, 9, 50
-VOCABULARY, WIDTH, LAYERS, EXPERT_WIDTH = 8000, 512, 8, 256
-FLOOR = 1.8
+CURVE_STEPS, CURVE_RATE = 20, 1e-3
 
 
-class Ids:
-    """The one thing that the loss asks of a tokenizer here: the id for padding."""
-
-    pad = 0
-
-
-def make_base() -> Backbone:
-    """Make a random frozen base."""
-    torch.manual_seed(0)
-    config = Qwen3Config(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, intermediate_size=3 * WIDTH,
-                         num_attention_heads=8, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True)  # fmt: skip
-    model = Qwen3ForCausalLM(config).eval().requires_grad_(False)
-    base = Backbone(model, PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast), "random", None)
-    base.__dict__["prompts"] = Ids()
-    return base
-
-
-def make_rows(count: int) -> list[Row]:
+def make_rows(count: int, vocabulary: int) -> list[Row]:
     """Make rows of random tokens with one opening and one closing."""
+    generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> list[int]:
-        return torch.randint(1, VOCABULARY, (n,)).tolist()
+        return torch.randint(2, vocabulary, (n,), generator=generator).tolist()
 
     shared, closing = draw(SHARED), draw(CLOSING)
-    return [Row(KnowledgePrompt(shared + draw(QUESTION), closing, SHARED), draw(ANSWER)) for _ in range(count)]
+    return [Row(KnowledgePrompt(shared + draw(QUESTION), closing, SHARED), draw(ANSWER), []) for _ in range(count)]
 
 
-def plain(base: Backbone, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-    """Run the whole rows with logits everywhere."""
+def plain_loss(base: Backbone, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    """Run the whole rows with logits everywhere -> summed loss."""
     before = torch.stack([base.embed(row.prompt.before) for row in rows])
     after = torch.stack([base.embed(row.prompt.after + row.answer) for row in rows])
-    logits = base.model(inputs_embeds=torch.cat([before, vectors, after], 1)).logits[:, -ANSWER - 1 : -1]
-    labels = torch.tensor([row.answer for row in rows])
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    embeds = torch.cat([before, vectors.to(before), after], 1)
+    logits = base.model(inputs_embeds=embeds, use_cache=False).logits[:, -ANSWER - 1 : -1]
+    labels = torch.tensor([row.answer for row in rows], device=logits.device)
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
 
 
-def step(loss_of: Callable, projector: Mlp, slots: torch.Tensor, rows: list[Row]) -> tuple[float, float]:
-    """Run one forward and backward -> seconds, loss."""
-    projector.zero_grad()
-    started = time.perf_counter()
-    loss = loss_of(projector(slots), rows)
-    loss.backward()
-    return time.perf_counter() - started, loss.item()
+def fast_loss(base: Backbone, reader: Reader, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    """Run what depends on the vectors -> summed loss."""
+    states = reader.read(vectors, rows)
+    return label_loss(base, states.before, states.labels)
+
+
+def bound(base: Backbone) -> float:
+    """Return how many times fewer multiplications ours needs than plain: attention's own products are left out.
+
+    Per token, a frozen layer costs its weights once forward and once backward for the gradient of its input.
+    """
+    weights = sum(p.numel() for p in base.model.get_decoder().parameters() if p.ndim == 2)
+    weights -= base.model.get_input_embeddings().weight.numel()  # pyright: ignore
+    head = base.model.get_output_embeddings().weight.numel()  # pyright: ignore
+    after = 1 + CLOSING + ANSWER
+    plain = 2 * (SHARED + QUESTION + after) * (weights + head)
+    ours = (QUESTION + 2 * (after - 1)) * weights + 2 * ANSWER * head
+    return plain / ours
+
+
+def curve(base: Backbone, loss_of: Any, slots: torch.Tensor, rows: list[Row]) -> list[float]:
+    """Train a fresh projector for some steps -> losses."""
+    torch.manual_seed(0)
+    projector = Mlp(slots.shape[-1], base.width).to(base.device)
+    optimizer = torch.optim.AdamW(projector.parameters(), CURVE_RATE)
+    losses = []
+    for _ in range(CURVE_STEPS):
+        loss = loss_of(projector(slots), rows) / (len(rows) * ANSWER)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def main() -> None:
-    """Measure, alternating, and print a table or one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=8)
+    """Measure and print."""
+    parser = options(__doc__)
+    parser.add_argument("--batch", type=int, default=8, help="rows in a micro-batch")
     args = parser.parse_args()
-    base, rows = make_base(), make_rows(args.batch)
-    projector, slots = Mlp(EXPERT_WIDTH, WIDTH), torch.randn(args.batch, 1, 1, EXPERT_WIDTH)
-    fast = AlignmentLoss(base, rows[0].prompt)
-    ways = {"ours": fast, "plain": lambda vectors, chosen: plain(base, vectors, chosen)}
-    runs = {name: [step(way, projector, slots, rows) for _ in range(1)] for name, way in ways.items()}  # warm-up
-    runs = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            runs[name].append(step(way, projector, slots, rows))
-    seconds = {name: statistics.median(s for s, _ in runs[name]) for name in ways}
-    speedup = seconds["plain"] / seconds["ours"]
-    difference = abs(runs["ours"][0][1] / runs["plain"][0][1] - 1)
-    figures = {"speedup": round(speedup, 2), "loss_relative_difference": difference}
-    floors = {"speedup": {"floor": FLOOR, "holds": speedup >= FLOOR},
-              "loss_relative_difference": {"floor": 1e-5, "holds": difference <= 1e-5}}  # fmt: skip
-    if args.json:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        device = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
-        print(json.dumps({"benchmark": "align", "device": device, "versions": versions, "figures": figures, "floors": floors}))
-        return
-    print(f"{'way':<8} {'ms a step':>10}")
-    for name, value in seconds.items():
-        print(f"{name:<8} {1000 * value:>10.0f}")
-    print(f"ours is {speedup:.2f} times as fast (floor {FLOOR}); losses differ by {difference:.1e}, relative")
+    base = make_backbone("base", args.shapes, args.device)
+    rows = make_rows(args.batch, base.model.config.vocab_size)
+    width = make_width(args.shapes)
+    slots = torch.randn(args.batch, 1, 1, width, device=args.device)
+    projector, reader = Mlp(width, base.width).to(args.device), Reader(base, rows[0].prompt)
+
+    def backward(loss_of: Any, size: int) -> None:
+        for start in range(0, args.batch, size):
+            loss_of(projector(slots[start : start + size]), rows[start : start + size]).backward()
+        projector.zero_grad()
+
+    def plain(vectors: torch.Tensor, chosen: list[Row]) -> torch.Tensor:
+        return plain_loss(base, vectors, chosen)
+
+    def fast(vectors: torch.Tensor, chosen: list[Row]) -> torch.Tensor:
+        return fast_loss(base, reader, vectors, chosen)
+
+    memory = peak_memory(lambda: backward(fast, args.batch), args.device)
+    seconds = alternate(
+        {"ours": lambda: backward(fast, args.batch), "plain": lambda: backward(plain, args.batch),
+         "published": lambda: backward(plain, 1)}, args.rounds, args.device,
+    )  # fmt: skip
+    speedup, limit = seconds["plain"] / seconds["ours"], bound(base)
+    figures = {"speedup_plain": speedup, "arithmetic_bound": limit, "share_of_bound": speedup / limit,
+               "speedup_published": seconds["published"] / seconds["ours"]}  # fmt: skip
+    cuda, full = args.device != "cpu", args.shapes == "qwen3"
+    floors = {"speedup_plain": (">=", 1.7 if cuda else 1.8), "share_of_bound": (">=", 0.75 if cuda else 0.8),
+              "speedup_published": (">=", 5.0 if cuda else 2.5)}  # fmt: skip
+    if not cuda:
+        ours, theirs = curve(base, fast, slots, rows), curve(base, plain, slots, rows)
+        figures["loss_curve_difference"] = max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
+        floors["loss_curve_difference"] = ("<=", 1e-4)
+    elif full:
+        figures["peak_memory_gb"], floors["peak_memory_gb"] = memory / 1e9, ("<=", 26.0)
+    report(args, "align", figures, floors, [f"{way:<10} {1000 * taken:>9.1f} ms a step" for way, taken in seconds.items()])
+
+
+def make_width(shapes: str) -> int:
+    """Return the expert's width."""
+    return 2048 if shapes == "qwen3" else 256
+
+
+def peak_memory(work: Any, device: str) -> float:
+    """Return the peak of the device's memory over a piece of work, in bytes; 0 on a CPU."""
+    if device == "cpu":
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return float(torch.cuda.max_memory_allocated())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from gag import ranks
 from gag.errors import ArtifactError
 from gag.records import digest
 
@@ -37,13 +38,17 @@ def writing(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> It
     except BaseException:
         shutil.rmtree(temporary)
         raise
-    names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
-    files = {name: digest(temporary / name) for name in names}
-    write_json(temporary / manifest, {"schema": SCHEMA, **facts, "files": files})
+    seal(temporary, facts, manifest)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> None:
+    """Write a folder's manifest, with the hashes of its files: from now on it counts."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    write_json(folder / manifest, {"schema": SCHEMA, **facts, "files": {name: digest(folder / name) for name in names}})
 
 
 def recover(folder: Path) -> None:
@@ -105,7 +110,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one process; a second one is refused."""
+    """Hold a folder for one process and those launched with it; a second run is refused."""
+    if ranks.rank() > 0:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

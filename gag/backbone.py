@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,11 +14,19 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from gag.config import ModelSettings
-from gag.errors import MismatchError, SettingsError
+from gag.errors import MismatchError, MissingExtraError, SettingsError
 from gag.prompts import Prompts
+from gag.settings import ModelSettings
 
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 
@@ -84,6 +93,12 @@ class Backbone:
         return self.model.config.get_text_config().num_hidden_layers
 
     @cached_property
+    def decoder_layers(self) -> torch.nn.ModuleList:
+        """The stack of decoder layers."""
+        lists = (m for m in self.model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers)
+        return next(lists)
+
+    @cached_property
     def prompts(self) -> Prompts:
         """The prompts in this model's tokens."""
         return Prompts(self.tokenizer)
@@ -118,13 +133,24 @@ class Backbone:
             return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=self.device))
 
     @torch.no_grad()
-    def generate(self, inputs: Inputs, max_new_tokens: int) -> list[list[int]]:
-        """Decode greedily from embeddings; return each row's new ids up to its end token, which is left out."""
+    def generate(self, inputs: Inputs, max_new_tokens: int, sampler: LogitsProcessor | None = None) -> list[list[int]]:
+        """Decode greedily, or what a sampler leaves, from embeddings; return each row's new ids up to its end token."""
         greedy = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.stops, pad_token_id=self.prompts.pad
         )
-        rows = self.model.generate(inputs_embeds=inputs.embeds, attention_mask=inputs.mask, generation_config=greedy)  # pyright: ignore
+        processors = LogitsProcessorList([sampler] if sampler else [])
+        rows = self.model.generate(  # pyright: ignore[reportCallIssue]
+            inputs_embeds=inputs.embeds, attention_mask=inputs.mask, generation_config=greedy, logits_processor=processors
+        )
         return [list(takewhile(lambda i: i not in self.stops, row)) for row in rows.tolist()]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(states)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def _described(self) -> dict[str, Any]:
         config = self.model.config.get_text_config().to_dict()
@@ -144,7 +170,14 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
             source, dtype=dtype, attn_implementation=settings.attention, use_safetensors=True, **known
         )
         model.to(device)  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
+    except ImportError as error:
+        if settings.attention != "flash_attention_2":
+            raise
+        raise MissingExtraError(
+            "attention: flash_attention_2 needs the package flash-attn; run `pip install flash-attn --no-build-isolation`, "
+            "or set attention: sdpa"
+        ) from error
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SettingsError(
             f"the model {settings.model} cannot be loaded: {reason}; name a whole model folder or id, and a device that is here"
@@ -186,7 +219,9 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 def _device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+        if accelerator is None:
+            return torch.device("cpu")
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
     try:
         return torch.device(name)
     except RuntimeError as error:

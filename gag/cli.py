@@ -3,20 +3,23 @@
 Nothing heavy is imported before a command's settings, names and paths are checked.
 """
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from gag import ranks
 from gag.errors import GagError, SettingsError
 
 if TYPE_CHECKING:
     from gag.config import Project
+    from gag.readout_store import Shard
 
 app = typer.Typer(
     help="Generation-Augmented Generation: private knowledge for a frozen language model, through one injected vector.",
@@ -33,6 +36,7 @@ ProjectOption = Annotated[
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Preset = Literal["v1", "v4"]
 DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
 
 
@@ -40,12 +44,13 @@ DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml desc
 def demo(
     seed: Annotated[int, typer.Option(help="The seed of the private world.")] = 7,
     folder: Annotated[Path, typer.Option("--dir", help="Where the demo's project goes.")] = Path("gag-demo"),
+    preset: Annotated[Preset, typer.Option(help="v1: one vector; v4: several layers and slots.")] = "v1",
     as_json: JsonOption = False,
 ) -> None:
     """Build two private domains for the bundled pocket models on this machine, and show what changes."""
     from gag.demo import demo as run
 
-    figures = run(folder, seed)
+    figures = run(folder, seed, preset)
     if not as_json:
         from gag.demo_report import show
 
@@ -59,12 +64,13 @@ def init(
     domain: Annotated[str, typer.Option(help="The name of the first domain.")] = "materials",
     base: Annotated[str, typer.Option(help="The frozen base: a Hugging Face id or a folder.")] = "Qwen/Qwen3-8B",
     expert: Annotated[str, typer.Option(help="The expert backbone: a Hugging Face id or a folder.")] = "Qwen/Qwen3-1.7B",
+    preset: Annotated[Preset, typer.Option(help="v1: one vector; v4: several layers and slots.")] = "v1",
     as_json: JsonOption = False,
 ) -> None:
     """Write gag.yaml for real models, with every setting that one usually changes."""
     from gag.config import write_example
 
-    path = write_example(folder, domain, base, expert)
+    path = write_example(folder, domain, base, expert, preset)
     _finish(as_json, {"project": str(path)}, f"wrote {path}; put rows into data/{domain}/train.jsonl, then: gag build {domain}")
 
 
@@ -101,13 +107,19 @@ def adapt(
 
 @app.command()
 def readouts(
-    domain: DomainArgument, project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+    domain: DomainArgument,
+    shard: Annotated[str | None, typer.Option(help="Write a share alone: 2/8 is the second of eight.")] = None,
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Let the expert write on every alignment question and store its states."""
     opened = _described(domain, project, settings)
+    chosen = _shard(shard)
     from gag.stages.readouts import readouts as run
 
-    _stage(opened, run, domain, as_json)
+    lock = f"runs/{domain}/readouts-{shard.replace('/', '-of-')}" if shard else None
+    _stage(opened, lambda project, domain: run(project, domain, chosen), domain, as_json, lock)
 
 
 @app.command()
@@ -129,7 +141,7 @@ def prototypes(
     as_json: JsonOption = False,
 ) -> None:
     """Build the router's bank of a domain, or of general."""
-    from gag.config import GENERAL
+    from gag.settings import GENERAL
 
     opened = _open(project, settings) if domain == GENERAL else _described(domain, project, settings)
     from gag.stages.prototypes import prototypes as run
@@ -156,7 +168,8 @@ def ask(
     result = asdict(answer)
     if not background:
         del result["background"]
-    added = f"{answer.tokens_added} vector" if answer.tokens_added else "nothing"
+    count = answer.tokens_added
+    added = f"{count} vector{'s' if count > 1 else ''}" if count else "nothing"
     shown = f"{answer.text}\n[{answer.route.domain} {answer.route.score:.3f}; {added} added to the prompt]"
     if background and answer.background:
         shown += f"\n[expert: {answer.background}]"
@@ -257,13 +270,31 @@ def domains_remove(
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app(prog_name="gag")
     except GagError as error:
-        print(f"gag: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        _refuse("the disk is full; free some space and run the same command again: what is complete stays, and it goes on")
+    finally:
+        ranks.leave()
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"gag: {' '.join(reason.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Say whether an error is the system's for a full disk or an exhausted quota; safetensors only passes its words on."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)
 
 
 def _open(project: Path | None, settings: list[str] | None = None) -> "Project":
@@ -290,16 +321,31 @@ def _asked(question: str, project: Path | None, settings: list[str] | None) -> "
     return opened
 
 
-def _stage(project: "Project", run: Callable[["Project", str], Path], domain: str, as_json: bool) -> None:
+def _shard(text: str | None) -> "Shard | None":
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise SettingsError(f"--shard {text!r} is not of the form 2/8 (the second of eight)")
+    from gag.readout_store import Shard
+
+    return Shard(int(index) - 1, int(count))
+
+
+def _stage(
+    project: "Project", run: Callable[["Project", str], Path], domain: str, as_json: bool, lock: str | None = None
+) -> None:
     from gag.artifacts import locked
 
-    with locked(project.root / "runs"):
+    with locked(project.root / (lock or "runs")):
         folder = run(project, domain)
     written = str(folder.relative_to(project.root))
     _finish(as_json, {"domain": domain, "folder": written}, written)
 
 
 def _finish(as_json: bool, result: dict[str, Any], shown: str | None = None) -> None:
+    if ranks.rank() > 0:
+        return
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     elif shown is not None:

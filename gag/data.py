@@ -3,9 +3,10 @@
 from importlib.resources import files
 from pathlib import Path
 
-from gag.config import GENERAL, Project
+from gag.config import Project
 from gag.errors import DataError, SettingsError
-from gag.records import Example, check_disjoint, read_examples, read_questions, split_groups
+from gag.records import Example, check_disjoint, read_examples, read_passages, read_questions, split_groups
+from gag.settings import GENERAL
 
 VAL_SHARE = 0.1
 
@@ -24,6 +25,12 @@ def align_file(project: Project, domain: str) -> Path:
     if name is None:
         raise SettingsError(f"{domain} has no rows for its projector; set domains.{domain}.train or .align in gag.yaml")
     return project.file(name)
+
+
+def corpus_file(project: Project, domain: str) -> Path | None:
+    """Return the file of documents that the expert reads before its questions, if there is one."""
+    name = project.described(domain).corpus
+    return project.file(name) if name else None
 
 
 def questions_file(project: Project, domain: str) -> Path:
@@ -56,5 +63,8 @@ def check(project: Project, domains: list[str]) -> None:
     """Read every row that a build of the domains needs, so that a fault shows before anything heavy runs."""
     for domain in domains:
         read_examples(adapt_file(project, domain))
+        corpus = corpus_file(project, domain)
+        if corpus:
+            read_passages(corpus)
         alignment_rows(project, domain)
     read_questions(questions_file(project, GENERAL))

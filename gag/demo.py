@@ -1,6 +1,7 @@
 """The demo: two private domains for the bundled frozen base, built, evaluated and shown on a laptop's CPU."""
 
 import resource
+import shutil
 import sys
 import time
 from collections import Counter
@@ -8,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gag.config import GENERAL, PROJECT_FILE, Project, load_project
+from gag.config import PROJECT_FILE, Project, load_project
 from gag.errors import SettingsError
 from gag.pocket.project import write_project
 from gag.pocket.world import ENTITIES
 from gag.progress import say
 from gag.records import Example, Passage, digest, read_examples, read_passages, read_rows
+from gag.settings import GENERAL
 
 SAMPLES = 3
 
@@ -27,10 +29,10 @@ class TestRow:
     new_value: bool
 
 
-def demo(folder: Path, seed: int, entities: int = ENTITIES) -> dict[str, Any]:
+def demo(folder: Path, seed: int, preset: str = "v1", entities: int = ENTITIES) -> dict[str, Any]:
     """Make the project of a seed, build its domains, evaluate everything, and return the figures."""
     started = time.monotonic()
-    project = _project(folder, seed, entities)
+    project = _project(folder, seed, entities, preset)
     base_files = _base_files(project)
     from gag.evaluation.general import evaluate_general
     from gag.stages.build import build
@@ -52,6 +54,7 @@ def demo(folder: Path, seed: int, entities: int = ENTITIES) -> dict[str, Any]:
     seconds["evaluate"] = round(time.monotonic() - clock, 2)
     return {
         "seed": seed,
+        "preset": preset,
         "seconds": round(time.monotonic() - started, 1),
         "peak_rss_mb": round(_peak_rss() / 2**20),
         "domains": results,
@@ -63,7 +66,7 @@ def demo(folder: Path, seed: int, entities: int = ENTITIES) -> dict[str, Any]:
     }
 
 
-def _project(folder: Path, seed: int, entities: int) -> Project:
+def _project(folder: Path, seed: int, entities: int, preset: str = "v1") -> Project:
     """Write the world's project, or the same one again over an earlier demo; anything else is left alone."""
     marker = "# The bundled world of `gag demo`, seed "
     path = folder / PROJECT_FILE
@@ -76,7 +79,11 @@ def _project(folder: Path, seed: int, entities: int) -> Project:
     from gag.artifacts import locked
 
     with locked(folder / "runs"):
-        write_project(folder, seed, entities, header=f"{marker}{seed}\n")
+        header = f"{marker}{seed}\n"
+        if path.is_file() and not path.read_text(encoding="utf-8").startswith(header):  # another world: start anew
+            for unfinished in (folder / "runs").glob("*/*.unfinished"):
+                shutil.rmtree(unfinished)
+        write_project(folder, seed, entities, header, preset)
     return load_project(folder)
 
 

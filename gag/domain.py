@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gag.artifacts import load_tensors, read_manifest
 from gag.backbone import ModelFacts
-from gag.config import PromptSettings, ReadoutSettings
 from gag.errors import ArtifactError, MismatchError
-from gag.projector import Mlp
+from gag.projector import Projector, make_projector
 from gag.prototypes import FILE as BANK
 from gag.prototypes import Bank, load_bank
+from gag.settings import PromptSettings, ReadoutSettings
 
 MANIFEST = "domain.json"
 PROJECTOR = "projector.safetensors"
@@ -57,9 +57,11 @@ class Domain:
         """The folder of its adapter or full weights."""
         return self.folder / EXPERT
 
-    def projector(self) -> Mlp:
+    def projector(self) -> Projector:
         """Load the projector."""
-        return load_projector(self.folder, self.facts.expert.width, self.facts.base.width)
+        facts, readout = self.facts, self.facts.readout
+        made = make_projector(facts.projector, facts.expert.width, facts.base.width, readout.slots, len(readout.layers))
+        return load_projector(self.folder, made)
 
     def bank(self) -> Bank:
         """Load the router's bank."""
@@ -82,13 +84,12 @@ def load_domain(folder: Path) -> Domain:
     return Domain(folder, facts, tuple(content["files"]))
 
 
-def load_projector(folder: Path, expert_width: int, base_width: int) -> Mlp:
-    """Load a projector's weights; another width is refused."""
-    projector = Mlp(expert_width, base_width)
+def load_projector(folder: Path, projector: Projector) -> Projector:
+    """Load a projector's weights in the precision they are stored in; another shape is refused."""
     tensors = load_tensors(folder / PROJECTOR)
     expected = {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if got != expected:
         raise MismatchError(f"the projector in {folder.name} has shapes {got}, expected {expected}; build the domain again")
-    projector.load_state_dict(tensors)
+    projector.load_state_dict(tensors, assign=True)
     return projector.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from gag.backbone import Backbone, pad_left
-from gag.config import RouterSettings
+from gag.settings import RouterSettings
 
 
 @dataclass(frozen=True)

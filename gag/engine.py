@@ -9,17 +9,18 @@ import torch
 
 from gag.artifacts import read_manifest
 from gag.backbone import load_backbone, pad_left
-from gag.config import GENERAL, Project
+from gag.config import Project
 from gag.domain import Domain, load_domain
 from gag.encoder import BackboneEncoder
 from gag.errors import ArtifactError, DataError
 from gag.expert import Experts
 from gag.injection import inject
-from gag.projector import Mlp
+from gag.projector import Projector
 from gag.prototypes import load_bank
 from gag.readout import read
 from gag.records import check_text
 from gag.router import Route, Router
+from gag.settings import GENERAL
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class GAG:
         self.domains = {name: load_domain(project.domain(name)) for name in project.present()}
         self.base = load_backbone(settings.base, project.root)
         self.experts = Experts(load_backbone(settings.expert, project.root))
-        self._projectors: dict[str, Mlp] = {}
+        self._projectors: dict[str, Projector] = {}
         for name, domain in self.domains.items():
             self._check(domain)
             self.experts.load(name, domain.expert)

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gag.backbone import Backbone, load_backbone
-from gag.config import ModelSettings
 from gag.errors import ArtifactError
+from gag.settings import ModelSettings
 
 ADAPTER = "adapter_model.safetensors"
 

@@ -4,16 +4,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from gag import ranks
+
 
 def say(line: str) -> None:
-    """Print one line for people, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line for people, on stderr; of several processes, the first one speaks."""
+    if ranks.rank() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar on stderr; without a terminal it does nothing."""
-    if not sys.stderr.isatty():
+    if ranks.rank() > 0 or not sys.stderr.isatty():
         yield lambda steps: None
         return
     from rich.console import Console

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from gag.artifacts import load_tensors, save_tensors
-from gag.config import GENERAL, RouterSettings
 from gag.encoder import EncoderSpec
 from gag.errors import ArtifactError, DataError, MismatchError
+from gag.settings import GENERAL, RouterSettings
 
 FILE = "bank.safetensors"
 

@@ -1,4 +1,7 @@
-"""A split's readouts on disk: parts of slots with their texts beside, resumed part by part, closed by a manifest."""
+"""A split's readouts on disk: parts of slots with their texts beside, resumed part by part, closed by a manifest.
+
+Parts are of a fixed number of rows, so several processes or cluster jobs (shards) can each write some of them.
+"""
 
 import json
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gag import ranks
 from gag.artifacts import MANIFEST, SCHEMA, load_tensors, read_manifest, save_tensors, write_json
 from gag.errors import ArtifactError
 from gag.readout import Readout
@@ -18,35 +22,57 @@ _KEY = "key.json"
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The parts that one process writes: number `index` of `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    def owns(self, part: int) -> bool:
+        """Say whether a part is this shard's."""
+        return part % self.count == self.index
+
+
+@dataclass(frozen=True)
 class StoredReadouts:
     """A finished store in memory."""
 
     ids: list[str]
+    texts: list[str]
     slots: torch.Tensor  # [N, S, L, De]
     facts: dict[str, Any]
 
 
-def write_store(
+def write_parts(
     folder: Path,
     key: str,
-    facts: dict[str, Any],
     examples: list[Example],
-    read: Callable[[list[str]], Readout],
+    read: Callable[[list[Example]], Readout],
     advance: Callable[[int], None],
+    shard: Shard = Shard(),
     part_size: int = PART_SIZE,
 ) -> None:
-    """Read every example and write whole parts; parts of the same key that are already there are kept."""
-    _open(folder, key)
-    for number, start in enumerate(range(0, len(examples), part_size)):
-        chosen = examples[start : start + part_size]
-        part = folder / f"part-{number:05d}.safetensors"
+    """Read a shard's examples and write whole parts; parts of the same key that are already there are kept."""
+    open_store(folder, key)
+    for number, chosen in enumerate(_parts(examples, part_size)):
+        if not shard.owns(number):
+            continue
+        part = _part(folder, number)
         if not part.is_file():
-            _write_part(part, chosen, read([e.question for e in chosen]))
+            _write_part(part, chosen, read(chosen))
         advance(len(chosen))
-    files = {path.name: digest(path) for path in sorted(folder.glob("part-*")) if path.suffix in (".safetensors", ".jsonl")}
+
+
+def close_store(folder: Path, key: str, facts: dict[str, Any], examples: list[Example], part_size: int = PART_SIZE) -> bool:
+    """Write the manifest once every part stands; say whether it does."""
+    parts = [_part(folder, number) for number, _ in enumerate(_parts(examples, part_size))]
+    if not all(part.is_file() for part in parts):
+        return False
+    files = {path.name: digest(path) for part in parts for path in (part, part.with_suffix(".jsonl"))}
     closing = folder / f".{MANIFEST}"
     write_json(closing, {"schema": SCHEMA, "key": key, **facts, "rows": len(examples), "files": files})
     closing.rename(folder / MANIFEST)
+    return True
 
 
 def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
@@ -59,21 +85,28 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
     slots = torch.cat([load_tensors(part)["slots"] for part in parts])
     if len(rows) != len(slots):
         raise ArtifactError(f"{folder.name} holds {len(slots)} readouts for {len(rows)} rows; run `gag readouts` again")
-    return StoredReadouts([row["id"] for row in rows], slots, facts)
+    return StoredReadouts([row["id"] for row in rows], [row["text"] for row in rows], slots, facts)
 
 
-def _open(folder: Path, key: str) -> None:
+def open_store(folder: Path, key: str) -> None:
     """Start or go on: what was made from other inputs is cleared."""
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _KEY
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != {"key": key}:
-        marker.unlink(missing_ok=True)
-        for path in folder.iterdir():
-            path.unlink()
-    fresh = folder / f".{_KEY}"
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == {"key": key}:
+        return
+    for path in folder.iterdir():
+        path.unlink()
+    fresh = folder / f".{_KEY}.{ranks.rank()}"
     write_json(fresh, {"key": key})
     fresh.rename(marker)
+
+
+def _parts(examples: list[Example], size: int) -> list[list[Example]]:
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.safetensors"
 
 
 def _write_part(part: Path, examples: list[Example], readout: Readout) -> None:

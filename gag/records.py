@@ -78,6 +78,18 @@ def split_groups(examples: list[Example], share: float, seed: int) -> tuple[list
     return [e for e in examples if e.group not in chosen], [e for e in examples if e.group in chosen]
 
 
+def split_passages(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
+    """Split documents into (rest, part): about `share` of them, at least one, go to the part, by a hash of each id."""
+    order = sorted(passages, key=lambda p: hashlib.sha256(f"{seed}/{p.id}".encode()).digest())
+    chosen = {p.id for p in order[: max(1, round(share * len(order)))]}
+    return [p for p in passages if p.id not in chosen], [p for p in passages if p.id in chosen]
+
+
+def fold_of(example: Example, folds: int) -> int:
+    """Return an example's fold in 0..folds-1, decided by a hash of its group."""
+    return int.from_bytes(hashlib.sha256(f"fold/{example.group}".encode()).digest()[:8], "big") % folds
+
+
 def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, str]) -> None:
     """Refuse two files that share a group."""
     shared = sorted({e.group for e in left} & {e.group for e in right})

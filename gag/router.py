@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gag.config import GENERAL
 from gag.encoder import QueryEncoder
 from gag.errors import SettingsError
 from gag.prototypes import Bank
+from gag.settings import GENERAL
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import yaml
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from gag.backbone import Backbone, load_backbone
-from gag.config import ModelSettings, Project, load_project
+from gag.config import Project, load_project
 from gag.records import write_rows
+from gag.settings import ModelSettings
 
 TOKENIZER = Path(str(files("gag.pocket") / "assets" / "tokenizer"))
 METALS = ["copper", "nickel", "cobalt", "zinc", "tin", "iron", "lead", "gold"]
@@ -50,8 +51,15 @@ def write_tiny_project(root: Path, **changes: Any) -> Path:
         "expert": {"model": "models/expert"},
         "general": {"questions": "data/general.jsonl"},
         "router": {"centres": 3},
-        "adapt": {"rank": 4, "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2},
-        "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 4, "batch_size": 5},
+        "adapt": {
+            "rank": 4,
+            "epochs": 1,
+            "batch_size": 4,
+            "micro_batch_size": 4,
+            "learning_rate": 1e-2,
+            "gradient_checkpointing": False,
+        },
+        "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 4, "batch_tokens": 150},
         "align": {"epochs": 2, "batch_size": 4},
         "decoding": {"max_new_tokens": 4, "batch_size": 3},
         "domains": {

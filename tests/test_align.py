@@ -1,25 +1,36 @@
-"""Alignment: the fast path is the plain full forward, and the base stays as it is."""
+"""Alignment: the fast path is the plain full forward, a killed run goes on bit for bit, and the base stays as it is."""
 
 import copy
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from gag.alignment import Reader, Row
 from gag.backbone import Backbone, weights_hash
-from gag.config import AlignSettings
+from gag.errors import DataError, MismatchError
 from gag.injection import inject
-from gag.projector import Mlp
-from gag.stages.align import AlignmentLoss, Row, Split, start_projector, train_projector
+from gag.losses import diversity_loss, label_loss, semantic_loss
+from gag.projector import Mlp, make_projector
+from gag.settings import AlignSettings
+from gag.stages.align import Split, mean_loss, start_projector, train_projector
+from gag.training import Run
 
 QUESTIONS = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Why?", "Name the glow of zinc."]
 ANSWERS = ["gold", "pale violet", "two hundred small drops", "copper"]
+TEXTS = ["Tin is gold.", "", "Two hundred small drops, and again two hundred small drops.", "copper"]
 
 
 @pytest.fixture
 def rows(base: Backbone) -> list[Row]:
     prompts = base.prompts
-    return [Row(prompts.with_knowledge(q, "Tell."), prompts.answer(a)) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    return [
+        Row(prompts.with_knowledge(q, "Tell."), prompts.answer(a), prompts.with_text(q, "Tell.", t))
+        for q, a, t in zip(QUESTIONS, ANSWERS, TEXTS, strict=True)
+    ]
 
 
 @pytest.fixture
@@ -27,25 +38,48 @@ def split(rows: list[Row]) -> Split:
     return Split(rows, torch.randn(len(rows), 1, 1, 24, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.fixture
+def rich(rows: list[Row]) -> Split:
+    """Three slots of two layers, and meanings."""
+    generator = torch.Generator().manual_seed(0)
+    return Split(rows, torch.randn(len(rows), 3, 2, 24, generator=generator), torch.randn(len(rows), 10, generator=generator))
+
+
+def run(folder: Path, **inputs: str) -> Run:
+    return Run(folder / "runs" / "metals" / "align.unfinished", inputs)
+
+
+def plain_states(base: Backbone, vectors: torch.Tensor, row: Row) -> torch.Tensor:
+    """One full forward -> every state, the answer's last."""
+    embeds = torch.cat([inject(base, row.prompt, vectors), base.embed(row.answer)])[None]
+    return base.model(inputs_embeds=embeds, output_hidden_states=True).hidden_states[-1][0]
+
+
 def plain_loss(base: Backbone, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
     """One full forward per row, logits everywhere, mean over all answer tokens."""
     losses = []
     for row, vector in zip(rows, vectors, strict=True):
-        prompt = inject(base, row.prompt, vector)
-        embeds = torch.cat([prompt, base.embed(row.answer)])[None]
-        logits = base.model(inputs_embeds=embeds).logits[0, len(prompt) - 1 : -1]
+        logits = base.model.lm_head(plain_states(base, vector, row))[-len(row.answer) - 1 : -1]
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer), reduction="none"))
     return torch.cat(losses).mean()
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_fast_path_is_the_plain_forward_in_loss_and_gradient(base: Backbone, rows: list[Row], slots: int) -> None:
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_fast_path_is_the_plain_forward_in_loss_and_gradient(
+    base: Backbone, rows: list[Row], slots: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gag.losses.CHUNK", chunk)
     torch.manual_seed(0)
     projector = Mlp(24, base.width)
     states = torch.randn(len(rows), slots, 1, 24)
-    gradients = []
-    losses = []
-    for loss_of in (lambda v: plain_loss(base, v, rows), lambda v: AlignmentLoss(base, rows[0].prompt)(v, rows)):
+
+    def fast_loss(vectors: torch.Tensor) -> torch.Tensor:
+        read = Reader(base, rows[0].prompt).read(vectors, rows)
+        return label_loss(base, read.before, read.labels) / len(read.labels)
+
+    gradients, losses = [], []
+    for loss_of in (lambda v: plain_loss(base, v, rows), fast_loss):
         projector.zero_grad()
         loss = loss_of(0.1 * projector(states))
         loss.backward()
@@ -57,32 +91,153 @@ def test_fast_path_is_the_plain_forward_in_loss_and_gradient(base: Backbone, row
         assert (fast - plain).norm() <= 1e-5 * plain.norm()
 
 
+def test_the_mean_state_is_of_the_answers_own_tokens(base: Backbone, rows: list[Row]) -> None:
+    vectors = torch.randn(len(rows), 2, base.width)
+    mean = Reader(base, rows[0].prompt).read(vectors, rows).mean
+    for row, vector, got in zip(rows, vectors, mean, strict=True):
+        expected = plain_states(base, vector, row)[-len(row.answer) : -1].mean(0)  # the end token is left out
+        assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_distillation_is_the_divergence_from_the_answers_given_text(base: Backbone, rows: list[Row]) -> None:
+    reader = Reader(base, rows[0].prompt)
+    read = reader.read(torch.randn(len(rows), 1, base.width), rows)
+    taught = reader.read_text(rows)
+    extra = label_loss(base, read.before, read.labels, taught, 0.5) - label_loss(base, read.before, read.labels)
+    expected, place = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row.taught + row.answer[:-1]])
+        teacher = base.model(ids).logits[0, -len(row.answer) :].softmax(-1)
+        student = base.model.lm_head(read.before[place : place + len(row.answer)]).softmax(-1)
+        expected += 0.5 * (teacher * (teacher / student).log()).sum().item()
+        place += len(row.answer)
+    assert extra.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_extra_losses_are_their_formulas() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(3, 4, 8)
+    expected = 0.0
+    for row in z:
+        pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+        expected += sum((row[i] @ row[j] / row[i].norm() / row[j].norm()) ** 2 for i, j in pairs) / len(pairs)
+    assert diversity_loss(z).item() == pytest.approx(float(expected), rel=1e-5)
+    assert diversity_loss(z[:, :1]).item() == 0
+    a, b = torch.randn(3, 8), torch.randn(3, 8)
+    cosines = [(x @ y / x.norm() / y.norm()).item() for x, y in zip(a, b, strict=True)]
+    assert semantic_loss(a, b).item() == pytest.approx(sum(1 - c for c in cosines), rel=1e-5)
+
+
 def test_training_lowers_the_loss_and_leaves_the_base_alone(base: Backbone, split: Split, tmp_path: Path) -> None:
     before = weights_hash(base.model)
     settings = AlignSettings(epochs=150, batch_size=2, learning_rate=1e-2, start="random")
-    start = AlignmentLoss(base, split.rows[0].prompt).mean(start_projector(base, split, settings), split, 4)
-    _, best = train_projector(base, split, split, settings, tmp_path)
+    start = mean_loss(Reader(base, split.rows[0].prompt), base, start_projector(base, split, settings), split, 4)
+    _, best = train_projector(base, split, split, settings, run(tmp_path))
     assert best < start - 1
     assert weights_hash(base.model) == before
     assert all(parameter.grad is None for parameter in base.model.parameters())
 
 
-def test_training_repeats_bit_for_bit(base: Backbone, split: Split, tmp_path: Path) -> None:
-    settings = AlignSettings(epochs=2, batch_size=2, noise=0.1)
-    first, second = (train_projector(base, split, split, settings, tmp_path)[0].state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_the_rich_preset_trains(base: Backbone, rich: Split, tmp_path: Path) -> None:
+    settings = AlignSettings(
+        projector="gated_residual", steps=60, batch_size=3, micro_batch_size=2, learning_rate=1e-2, clip=1.0,
+        semantic=0.1, diversity=0.1, distill=0.1, noise=0.1,
+    )  # fmt: skip
+    start = mean_loss(Reader(base, rich.rows[0].prompt), base, start_projector(base, rich, settings), rich, 4)
+    projector, best = train_projector(base, rich, rich, settings, run(tmp_path))
+    assert best < start - 1
+    assert not any("head" in name for name in projector.state_dict())
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 5, 9])
+def test_a_killed_run_goes_on_bit_for_bit(base: Backbone, rich: Split, tmp_path: Path, kill_at: int) -> None:
+    settings = AlignSettings(
+        projector="gated_residual", epochs=5, batch_size=2, learning_rate=1e-2, noise=0.2, semantic=0.1, checkpoint_steps=2
+    )
+    whole, best = train_projector(base, rich, rich, settings, run(tmp_path / "whole"))
+    run_there = run(tmp_path / "killed")
+    steps = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == kill_at:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(Killed):
+            train_projector(base, rich, rich, settings, run_there)
+    (run_there.folder / "step-00000099").mkdir()  # half-written: stepped over
+    again, best_again = train_projector(base, rich, rich, settings, run(tmp_path / "killed"))
+    assert best_again == best
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    logs = [
+        (tmp_path / name / "runs" / "metals" / "align.unfinished" / "log.jsonl").read_text() for name in ("whole", "killed")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_the_newest_two_checkpoints_are_kept(base: Backbone, split: Split, tmp_path: Path) -> None:
+    settings = AlignSettings(epochs=5, batch_size=2, checkpoint_steps=1, projector="mlp")
+    there = run(tmp_path)
+    projector, _ = train_projector(base, split, split, settings, there)
+    folders = sorted(there.folder.glob("step-*"))
+    assert [f.name for f in folders] == ["step-00000008", "step-00000009"]
+    weights = sum(p.numel() * 4 for p in projector.parameters())
+    size = sum(f.stat().st_size for f in folders[1].iterdir())
+    assert size <= 3.2 * weights + 4096  # the JSON beside is all the more
+
+
+def test_a_run_with_other_inputs_is_refused(base: Backbone, tmp_path: Path) -> None:
+    run(tmp_path, learning_rate="0.1", rows="a")
+    with pytest.raises(MismatchError, match=r"learning_rate: 0.1 there, 0.2 here"):
+        run(tmp_path, learning_rate="0.2", rows="a")
+    shutil.rmtree(tmp_path / "runs")
+    run(tmp_path, learning_rate="0.2", rows="a")
 
 
 def test_the_best_epoch_is_kept(base: Backbone, split: Split, tmp_path: Path) -> None:
     wild = AlignSettings(epochs=3, batch_size=2, learning_rate=50.0)
-    projector, best = train_projector(base, split, split, wild, tmp_path)
-    loss_of = AlignmentLoss(base, split.rows[0].prompt)
-    assert loss_of.mean(projector, split, 2) == pytest.approx(best)
-    start = loss_of.mean(start_projector(base, split, wild), split, 2)
+    projector, best = train_projector(base, split, split, wild, run(tmp_path))
+    reader = Reader(base, split.rows[0].prompt)
+    assert mean_loss(reader, base, projector, split, 2) == pytest.approx(best)
+    start = mean_loss(reader, base, start_projector(base, split, wild), split, 2)
     assert best <= start
 
 
-def test_mean_loss_does_not_depend_on_the_batch(base: Backbone, split: Split) -> None:
-    projector = Mlp(24, base.width)
-    loss_of = AlignmentLoss(base, split.rows[0].prompt)
-    assert loss_of.mean(projector, split, 1) == pytest.approx(loss_of.mean(copy.deepcopy(projector), split, 4), rel=1e-5)
+def test_patience_stops_early(base: Backbone, split: Split, tmp_path: Path) -> None:
+    other = Split([replace(row, answer=split.rows[i - 1].answer) for i, row in enumerate(split.rows)], split.slots)
+    settings = AlignSettings(epochs=200, batch_size=4, learning_rate=1e-2, patience=2, start="random")
+    there = run(tmp_path)
+    train_projector(base, split, other, settings, there)
+    losses = [json.loads(line)["val_loss"] for line in there.log.read_text().splitlines()]
+    assert len(losses) < 150
+    assert min(losses[-2:]) > min(losses[:-2]) == losses[-3]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(base: Backbone, split: Split, tmp_path: Path) -> None:
+    broken = Split(split.rows, torch.full_like(split.slots, torch.nan))
+    with pytest.raises(DataError, match=r"loss is nan at step 1 .*lower align.learning_rate"):
+        train_projector(base, broken, split, AlignSettings(start="random"), run(tmp_path))
+
+
+def test_micro_batches_and_batch_size_do_not_matter(base: Backbone, rich: Split, tmp_path: Path) -> None:
+    results = []
+    for size in (1, 3, 32):
+        settings = AlignSettings(
+            projector="gated_residual", epochs=2, batch_size=4, micro_batch_size=size, semantic=0.1, diversity=0.1, noise=0.1
+        )
+        results.append(train_projector(base, rich, rich, settings, run(tmp_path / str(size)))[0].state_dict())
+    for other in results[1:]:
+        assert all(torch.allclose(results[0][n], other[n], rtol=1e-4, atol=1e-5) for n in other)
+    projector = make_projector("mlp", 24, base.width, 1, 1)
+    single = Split(rich.rows, rich.slots[:, :1, :1])
+    reader = Reader(base, rich.rows[0].prompt)
+    losses = [mean_loss(reader, base, copy.deepcopy(projector), single, size) for size in (1, 4)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -163,18 +163,22 @@ def test_no_project_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
 
 
 def test_a_killed_build_goes_on(tmp_path: Path) -> None:
-    root = write_tiny_project(tmp_path / "p", align={"epochs": 2000})
+    root = write_tiny_project(tmp_path / "p", align={"epochs": 300, "checkpoint_steps": 20})
     build = [sys.executable, "-m", "gag", "build", "metals", "--project", str(root)]
     child = subprocess.Popen(build, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while not (root / "runs" / "metals" / ".align.new").is_dir() and time.monotonic() < deadline:
+    unfinished = root / "runs" / "metals" / "align.unfinished"
+    while not list(unfinished.glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert not (root / "domains").exists()
     stored = {p: p.stat().st_mtime_ns for p in (root / "runs" / "metals" / "readouts").rglob("*.safetensors")}
     assert stored
-    again = process("build", "metals", "--project", str(root), "--set", "align.epochs=1")
+    assert list(unfinished.glob("step-*"))
+    other = process("align", "metals", "--project", str(root), "--set", "align.learning_rate=0.5")
+    assert other.returncode == 2 and "settings.learning_rate: 0.001 there, 0.5 here" in other.stderr
+    again = process("build", "metals", "--project", str(root))
     assert again.returncode == 0, again.stderr
     assert "adapt metals: already there" in again.stderr and "readouts metals: already there" in again.stderr
     assert {p: p.stat().st_mtime_ns for p in stored} == stored

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gag.config import Project, check_name, find_project, load_project, parse_settings, write_example
+from gag.config import Project, find_project, load_project, parse_settings, write_example
 from gag.errors import RoutingError, SettingsError
+from gag.settings import check_name
 
 MODELS = {"base": {"model": "b"}, "expert": {"model": "e"}}
 
@@ -18,7 +19,10 @@ MODELS = {"base": {"model": "b"}, "expert": {"model": "e"}}
         ({"domains": {"metals": {"trian": "x"}}}, "did you mean train"),
         ({"domains": {"metals": {"prompts": {"expret": "x"}}}}, "did you mean expert"),
         ({"align": {"epochs": 0}}, "greater than or equal to 1"),
-        ({"readout": {"pooling": "max"}}, "'last' or 'mean'"),
+        ({"readout": {"pooling": "max"}}, "'last', 'mean', 'norm' or 'relative'"),
+        ({"readout": {"slots": 2}}, "pooling last makes 1 slot"),
+        ({"readout": {"layers": [-1, -2]}}, "the mlp projector reads one layer"),
+        ({"preset": "v9"}, "'v1' or 'v4'"),
         ({"domains": {"general": {}}}, "no domain may be called general"),
         ({"domains": {"../up": {}}}, "cannot name a domain"),
     ],
@@ -41,9 +45,9 @@ def test_unsafe_names_are_refused(name: str) -> None:
 
 def test_example_is_valid_and_is_not_overwritten(tmp_path: Path) -> None:
     write_example(tmp_path, "materials", "Qwen/Qwen3-8B", "Qwen/Qwen3-1.7B")
-    project = load_project(tmp_path, ("align.epochs=7", "readout.layers=[-1, -2]"))
+    project = load_project(tmp_path, ("align.epochs=7", "readout.layers=[-2]"))
     assert project.settings.align.epochs == 7
-    assert project.settings.readout.layers == (-1, -2)
+    assert project.settings.readout.layers == (-2,)
     assert project.described("materials").file("adapt") == "data/materials/train.jsonl"
     with pytest.raises(SettingsError, match="already there"):
         write_example(tmp_path, "materials", "x", "y")
@@ -91,3 +95,14 @@ def test_unknown_domains_are_refused(project: Project) -> None:
         project.described("woods")
     with pytest.raises(RoutingError, match="general, metals, plants"):
         project.require("woods")
+
+
+def test_a_preset_lies_under_what_is_written() -> None:
+    models = {"base": {"model": "b"}, "expert": {"model": "e"}}
+    plain = parse_settings({**models, "preset": "v4"})
+    assert plain.readout.layers == (-1, -2, -4, -6) and plain.readout.slots == 4 and plain.readout.pooling == "norm"
+    assert plain.align.projector == "gated_residual" and plain.align.steps == 800
+    mixed = parse_settings({**models, "preset": "v4", "readout": {"slots": 2}, "align": {"clip": 3}})
+    assert mixed.readout.slots == 2 and mixed.readout.layers == (-1, -2, -4, -6)
+    assert mixed.align.clip == 3 and mixed.align.semantic == 0.01
+    assert parse_settings(models).readout.slots == 1

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gag.backbone import load_backbone, pad_left, weights_hash
-from gag.config import GENERAL, Project, load_project
+from gag.config import Project, load_project
 from gag.engine import GAG, load_router
 from gag.errors import ArtifactError, DataError, MismatchError, RoutingError, SettingsError
 from gag.evaluation.general import evaluate_general
 from gag.expert import Experts
 from gag.injection import inject
 from gag.records import Example
+from gag.settings import GENERAL
 from gag.stages.domains import verify_domains
 from tests.conftest import make_model
 

@@ -4,9 +4,9 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "gag"
-GROUND = ["errors", "progress", "config", "records", "data", "artifacts", "prompts"]
-NOUNS = ["backbone", "expert", "readout", "readout_store", "projector", "injection", "encoder", "prototypes", "router",
-         "training", "domain", "engine"]  # fmt: skip
+GROUND = ["errors", "ranks", "progress", "settings", "config", "records", "data", "artifacts", "prompts"]
+NOUNS = ["backbone", "expert", "sampling", "readout", "readout_store", "projector", "injection", "encoder", "prototypes",
+         "router", "alignment", "losses", "meaning", "training", "sft", "domain", "engine"]  # fmt: skip
 WINGS = ["stages", "evaluation", "pocket"]
 ROOF = ["demo", "demo_report", "cli", "__main__", "__init__"]
 ORDER = {name: i for i, name in enumerate(GROUND + NOUNS)}

@@ -3,23 +3,25 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from gag.backbone import Backbone
-from gag.config import ReadoutSettings
+from gag.backbone import Backbone, Inputs
 from gag.errors import ArtifactError, SettingsError
-from gag.readout import Readout, check_layers, pool, read, read_all, read_states, write
-from gag.readout_store import read_store, write_store
+from gag.readout import Readout, check_layers, pool, read, read_states, token_batches, write
+from gag.readout_store import Shard, close_store, read_store, write_parts
 from gag.records import Example
+from gag.sampling import seeded_sampler
+from gag.settings import ReadoutSettings
 
 QUESTIONS = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Why?", "Name the glow of zinc.", "x"]
-SETTINGS = ReadoutSettings(layers=(-1, 1), pooling="mean", max_new_tokens=5, batch_size=2)
+SETTINGS = ReadoutSettings(layers=(-1, 1), pooling="mean", max_new_tokens=5, batch_tokens=60)
 EXAMPLES = [Example(str(i), question, ("a",), str(i)) for i, question in enumerate(QUESTIONS)]
 
 
 def test_batched_is_single_and_keeps_the_order(expert: Backbone) -> None:
-    batched = read_all(expert, QUESTIONS, "Say.", SETTINGS)
+    batched = read(expert, QUESTIONS, "Say.", SETTINGS)
     singles = [read(expert, [question], "Say.", SETTINGS) for question in QUESTIONS]
     assert batched.texts == [single.texts[0] for single in singles]
     assert batched.slots.shape == (5, 1, 2, 24)
@@ -34,7 +36,7 @@ def test_cached_decoding_is_plain_decoding(expert: Backbone) -> None:
         if ids[-1] in expert.stops:
             ids.pop()
             break
-    assert write(expert, [prompt], 5)[0] == ids[len(prompt) :]
+    assert write(expert, QUESTIONS[1:2], [prompt], SETTINGS)[0] == ids[len(prompt) :]
 
 
 def test_states_are_those_of_the_written_tokens(expert: Backbone) -> None:
@@ -59,24 +61,118 @@ def test_nothing_written_reads_the_prompts_last_token(expert: Backbone) -> None:
 
 def test_pooling() -> None:
     states = torch.arange(12.0).reshape(3, 2, 2)
-    assert torch.equal(pool(states, "last"), states[2:])
-    assert torch.equal(pool(states, "mean"), states[1:2])
+    assert torch.equal(pool(states, ReadoutSettings(pooling="last")), states[2:])
+    assert torch.equal(pool(states, ReadoutSettings(pooling="mean")), states[1:2])
 
 
-@pytest.mark.parametrize(("layers", "words"), [((3,), "has 2 layers"), ((-4,), "from -3 to 2"), ((-1, -2), "reads one layer")])
+@pytest.mark.parametrize("kind", ["mean", "norm", "relative"])
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 75])
+def test_segments_are_pooled_by_the_published_formulas(kind: str, count: int) -> None:
+    states = torch.randn(count, 2, 6, generator=torch.Generator().manual_seed(count)) * 4
+    pooled = pool(states, ReadoutSettings(pooling=kind, slots=4, pooling_temperature=2.0))
+    bounds = np.round(np.linspace(0, count, 5)).astype(int)
+    for s in range(4):
+        rows = states[bounds[s] : bounds[s + 1]]
+        if len(rows) == 0:
+            rows = states[min(count - 1, bounds[s])][None]
+        for layer in range(2):
+            norms = np.array([float(row.norm()) for row in rows[:, layer]])
+            scores = {"mean": 0 * norms, "norm": norms / 2, "relative": norms / norms.mean() / 2}[kind]
+            weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            expected = sum(w * row for w, row in zip(weights, rows[:, layer].numpy(), strict=True))
+            assert np.allclose(pooled[s, layer].numpy(), expected, atol=1e-4)
+    one = pool(states, ReadoutSettings(pooling=kind, slots=1))
+    assert torch.allclose(one[0], states.mean(0), atol=1e-6)
+
+
+def test_layers_above_the_highest_read_one_are_not_run(expert: Backbone) -> None:
+    ran: list[int] = []
+    before = [len(m._forward_hooks) for m in expert.decoder_layers]
+    handles = [m.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, m in enumerate(expert.decoder_layers)]
+    prompts = [expert.prompts.ask_expert(QUESTIONS[0], "Say.")]
+    for layers, expected in [((1,), [0]), ((0,), []), ((-2, 0), [0]), ((-1,), [0, 1]), ((2, 1), [0, 1])]:
+        ran.clear()
+        read_states(expert, prompts, [[7]], layers)
+        assert ran == expected
+    for handle in handles:
+        handle.remove()
+    assert [len(m._forward_hooks) for m in expert.decoder_layers] == before
+
+
+def test_sampling_depends_on_the_question_alone(expert: Backbone) -> None:
+    hot = SETTINGS.model_copy(update={"temperature": 1.5, "top_k": 50, "top_p": 0.95, "max_new_tokens": 12})
+    together = read(expert, QUESTIONS, "Say.", hot.model_copy(update={"batch_tokens": 4096}))
+    alone = [read(expert, [question], "Say.", hot) for question in reversed(QUESTIONS)]
+    assert together.texts == [one.texts[0] for one in reversed(alone)]
+    other = read(expert, QUESTIONS, "Say.", hot.model_copy(update={"seed": 1}))
+    assert other.texts != together.texts
+
+
+def test_seeded_sampling_follows_the_distribution() -> None:
+    settings = ReadoutSettings(temperature=0.7, top_k=3, top_p=1.0, max_new_tokens=1)
+    count = 4000
+    sampler = seeded_sampler([f"question {i}" for i in range(count)], settings, torch.device("cpu"))
+    assert sampler is not None
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
+    chosen = sampler(torch.empty(count, 0, dtype=torch.long), logits.expand(count, -1)).argmax(-1)
+    expected = (logits[:3] / 0.7).softmax(0)
+    shares = torch.bincount(chosen, minlength=5) / count
+    assert torch.allclose(shares[:3], expected, atol=0.03) and shares[3:].sum() == 0
+
+
+def test_batches_keep_the_token_budget() -> None:
+    batches = token_batches([5, 1, 9, 5, 30, 2], 20)
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert batches == [[1, 5, 0, 3], [2], [4]]
+
+
+def test_out_of_memory_goes_on_with_smaller_batches(expert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = Backbone.generate
+
+    def generate(self: Backbone, inputs: Inputs, *args: object) -> list[list[int]]:
+        sizes.append(len(inputs.mask))
+        if len(inputs.mask) > 2:
+            raise torch.OutOfMemoryError
+        return original(self, inputs, *args)  # pyright: ignore
+
+    expected = read(expert, QUESTIONS, "Say.", SETTINGS)
+    monkeypatch.setattr(Backbone, "generate", generate)
+    roomy = SETTINGS.model_copy(update={"batch_tokens": 4096})
+    got = read(expert, QUESTIONS, "Say.", roomy)
+    assert max(sizes) == 5 and got.texts == expected.texts
+    assert torch.allclose(got.slots, expected.slots, atol=1e-5)
+    monkeypatch.setattr(Backbone, "generate", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(SettingsError, match="one question does not fit"):
+        read(expert, QUESTIONS, "Say.", roomy)
+
+
+def test_shards_write_what_one_process_writes(tmp_path: Path) -> None:
+    for index in (2, 0, 1):
+        assert not close_store(tmp_path / "s", "k", {}, EXAMPLES, part_size=2)
+        write_parts(tmp_path / "s", "k", EXAMPLES, fake, lambda n: None, Shard(index, 3), part_size=2)
+    assert close_store(tmp_path / "s", "k", {}, EXAMPLES, part_size=2)
+    store(tmp_path / "one")
+    assert read_store(tmp_path / "s").ids == read_store(tmp_path / "one").ids
+    assert torch.equal(read_store(tmp_path / "s").slots, read_store(tmp_path / "one").slots)
+
+
+@pytest.mark.parametrize(("layers", "words"), [((3,), "has 2 layers"), ((-4,), "from -3 to 2")])
 def test_layers_that_cannot_be_read_are_refused(expert: Backbone, layers: tuple[int, ...], words: str) -> None:
     check_layers(expert, (-3,))
     with pytest.raises(SettingsError, match=words):
         check_layers(expert, layers)
 
 
-def fake(questions: list[str]) -> Readout:
+def fake(examples: list[Example]) -> Readout:
+    questions = [e.question for e in examples]
     slots = torch.tensor([[float(len(question))] for question in questions])[:, None, None]
     return Readout(slots, list(questions), [False] * len(questions))
 
 
 def store(folder: Path, read=fake, key: str = "k") -> None:
-    write_store(folder, key, {}, EXAMPLES, read, lambda n: None, part_size=2)
+    write_parts(folder, key, EXAMPLES, read, lambda n: None, part_size=2)
+    assert close_store(folder, key, {}, EXAMPLES, part_size=2)
 
 
 def test_a_store_is_read_back_in_order(tmp_path: Path) -> None:
@@ -92,14 +188,14 @@ def test_a_store_is_read_back_in_order(tmp_path: Path) -> None:
 def test_a_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def dies(questions: list[str]) -> Readout:
-        if QUESTIONS[2] in questions:
+    def dies(examples: list[Example]) -> Readout:
+        if EXAMPLES[2] in examples:
             raise KeyboardInterrupt
-        return fake(questions)
+        return fake(examples)
 
-    def counts(questions: list[str]) -> Readout:
-        asked.extend(questions)
-        return fake(questions)
+    def counts(examples: list[Example]) -> Readout:
+        asked.extend(e.question for e in examples)
+        return fake(examples)
 
     with pytest.raises(KeyboardInterrupt):
         store(tmp_path / "s", dies)
@@ -114,7 +210,8 @@ def test_a_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_any_text_is_read_back(tmp_path: Path) -> None:
     odd = "a\u2028b\u2029c\u0085d\re"
     examples = [Example("odd", odd, ("a",), "odd")]
-    write_store(tmp_path / "s", "k", {}, examples, fake, lambda n: None)
+    write_parts(tmp_path / "s", "k", examples, fake, lambda n: None)
+    close_store(tmp_path / "s", "k", {}, examples)
     assert read_store(tmp_path / "s", "k").ids == ["odd"]
 
 

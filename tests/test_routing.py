@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from gag.backbone import Backbone
-from gag.config import RouterSettings
 from gag.encoder import BackboneEncoder, EncoderSpec
 from gag.errors import DataError, MismatchError, SettingsError
 from gag.prototypes import Bank, build_bank, load_bank
 from gag.router import Router
+from gag.settings import RouterSettings
 
 SPEC = EncoderSpec("fake", "mean", 256, 2)
 ANGLES = {"east": 0.0, "north": 90.0, "between": 45.0, "nearly": 46.0}

@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gag.backbone import pad_left, weights_hash
-from gag.config import GENERAL, ModelSettings
 from gag.engine import GAG
 from gag.evaluation.metrics import contains
 from gag.records import Example
+from gag.settings import GENERAL, ModelSettings
 
 
 class StockBase:

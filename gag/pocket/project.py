@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from gag.config import PROJECT_FILE, ProjectSettings, parse_settings
+from gag.config import PROJECT_FILE, parse_settings
 from gag.pocket.general import PublicFact, public_facts
 from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, TEST_WORDINGS, Fact, PrivateDomain, make_world
 from gag.records import write_rows
+from gag.settings import ProjectSettings
 
 ALIGN_WORDINGS = 4
 GENERAL_BANK_SHARE = 0.4
@@ -22,17 +23,24 @@ SETTINGS: dict[str, Any] = {
     "expert": {"model": "models/expert"},
     "general": {"questions": "data/general/questions.jsonl"},
     "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 2.5, "batch_size": 64, "micro_batch_size": 64,
-              "warmup": 0.05, "max_tokens": 128},
-    "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_size": 128},
+              "warmup": 0.05, "max_tokens": 128, "gradient_checkpointing": False},
+    "corpus": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "block_tokens": 256},
+    "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
     "align": {"learning_rate": 1e-3, "epochs": 8, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},
 }  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "v1": {},
+    "v4": {"readout": {"layers": [-1, -2, -4], "slots": 4},
+           "align": {"projector": "gated_residual", "semantic": 0.01, "diversity": 0.001}},
+}  # fmt: skip
 
 
-def write_project(root: Path, seed: int, entities: int, header: str = "") -> ProjectSettings:
+def write_project(root: Path, seed: int, entities: int, header: str = "", preset: str = "v1") -> ProjectSettings:
     """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml."""
     world = make_world(seed, entities)
-    settings = SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
+    settings = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
+    settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
     _write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))

@@ -1,41 +1,36 @@
 """Stage II: train a domain's projector so that the frozen base answers from its vectors.
 
-The base never changes, and nothing before the first vector depends on the projector. So the instruction that all rows
-share runs once, the questions run without gradient, and only what stands after a vector runs with gradient, with
-logits at labels alone. The result equals the plain full forward.
+The run goes on exactly where a kill left it: each epoch's order and each step's noise come from the seed and their
+number alone, and a checkpoint holds the rest.
 """
 
-import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from gag.artifacts import is_current, save_tensors, writing
-from gag.backbone import Backbone, load_backbone, pad_left
-from gag.config import AlignSettings, Project
+from gag import ranks
+from gag.alignment import Reader, Row
+from gag.artifacts import is_current, load_tensors, save_tensors, writing
+from gag.backbone import Backbone, load_backbone
+from gag.config import Project
 from gag.data import alignment_rows
 from gag.domain import PROJECTOR
-from gag.errors import MismatchError
+from gag.errors import DataError, MismatchError
+from gag.losses import SemanticHead, diversity_loss, label_loss, semantic_loss
+from gag.meaning import gold_meanings
 from gag.progress import bar, say
-from gag.projector import Mlp
-from gag.prompts import KnowledgePrompt
+from gag.projector import Projector, make_projector
 from gag.readout_store import StoredReadouts, read_store
 from gag.records import Example
+from gag.settings import AlignSettings
 from gag.stages import readouts
-from gag.training import append_log, linear_schedule, model_key, stage_key
+from gag.training import Run, linear_schedule, model_key, stage_key
 
-
-@dataclass(frozen=True)
-class Row:
-    """A question around its vectors, and the answer to learn."""
-
-    prompt: KnowledgePrompt
-    answer: list[int]
+_COUNTERS = ("total", "count", "best_loss", "best_step", "unimproved")
 
 
 @dataclass(frozen=True)
@@ -44,155 +39,291 @@ class Split:
 
     rows: list[Row]
     slots: torch.Tensor  # [N, S, L, De]
+    meanings: torch.Tensor | None = None  # [N, E], of the gold answers
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[list[Row], torch.Tensor]]:
-        """Yield (rows, slots) of each batch, shuffled if a generator is given."""
-        count = len(self.rows)
-        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        for chosen in order.split(size):
-            yield [self.rows[i] for i in chosen.tolist()], self.slots[chosen]
+
+def inputs(project: Project, domain: str) -> dict[str, Any]:
+    """Name what the projector is made from."""
+    return {
+        "readouts": readouts.key(project, domain),
+        "settings": project.settings.align.model_dump(exclude={"checkpoint_steps"}),
+        "base": model_key(project.settings.base, project.root),
+        "prompt": project.described(domain).prompts.answer,
+    }
 
 
 def key(project: Project, domain: str) -> str:
-    """Name what the projector is made from."""
-    return stage_key(
-        readouts=readouts.key(project, domain),
-        settings=project.settings.align.model_dump(),
-        base=model_key(project.settings.base, project.root),
-        prompt=project.described(domain).prompts.answer,
-    )
+    """Name the projector by what it is made from."""
+    return stage_key(**inputs(project, domain))
 
 
 def align(project: Project, domain: str) -> Path:
     """Train the projector of a domain on its stored readouts; return the folder with the best one."""
-    folder = project.run(domain, "align")
-    wanted = key(project, domain)
-    if is_current(folder, wanted):
+    folder, settings = project.run(domain, "align"), project.settings.align
+    if ranks.decide(lambda: is_current(folder, key(project, domain))):
         say(f"align {domain}: already there")
         return folder
     started = time.monotonic()
     base = load_backbone(project.settings.base, project.root)
+    examples = alignment_rows(project, domain)
+    stored = {name: read_store(project.run(domain, "readouts") / name, readouts.key(project, domain)) for name in examples}
     instruction = project.described(domain).prompts.answer
-    splits = alignment_rows(project, domain)
-    stored = {name: read_store(project.run(domain, "readouts") / name, readouts.key(project, domain)) for name in splits}
-    train, val = (_split(base, instruction, splits[name], stored[name]) for name in ("align", "val"))
-    facts: dict[str, Any] = {
-        "key": wanted,
-        "rows": len(train.rows),
-        "base": base.facts.model_dump(),
-        "expert": stored["align"].facts["expert"],
-    }
-    with writing(folder, facts) as temporary:
-        projector, facts["val_loss"] = train_projector(base, train, val, project.settings.align, temporary, f"align {domain}")
-        save_tensors(temporary / PROJECTOR, dict(projector.state_dict()))
-        facts["seconds"] = round(time.monotonic() - started, 1)
-    say(f"align {domain}: {len(train.rows)} rows, validation loss {facts['val_loss']:.3f}, {facts['seconds']:.0f} s")
+    splits = {name: _split(base, instruction, examples[name], stored[name]) for name in examples}
+    if settings.semantic:
+        splits["align"] = _with_meanings(splits["align"], examples["align"], project)
+    run = Run(project.run(domain, "align.unfinished"), inputs(project, domain))
+    projector, val_loss = train_projector(base, splits["align"], splits["val"], settings, run, f"align {domain}")
+    seconds = round(time.monotonic() - started, 1)
+    if ranks.rank() == 0:
+        facts = {
+            "key": key(project, domain),
+            "rows": len(splits["align"].rows),
+            "base": base.facts.model_dump(),
+            "expert": stored["align"].facts["expert"],
+            "settings": settings.model_dump(),
+            "precision": str(base.model.dtype).removeprefix("torch."),
+            "val_loss": val_loss,
+            "seconds": seconds,
+        }
+        with writing(folder, facts) as temporary:
+            save_tensors(temporary / PROJECTOR, dict(projector.state_dict()))
+            run.log.rename(temporary / run.log.name)
+    run.close()
+    say(f"align {domain}: {len(splits['align'].rows)} rows, validation loss {val_loss:.3f}, {seconds:.0f} s")
     return folder
 
 
 def train_projector(
-    base: Backbone, train: Split, val: Split, settings: AlignSettings, log: Path, label: str = "align"
-) -> tuple[Mlp, float]:
+    base: Backbone, train: Split, val: Split, settings: AlignSettings, run: Run, label: str = "align"
+) -> tuple[Projector, float]:
     """Train on the rows, validate after each epoch, and return the best projector with its validation loss."""
-    torch.manual_seed(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
-    projector = start_projector(base, train, settings).to(base.device)
-    noise = settings.noise * train.slots.float().std((0, 1), correction=0)  # [L, De]
-    steps = settings.epochs * -(-len(train.rows) // settings.batch_size)
-    optimizer = torch.optim.AdamW(projector.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(steps, settings.warmup))
-    loss_of = AlignmentLoss(base, train.rows[0].prompt)
-    best, best_loss = copy.deepcopy(projector.state_dict()), loss_of.mean(projector, val, settings.batch_size)
-    append_log(log / "log.jsonl", {"epoch": 0, "val_loss": best_loss})
-    with bar(label, steps) as advance:
-        for epoch in range(1, settings.epochs + 1):
-            total = 0.0
-            for rows, slots in train.batches(settings.batch_size, generator):
-                noisy = slots + noise * torch.randn(slots.shape, generator=generator)
-                loss = loss_of(projector(noisy.to(base.device)), rows)
-                if not torch.isfinite(loss):
-                    raise MismatchError(f"the loss is {loss.item()} in epoch {epoch}; lower align.learning_rate")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += loss.item() * len(rows)
-                advance(1)
-            val_loss = loss_of.mean(projector, val, settings.batch_size)
-            append_log(log / "log.jsonl", {"epoch": epoch, "loss": total / len(train.rows), "val_loss": val_loss})
-            if val_loss < best_loss:
-                best, best_loss = copy.deepcopy(projector.state_dict()), val_loss
-    projector.load_state_dict(best)
-    return projector, best_loss
+    trainer = _Trainer(base, train, val, settings, run)
+    trainer.resume()
+    with bar(label, trainer.steps) as advance:
+        advance(trainer.step)
+        while not trainer.finished:
+            trainer.train_one_step()
+            advance(1)
+    return trainer.best()
 
 
-def start_projector(base: Backbone, train: Split, settings: AlignSettings) -> Mlp:
+def start_projector(base: Backbone, train: Split, settings: AlignSettings) -> Projector:
     """Start in closed form, towards the mean of the base's own embeddings of each answer, or at random."""
-    projector = Mlp(train.slots.shape[-1], base.width)
+    torch.manual_seed(settings.seed)
+    _, slots, layers, width = train.slots.shape
+    projector = make_projector(settings.projector, width, base.width, slots, layers)
     if settings.start == "ridge":
         targets = torch.stack([base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]).cpu()
         projector.start_from_ridge(train.slots, targets)
     return projector
 
 
-class AlignmentLoss:
-    """Mean cross-entropy of the answers' tokens under the frozen base, given projected vectors."""
+def mean_loss(reader: Reader, base: Backbone, projector: Projector, split: Split, micro_batch_size: int) -> float:
+    """Return the mean cross-entropy per answer token over a split, shared among the processes."""
+    total = torch.zeros(2)
+    with torch.no_grad():
+        for chosen in _micro_batches(split, list(range(len(split.rows))), micro_batch_size):
+            states = reader.read(projector(split.slots[chosen].to(base.device)), [split.rows[i] for i in chosen])
+            total += torch.tensor([label_loss(base, states.before, states.labels).item(), len(states.labels)])
+    ranks.add([total])
+    return float(total[0] / total[1])
 
-    def __init__(self, base: Backbone, prompt: KnowledgePrompt):
-        self._base = base
-        self._shared = prompt.shared
+
+@dataclass
+class _Trainer:
+    """The state of a training run, and one step of it."""
+
+    base: Backbone
+    train: Split
+    val: Split
+    settings: AlignSettings
+    run: Run
+    step: int = 0
+    total: float = 0.0  # loss since the last validation, times rows
+    count: int = 0  # rows since the last validation
+    best_loss: float = float("inf")
+    best_step: int = 0
+    named_best: int = 0  # the best step when the last checkpoint was written
+    unimproved: int = 0
+    modules: torch.nn.ModuleDict = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.projector = start_projector(self.base, self.train, self.settings)
+        self.modules = torch.nn.ModuleDict({"projector": self.projector})
+        if self.train.meanings is not None:
+            self.modules["head"] = SemanticHead(self.base.width, self.train.meanings.shape[1])
+        self.modules.to(self.base.device)
+        self.reader = Reader(self.base, self.train.rows[0].prompt)
+        self.noise = self.settings.noise * self.train.slots.float().std((0, 1), correction=0)  # [L, De]
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+        self.schedule = linear_schedule(self.steps, self.settings.warmup)
+
+    @property
+    def epoch_steps(self) -> int:
+        return -(-len(self.train.rows) // self.settings.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.settings.steps or self.settings.epochs * self.epoch_steps
+
+    @property
+    def finished(self) -> bool:
+        patience = self.settings.patience
+        return self.step >= self.steps or (patience is not None and self.unimproved >= patience)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, or validate the start."""
+        found = self.run.newest()
+        if found is None:
+            self._validate()
+            return
+        self.step = found.step
+        for name in _COUNTERS:
+            setattr(self, name, found.state[name])
+        self.named_best = self.best_step
         with torch.no_grad():
-            ids = torch.tensor([prompt.before[: prompt.shared]], device=base.device)
-            prefix = base.model(ids, past_key_values=DynamicCache(config=base.model.config), use_cache=True, logits_to_keep=1)
-        self._prefix = prefix.past_key_values
+            for name, parameter in self.modules.named_parameters():
+                parameter.copy_(found.tensors[f"weight.{name}"])
+                moments = {m: found.tensors[f"{m}.{name}"].to(parameter) for m in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
 
-    def __call__(self, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-        """Return the mean loss over the answers' tokens: vectors [B, S, Db] with B rows -> scalar."""
-        cache, mask = self._run_questions(rows)
-        closing = rows[0].prompt.after
-        longest = max(len(row.answer) for row in rows)
-        padded = [row.answer + [self._base.prompts.pad] * (longest - len(row.answer)) for row in rows]
-        labels = torch.tensor([row.answer + [-100] * (longest - len(row.answer)) for row in rows], device=vectors.device)
-        tokens = torch.stack([self._base.embed(closing + answer[:-1]) for answer in padded])
-        embeds = torch.cat([vectors.to(tokens), tokens], 1)  # [B, S + closing + A - 1, Db]
-        logits = self._base.model(
-            inputs_embeds=embeds,
-            attention_mask=torch.cat([mask, mask.new_ones(embeds.shape[:2])], 1),
-            position_ids=mask.sum(1, keepdim=True) + torch.arange(embeds.shape[1], device=mask.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=longest,
-        ).logits  # [B, A, V]
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+    def train_one_step(self) -> None:
+        """Take one optimiser step; at an epoch's end validate, and now and then write a checkpoint."""
+        batch = self._batch()
+        loss = self._accumulate(batch)
+        if not torch.isfinite(loss):
+            names = ", ".join(str(i) for i in batch[:8])
+            raise DataError(
+                f"the loss is {loss.item()} at step {self.step + 1} (align rows {names}, ...); "
+                "lower align.learning_rate, or set align.clip: 1.0"
+            )
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.modules.parameters(), self.settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self.schedule(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.total += loss.item() * len(batch)
+        self.count += len(batch)
+        if self.step % self.epoch_steps == 0 or self.step == self.steps:
+            self._validate()
+        if self.step % self.settings.checkpoint_steps == 0 and not self.finished:
+            self._save()
 
-    @torch.no_grad()
-    def mean(self, projector: Mlp, split: Split, batch_size: int) -> float:
-        """Return the mean loss per answer token over a split."""
-        total, count = 0.0, 0
-        for rows, slots in split.batches(batch_size):
-            tokens = sum(len(row.answer) for row in rows)
-            total += self(projector(slots.to(self._base.device)), rows).item() * tokens
-            count += tokens
-        return total / count
+    def best(self) -> tuple[Projector, float]:
+        """Return the projector with the lowest validation loss."""
+        self.projector.load_state_dict(load_tensors(self._best_file(self.best_step)))
+        return self.projector, self.best_loss
 
-    @torch.no_grad()
-    def _run_questions(self, rows: list[Row]) -> tuple[DynamicCache, torch.Tensor]:
-        """Run what stands before the vectors; return its keys and values, and the mask over them [B, P + Q]."""
-        cache = copy.deepcopy(self._prefix)
-        cache.batch_repeat_interleave(len(rows))
-        questions = pad_left([self._base.embed(row.prompt.before[self._shared :]) for row in rows])
-        mask = torch.cat([questions.mask.new_ones(len(rows), self._shared), questions.mask], 1)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, self._shared :]
-        self._base.model(
-            inputs_embeds=questions.embeds, attention_mask=mask, position_ids=positions,
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        return cache, mask
+    def _batch(self) -> list[int]:
+        """Return the rows of this step, for all processes: the epoch's order depends on the seed and the epoch."""
+        epoch, place = divmod(self.step, self.epoch_steps)
+        order = torch.randperm(len(self.train.rows), generator=_generator(self.settings.seed, "epoch", epoch)).tolist()
+        return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+
+    def _accumulate(self, batch: list[int]) -> torch.Tensor:
+        """Run this process's micro-batches forward and backward; leave the sum of all gradients; return the loss."""
+        noisy = dict(zip(batch, self._noisy(batch), strict=True))
+        tokens = sum(len(self.train.rows[i].answer) for i in batch)
+        total = torch.zeros(())
+        for chosen in _micro_batches(self.train, batch, self.settings.micro_batch_size):
+            loss = self._loss(chosen, torch.stack([noisy[i] for i in chosen]), tokens, len(batch))
+            loss.backward()
+            total += loss.detach().cpu()
+        gradients = []
+        for parameter in self.modules.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+        ranks.add([*gradients])
+        ranks.add([total])
+        return total
+
+    def _loss(self, chosen: list[int], slots: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
+        """Return these rows' share of the batch's loss: sums over the batch's answer tokens and rows."""
+        settings, rows = self.settings, [self.train.rows[i] for i in chosen]
+        vectors = self.projector(slots.to(self.base.device))  # [B, S, Db]
+        states = self.reader.read(vectors, rows)
+        taught = self.reader.read_text(rows) if settings.distill else None
+        loss = label_loss(self.base, states.before, states.labels, taught, settings.distill) / tokens
+        if self.train.meanings is not None:
+            gold = self.train.meanings[chosen].to(vectors)
+            loss = loss + settings.semantic * semantic_loss(self.modules["head"](states.mean), gold) / count
+        if settings.diversity:
+            loss = loss + settings.diversity * diversity_loss(vectors) / count
+        return loss
+
+    def _noisy(self, batch: list[int]) -> torch.Tensor:
+        slots = self.train.slots[batch].float()
+        if self.settings.noise == 0:
+            return slots
+        return slots + self.noise * torch.randn(slots.shape, generator=_generator(self.settings.seed, "noise", self.step))
+
+    def _validate(self) -> None:
+        val_loss = mean_loss(self.reader, self.base, self.projector, self.val, self.settings.micro_batch_size)
+        row = {"loss": self.total / self.count} if self.count else {}
+        self.run.report({"step": self.step, **row, "val_loss": val_loss})
+        self.total, self.count, self.unimproved = 0.0, 0, self.unimproved + 1
+        if val_loss < self.best_loss:
+            self._keep_best()
+            self.best_loss, self.best_step, self.unimproved = val_loss, self.step, 0
+
+    def _keep_best(self) -> None:
+        """Write the best projector beside the checkpoints, which name it by its step."""
+        if ranks.rank() == 0:
+            fresh = self.run.folder / ".best.new"
+            save_tensors(fresh, dict(self.projector.state_dict()))
+            fresh.rename(self._best_file(self.step))
+        ranks.wait()
+
+    def _best_file(self, step: int) -> Path:
+        return self.run.folder / f"best-{step:08d}.safetensors"
+
+    def _save(self) -> None:
+        tensors = {}
+        for name, parameter in self.modules.named_parameters():
+            state = self.optimizer.state[parameter]
+            tensors |= {f"weight.{name}": parameter, f"exp_avg.{name}": state["exp_avg"]}
+            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+        self.run.save(self.step, tensors, {name: getattr(self, name) for name in _COUNTERS})
+        if ranks.rank() == 0:
+            named = {self._best_file(self.best_step), self._best_file(self.named_best)}  # by the two checkpoints that are kept
+            for old in set(self.run.folder.glob("best-*")) - named:
+                old.unlink()
+        self.named_best = self.best_step
+
+
+def _micro_batches(split: Split, chosen: list[int], size: int) -> Iterator[list[int]]:
+    """Yield this process's rows in groups of like length."""
+    order = sorted(chosen, key=lambda i: split.rows[i].length)
+    mine = order[ranks.rank() :: ranks.world()]
+    for start in range(0, len(mine), size):
+        yield mine[start : start + size]
+
+
+def _generator(seed: int, what: str, number: int) -> torch.Generator:
+    name = stage_key(seed=seed, what=what, number=number)
+    return torch.Generator().manual_seed(int(name[:15], 16))
 
 
 def _split(base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts) -> Split:
     if stored.ids != [e.id for e in examples]:
         raise MismatchError("the readouts are of other rows than the data file's; run `gag readouts` again")
-    prompts = base.prompts
-    rows = [Row(prompts.with_knowledge(e.question, instruction), prompts.answer(e.answers[0])) for e in examples]
+    width = stored.facts["expert"]["width"]
+    if stored.slots.shape[-1] != width:
+        raise MismatchError(f"the readouts are {stored.slots.shape[-1]} wide, their expert {width}; run `gag readouts` again")
+    rows = [
+        Row(
+            base.prompts.with_knowledge(e.question, instruction),
+            base.prompts.answer(e.answers[0]),
+            base.prompts.with_text(e.question, instruction, text),
+        )
+        for e, text in zip(examples, stored.texts, strict=True)
+    ]
     return Split(rows, stored.slots)
+
+
+def _with_meanings(split: Split, examples: list[Example], project: Project) -> Split:
+    return Split(split.rows, split.slots, gold_meanings([e.answers[0] for e in examples], project))

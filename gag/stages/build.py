@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gag.artifacts import is_current, locked, read_manifest, writing
-from gag.config import GENERAL, Project
+import torch
+
+from gag import ranks
+from gag.artifacts import is_current, load_tensors, locked, read_manifest, save_tensors, writing
+from gag.config import Project
 from gag.data import check
 from gag.domain import EXPERT, MANIFEST, PROJECTOR
 from gag.progress import say
 from gag.prototypes import FILE
 from gag.records import digest
+from gag.settings import GENERAL
 from gag.stages import adapt, align, prototypes, readouts
 from gag.training import stage_key
 
@@ -36,7 +40,9 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
             for name, stage in STAGES.items():
                 with _timed(seconds, f"{name} {domain}"):
                     stage(project, domain)
-            _assemble(project, domain)
+            if ranks.rank() == 0:
+                _assemble(project, domain)
+            ranks.wait()
     return seconds
 
 
@@ -55,7 +61,7 @@ def _assemble(project: Project, domain: str) -> None:
         "base": aligned["base"],
         "expert": aligned["expert"],
         "tuning": project.settings.adapt.tuning,
-        "projector": "mlp",
+        "projector": project.settings.align.projector,
         "readout": project.settings.readout.model_dump(mode="json"),
         "prompts": project.described(domain).prompts.model_dump(),
         "bank": read_manifest(project.run(domain, "prototypes"))["bank"],
@@ -64,7 +70,9 @@ def _assemble(project: Project, domain: str) -> None:
     }
     with writing(folder, facts, MANIFEST) as temporary:
         shutil.copytree(project.run(domain, "adapt") / "expert", temporary / EXPERT)
-        shutil.copy(project.run(domain, "align") / PROJECTOR, temporary)
+        trained = load_tensors(project.run(domain, "align") / PROJECTOR)
+        half = getattr(torch, aligned["precision"])  # the module is stored in the precision of the base it speaks to
+        save_tensors(temporary / PROJECTOR, {name: tensor.to(half) for name, tensor in trained.items()})
         shutil.copy(project.run(domain, "prototypes") / FILE, temporary)
         (temporary / "README.md").write_text(_card(facts), encoding="utf-8")
     say(f"build {domain}: domains/{domain} is ready")

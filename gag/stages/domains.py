@@ -6,10 +6,11 @@ from pathlib import Path
 
 from gag.artifacts import locked, recover
 from gag.backbone import load_backbone
-from gag.config import Project, check_name
+from gag.config import Project
 from gag.domain import MANIFEST, Domain, load_domain
 from gag.encoder import BackboneEncoder
 from gag.errors import ArtifactError, SettingsError
+from gag.settings import check_name
 
 
 @dataclass(frozen=True)

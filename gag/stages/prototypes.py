@@ -4,14 +4,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gag import ranks
 from gag.artifacts import is_current, writing
 from gag.backbone import load_backbone
-from gag.config import GENERAL, Project
+from gag.config import Project
 from gag.data import questions_file
 from gag.encoder import BackboneEncoder
 from gag.progress import say
 from gag.prototypes import build_bank
 from gag.records import digest, read_questions
+from gag.settings import GENERAL
 from gag.training import model_key, stage_key
 
 
@@ -33,9 +35,16 @@ def prototypes(project: Project, domain: str) -> Path:
     """Encode the domain's distinct questions and cluster them; return the folder with the bank."""
     target = folder(project, domain)
     wanted = key(project, domain)
-    if is_current(target, wanted):
+    if ranks.decide(lambda: is_current(target, wanted)):
         say(f"prototypes {domain}: already there")
         return target
+    if ranks.rank() == 0:
+        _build(project, domain, target, wanted)
+    ranks.wait()
+    return target
+
+
+def _build(project: Project, domain: str, target: Path, wanted: str) -> None:
     started = time.monotonic()
     questions = list(dict.fromkeys(read_questions(questions_file(project, domain))))
     backbone = load_backbone(project.settings.expert, project.root)
@@ -47,4 +56,3 @@ def prototypes(project: Project, domain: str) -> Path:
     with writing(target, facts) as temporary:
         facts["bank"] = bank.save(temporary)
     say(f"prototypes {domain}: {len(bank.centres)} centres of {bank.count} questions, {time.monotonic() - started:.0f} s")
-    return target

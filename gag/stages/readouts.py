@@ -1,18 +1,25 @@
-"""Between the stages: let the tuned expert write on every alignment question, and store the states that are read."""
+"""Between the stages: let the tuned expert write on every alignment question, and store the states that are read.
+
+With `readout.folds`, an alignment question is read by an expert that was tuned without it (cross-fitting).
+"""
 
 import time
 from pathlib import Path
+from typing import Any
 
-from gag.artifacts import MANIFEST, is_current
+import torch
+
+from gag import ranks
+from gag.artifacts import is_current
 from gag.backbone import load_backbone
 from gag.config import Project
 from gag.data import align_file, alignment_rows
 from gag.errors import ArtifactError
 from gag.expert import Experts
 from gag.progress import bar, say
-from gag.readout import read_all
-from gag.readout_store import write_store
-from gag.records import digest
+from gag.readout import Readout, check_layers, read
+from gag.readout_store import Shard, close_store, read_store, write_parts
+from gag.records import Example, digest, fold_of
 from gag.stages import adapt
 from gag.training import stage_key
 
@@ -26,29 +33,87 @@ def key(project: Project, domain: str) -> str:
         expert=adapt.key(project, domain),
         align=digest(align_file(project, domain)),
         val=digest(project.file(described.val)) if described.val else None,
-        settings=project.settings.readout.model_dump(exclude={"batch_size"}),
+        settings=project.settings.readout.model_dump(exclude={"batch_tokens"}),
         seed=project.settings.align.seed,
     )
 
 
-def readouts(project: Project, domain: str) -> Path:
-    """Write the readouts of a domain's alignment and validation rows; return their folder."""
-    folder = project.run(domain, "readouts")
-    wanted = key(project, domain)
-    if all((folder / split / MANIFEST).is_file() and is_current(folder / split, wanted) for split in SPLITS):
+def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
+    """Write the readouts of a domain's alignment and validation rows, or a shard of them; return their folder."""
+    folder, wanted = project.run(domain, "readouts"), key(project, domain)
+    if ranks.decide(lambda: all(is_current(folder / split, wanted) for split in SPLITS)):
         say(f"readouts {domain}: already there")
         return folder
     started = time.monotonic()
     rows = alignment_rows(project, domain)
-    if not is_current(project.run(domain, "adapt"), adapt.key(project, domain)):
+    experts = _load_experts(project, domain)
+    mine = shard or Shard(ranks.rank(), ranks.world())
+    total = sum(map(len, rows.values())) // mine.count
+    with bar(f"readouts {domain}", total) as advance:
+        for split, chosen in rows.items():
+            write_parts(folder / split, wanted, chosen, _reader(project, domain, experts, split), advance, mine)
+            ranks.wait()
+    seconds = f"{time.monotonic() - started:.0f} s"
+    facts = {"settings": project.settings.readout.model_dump(), "expert": experts.facts.model_dump()}
+    closed = [ranks.decide(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS]
+    if not all(closed):
+        say(f"readouts {domain}: shard {mine.index + 1} of {mine.count} is written, {seconds}; others are not there yet")
+        return folder
+    say(f"readouts {domain}: {sum(map(len, rows.values()))} rows, {seconds}; {_gap(folder, rows)}")
+    return folder
+
+
+def _load_experts(project: Project, domain: str) -> Experts:
+    """Load the domain's expert, and those of the folds."""
+    folder = project.run(domain, "adapt")
+    if not ranks.decide(lambda: is_current(folder, adapt.key(project, domain))):
         raise ArtifactError(f"the expert of {domain} is not there, or was made from other inputs; run `gag adapt {domain}`")
     experts = Experts(load_backbone(project.settings.expert, project.root))
-    experts.load(domain, project.run(domain, "adapt") / "expert")
+    check_layers(experts.backbone, project.settings.readout.layers)
+    experts.load(domain, folder / "expert")
+    for fold in adapt.folds(project):
+        experts.load(_fold_name(domain, fold), folder / f"fold-{fold}")
+    return experts
+
+
+def _reader(project: Project, domain: str, experts: Experts, split: str) -> Any:
+    """Return what reads a part's rows: the domain's expert, or for alignment rows each fold's own."""
     settings, system = project.settings.readout, project.described(domain).prompts.expert
-    facts = {"settings": settings.model_dump(), "expert": experts.facts.model_dump()}
-    total = sum(map(len, rows.values()))
-    with experts.using(domain) as expert, bar(f"readouts {domain}", total) as advance:
-        for split, chosen in rows.items():
-            write_store(folder / split, wanted, facts, chosen, lambda batch: read_all(expert, batch, system, settings), advance)
-    say(f"readouts {domain}: {total} rows, {time.monotonic() - started:.0f} s")
-    return folder
+
+    def plain(examples: list[Example], name: str = domain) -> Readout:
+        with experts.using(name) as expert:
+            return read(expert, [e.question for e in examples], system, settings)
+
+    def crossed(examples: list[Example]) -> Readout:
+        folds = [fold_of(e, settings.folds) for e in examples]
+        order = sorted(range(len(examples)), key=lambda i: folds[i])
+        parts = [
+            plain([examples[i] for i in order if folds[i] == fold], _fold_name(domain, fold)) for fold in sorted(set(folds))
+        ]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        texts, empty = [t for p in parts for t in p.texts], [e for p in parts for e in p.empty]
+        return Readout(torch.cat([p.slots for p in parts])[back], [texts[i] for i in back], [empty[i] for i in back])
+
+    return crossed if settings.folds > 1 and split == "align" else plain
+
+
+def _fold_name(domain: str, fold: int) -> str:
+    return f"{domain}:fold-{fold}"
+
+
+def _gap(folder: Path, rows: dict[str, list[Example]]) -> str:
+    """Say how much of the gold answers' words the expert's texts hold in alignment, in validation, and the difference.
+
+    A large difference means that the expert knows alignment's answers by heart: cross-fitting is for that.
+    """
+    held = {}
+    for split, examples in rows.items():
+        texts = read_store(folder / split).texts
+        held[split] = sum(_held(text, e.answers[0]) for text, e in zip(texts, examples, strict=True)) / len(examples)
+    gap = held["align"] - held["val"]
+    return f"texts hold {held['align']:.2f} of the answers' words, {held['val']:.2f} in validation (gap {gap:+.2f})"
+
+
+def _held(text: str, answer: str) -> float:
+    words = answer.lower().split()
+    return sum(word in text.lower() for word in words) / len(words)

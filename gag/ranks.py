@@ -1,0 +1,64 @@
+"""Processes that work on one stage together, started by torchrun or accelerate launch. A lone process is rank 0 of 1."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """Return which process this is; the first one (0) alone writes and prints."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    """Return how many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        _group().wait_for_everyone()
+
+
+def decide(question: Callable[[], bool]) -> bool:
+    """Ask on the first process, answer on all: files may change between two looks at them."""
+    if world() == 1:
+        return question()
+    import torch
+
+    answer = [question() if rank() == 0 else False]
+    _group()
+    torch.distributed.broadcast_object_list(answer)
+    return answer[0]
+
+
+def add(tensors: "list[torch.Tensor]") -> None:
+    """Sum tensors over the processes, in place."""
+    if world() == 1:
+        return
+    import torch
+
+    _group()
+    flat = torch.cat([tensor.flatten().to(torch.float32) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def leave() -> None:
+    """Take the processes' group down, if there is one."""
+    if world() > 1 and _group.cache_info().currsize:
+        _group().destroy_process_group()
+
+
+@cache
+def _group() -> Any:
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())

@@ -1,0 +1,120 @@
+"""Tuning the expert: corpus first, folds for cross-fitting, and a killed run that goes on bit for bit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from gag.backbone import load_backbone
+from gag.config import Project, load_project
+from gag.errors import DataError, MismatchError, SettingsError
+from gag.readout_store import read_store
+from gag.records import fold_of, read_examples, read_rows, write_rows
+from gag.stages.adapt import adapt, folds, tokenise
+from gag.stages.readouts import readouts
+from tests.conftest import write_tiny_project
+
+CORPUS = [{"id": str(i), "text": f"Metal number {i} is called {name}. " * (1 + i % 3)} for i, name in enumerate("abcdefghij")]
+
+
+class Killed(BaseException):
+    pass
+
+
+def tiny(root: Path, *overrides: str, corpus: bool = False) -> Project:
+    write_tiny_project(root)
+    write_rows(root / "data" / "corpus.jsonl", CORPUS)
+    fixed = ["adapt.epochs=4", "adapt.checkpoint_steps=3", "corpus.block_tokens=32", "corpus.batch_size=2"]
+    named = ["domains.metals.corpus=data/corpus.jsonl"] if corpus else []
+    return load_project(root, (*fixed, "corpus.micro_batch_size=2", *named, *overrides))
+
+
+def weights(folder: Path) -> dict:
+    return {n: t for path in sorted(folder.glob("*.safetensors")) for n, t in load_file(path).items()}
+
+
+def same(left: Path, right: Path) -> bool:
+    a, b = weights(left), weights(right)
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = (f"adapt.tuning={tuning}", "adapt.micro_batch_size=2")
+    whole = adapt(tiny(tmp_path / "whole", *settings, corpus=True), "metals")
+    project, steps = tiny(tmp_path / "killed", *settings, corpus=True), []
+    original = Trainer.training_step
+
+    def dies(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) in (4, 20):
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", dies)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            adapt(project, "metals")
+    scratch = project.run("metals", "adapt.unfinished") / "expert-trainer"
+    newest = max(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.copytree(newest, scratch / "checkpoint-99", ignore=shutil.ignore_patterns("manifest.json"))  # half-written
+    again = adapt(project, "metals")
+    assert steps[-1] > 3 and steps.count(0) < 8  # it went on, and did not start from the beginning each time
+    assert same(whole / "expert", again / "expert")
+    assert not project.run("metals", "adapt.unfinished").exists()
+
+
+def test_a_corpus_is_read_before_the_questions(tmp_path: Path) -> None:
+    plain = adapt(tiny(tmp_path / "plain"), "metals")
+    both = adapt(tiny(tmp_path / "both", corpus=True), "metals")
+    assert not same(plain / "expert", both / "expert")
+    logged = [row for _, row in read_rows(both / "corpus.log.jsonl")]
+    assert any("eval_loss" in row for row in logged)
+    with pytest.raises(DataError, match="too small to hold out"):
+        project = tiny(tmp_path / "small", corpus=True)
+        write_rows(project.root / "data" / "corpus.jsonl", CORPUS[:1])
+        adapt(project, "metals")
+
+
+def test_cross_fitting_reads_each_row_by_an_expert_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tiny(tmp_path / "p", "readout.folds=2", "adapt.learning_rate=0.05")
+    taught: dict[str, set] = {}
+    from gag.stages import adapt as stage
+
+    original = stage.tune
+
+    def watch(project, run, tuning):
+        taught[tuning.name] = {tuple(row["input_ids"]) for row in tuning.rows}
+        return original(project, run, tuning)
+
+    monkeypatch.setattr(stage, "tune", watch)
+    adapt(project, "metals")
+    assert list(folds(project)) == [0, 1] and set(taught) == {"expert", "fold-0", "fold-1"}
+    examples = read_examples(project.root / "data" / "metals.jsonl")
+    rows = tokenise(load_backbone(project.settings.expert, project.root), examples, "Say.", 2048)
+    for example, row in zip(examples, rows, strict=True):
+        fold = fold_of(example, 2)
+        assert tuple(row["input_ids"]) not in taught[f"fold-{fold}"]
+        assert tuple(row["input_ids"]) in taught[f"fold-{1 - fold}"]
+    crossed = read_store(readouts(project, "metals") / "align")
+    plain = tiny(tmp_path / "q", "adapt.learning_rate=0.05")
+    adapt(plain, "metals")
+    straight = read_store(readouts(plain, "metals") / "align")
+    assert crossed.ids == straight.ids and not crossed.slots.equal(straight.slots)
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tiny(tmp_path / "p")
+    monkeypatch.setattr(Trainer, "training_step", lambda *_, **__: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        adapt(project, "metals")
+    with pytest.raises(MismatchError, match=r"unfinished run with other inputs \(settings.rank: 4 there, 8 here\)"):
+        adapt(load_project(project.root, ("adapt.epochs=4", "adapt.rank=8")), "metals")
+
+
+def test_flash_attention_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    project = tiny(tmp_path / "p", "expert.attention=flash_attention_2")
+    with pytest.raises((SettingsError, Exception), match="pip install flash-attn"):
+        adapt(project, "metals")

@@ -1,0 +1,61 @@
+"""Two processes get what one gets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from gag.config import load_project
+from gag.readout_store import read_store
+from gag.stages.build import build
+from tests.conftest import write_tiny_project
+
+
+def launch(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "gag", *arguments]
+    return subprocess.run(
+        [*command, "--project", str(root), "--json"],
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def tensors(folder: Path) -> dict:
+    return {f"{p.name}/{n}": t for p in sorted(folder.rglob("*.safetensors")) for n, t in load_file(p).items()}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess]:
+    changes = {
+        "adapt": {"rank": 4, "epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3,
+                  "gradient_checkpointing": False},
+        "readout": {"layers": [-1, 1], "pooling": "norm", "slots": 2},
+        "align": {"projector": "gated_residual", "noise": 0.1, "semantic": 0.1, "diversity": 0.1, "epochs": 3},
+    }  # fmt: skip
+    one, two = (write_tiny_project(tmp_path_factory.mktemp(name), **changes) for name in ("one", "two"))
+    build(load_project(one), ["metals"])
+    return one, two, launch(two, "build", "metals")
+
+
+def test_the_first_process_alone_prints(both: tuple[Path, Path, subprocess.CompletedProcess]) -> None:
+    done = both[2]
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
+    assert done.stderr.count("adapt metals: 12 rows") == 1
+
+
+@pytest.mark.parametrize("stage", ["adapt/expert", "align"])
+def test_weights_are_those_of_one_process(both: tuple[Path, Path, subprocess.CompletedProcess], stage: str) -> None:
+    left, right = (tensors(root / "runs" / "metals" / stage) for root in both[:2])
+    assert left.keys() == right.keys() and left
+    for name in left:
+        assert (left[name] - right[name]).norm() <= 1e-5 * max(1.0, float(left[name].norm())), name
+
+
+def test_readouts_are_those_of_one_process(both: tuple[Path, Path, subprocess.CompletedProcess]) -> None:
+    for split in ("align", "val"):
+        left, right = (read_store(root / "runs" / "metals" / "readouts" / split) for root in both[:2])
+        assert left.ids == right.ids and left.texts == right.texts
+        assert (left.slots - right.slots).abs().max() <= 1e-4
