@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 domains_app = typer.Typer(help="List, show, add, verify and remove the domain folders of a project.", no_args_is_help=True)
 app.add_typer(domains_app, name="domains")
+export_app = typer.Typer(help="Write a domain's data for other tools.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 ProjectOption = Annotated[
     Path | None, typer.Option("--project", help="Folder with gag.yaml (default: GAG_PROJECT, or found from here upwards).")
@@ -96,10 +99,21 @@ def build(
 
 @app.command()
 def adapt(
-    domain: DomainArgument, project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+    domain: DomainArgument,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take a checkpoint that was tuned elsewhere: an adapter or full weights.")
+    ] = None,
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Stage I: teach the domain's expert."""
+    """Stage I: teach the domain's expert, or take one that was tuned elsewhere."""
     opened = _described(domain, project, settings)
+    if source is not None:
+        from gag.stages.adopt import adopt
+
+        _stage(opened, lambda project, domain: adopt(project, domain, source), domain, as_json)
+        return
     from gag.stages.adapt import adapt as run
 
     _stage(opened, run, domain, as_json)
@@ -118,8 +132,7 @@ def readouts(
     chosen = _shard(shard)
     from gag.stages.readouts import readouts as run
 
-    lock = f"runs/{domain}/readouts-{shard.replace('/', '-of-')}" if shard else None
-    _stage(opened, lambda project, domain: run(project, domain, chosen), domain, as_json, lock)
+    _stage(opened, lambda project, domain: run(project, domain, chosen), domain, as_json, shard)
 
 
 @app.command()
@@ -267,6 +280,23 @@ def domains_remove(
     _finish(as_json, {"removed": name}, f"removed {name}")
 
 
+@export_app.command("llamafactory")
+def export_llamafactory(
+    domain: DomainArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a domain's stage I for LLaMA-Factory: its rows as Alpaca data, and a training file for each step."""
+    opened = _described(domain, project, settings)
+    from gag.stages.export import export_llamafactory as run
+
+    written = [path.name for path in run(opened, domain, folder)]
+    shown = f"wrote {', '.join(written)} into {folder}; tuned there, take it with: gag adapt {domain} --from DIR"
+    _finish(as_json, {"domain": domain, "folder": str(folder), "files": written}, shown)
+
+
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -333,11 +363,15 @@ def _shard(text: str | None) -> "Shard | None":
 
 
 def _stage(
-    project: "Project", run: Callable[["Project", str], Path], domain: str, as_json: bool, lock: str | None = None
+    project: "Project", run: Callable[["Project", str], Path], domain: str, as_json: bool, shard: str | None = None
 ) -> None:
     from gag.artifacts import locked
 
-    with locked(project.root / (lock or "runs")):
+    runs = project.root / "runs"
+    with (
+        locked(runs, shared=shard is not None),
+        locked(runs / f"shard-{shard.replace('/', '-of-')}") if shard else nullcontext(),
+    ):
         folder = run(project, domain)
     written = str(folder.relative_to(project.root))
     _finish(as_json, {"domain": domain, "folder": written}, written)

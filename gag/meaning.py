@@ -15,7 +15,7 @@ def gold_meanings(answers: list[str], project: Project) -> torch.Tensor:
         backbone = load_backbone(project.settings.expert, project.root)
         return BackboneEncoder(backbone, backbone.fingerprint, project.settings.router).encode(answers)
     try:
-        from sentence_transformers import SentenceTransformer
+        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("align.semantic_encoder needs sentence-transformers; run `pip install 'gag[eval]'`") from error
     folder = project.root / name

@@ -91,13 +91,12 @@ def fold_of(example: Example, folds: int) -> int:
 
 
 def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, str]) -> None:
-    """Refuse two files that share a group."""
-    shared = sorted({e.group for e in left} & {e.group for e in right})
-    if shared:
-        first = ", ".join(repr(group) for group in shared[:3])
-        raise DataError(
-            f"{names[0]} and {names[1]} share {len(shared)} groups (first: {first}); give each group to one of them"
-        )
+    """Refuse two files that share a group or a question."""
+    for what, of in (("groups", lambda e: e.group), ("questions", lambda e: e.question)):
+        shared = sorted({of(e) for e in left} & {of(e) for e in right})
+        if shared:
+            first = ", ".join(repr(name) for name in shared[:3])
+            raise DataError(f"{names[0]} and {names[1]} share {len(shared)} {what} (first: {first}); give each to one of them")
 
 
 def _object(line: str, place: str) -> dict[str, Any]:

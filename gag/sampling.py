@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -16,7 +17,7 @@ class SeededSampler(LogitsProcessor):
     uniforms: torch.Tensor  # [B, new tokens], in [0, 1)
     warpers: list[LogitsProcessor]
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any) -> torch.Tensor:
         """Leave one token per row: the one at which the sorted distribution's running sum passes the row's number."""
         logits = scores.float()
         for warper in self.warpers:

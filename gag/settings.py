@@ -195,6 +195,9 @@ class ProjectSettings(Settings):
     readout: ReadoutSettings = ReadoutSettings()
     align: AlignSettings = AlignSettings()
     decoding: DecodingSettings = DecodingSettings()
+    tracking: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
+        default="none", description="where training curves also go; runs/ always has them as JSONL"
+    )
     domains: dict[str, DomainSettings] = {}
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from gag.errors import SettingsError
 from gag.expert import ADAPTER
 from gag.progress import bar
 from gag.settings import AdaptSettings
-from gag.training import Run, append_log, cut_log, stage_key
+from gag.training import Run, cut_log, stage_key
 
 _THIRD_PARTY = (  # spoken by transformers 5.23 about names that TRL and PEFT still use
     "`gradient_checkpointing` is deprecated",
@@ -65,7 +65,7 @@ def tune(project: Project, run: Run, tuning: Tuning) -> Path:
     with bar(tuning.label, tuning.steps) as advance, warnings.catch_warnings():
         for message in _THIRD_PARTY:
             warnings.filterwarnings("ignore", message, FutureWarning)
-        trainer = _trainer(model, backbone, tuning, scratch, _callback(log, key, advance))
+        trainer = _trainer(model, backbone, tuning, scratch, _callback(run, log, key, advance))
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     _save(trainer, backbone, dtype, folder, key)
     if ranks.rank() == 0:
@@ -96,7 +96,7 @@ def _start(backbone: Backbone, tuning: Tuning) -> Any:
         from transformers import AutoModelForCausalLM
 
         attention = backbone.model.config._attn_implementation
-        model = AutoModelForCausalLM.from_pretrained(tuning.start, dtype=torch.float32, attn_implementation=attention)
+        model: Any = AutoModelForCausalLM.from_pretrained(tuning.start, dtype=torch.float32, attn_implementation=attention)
         return model.to(backbone.device).train()
     model = backbone.model.train().requires_grad_(full)
     return model.float() if full else model  # small steps are lost in half precision
@@ -130,7 +130,7 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, call
         bf16=accelerated,
         use_cpu=not accelerated,
         gradient_checkpointing=settings.gradient_checkpointing,
-        logging_steps=10,
+        logging_steps=max(1, min(10, tuning.steps // 10)),
         save_strategy="steps",
         save_steps=every,
         save_total_limit=3,  # while the newest one is not complete yet, two others are
@@ -153,15 +153,14 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, call
     return trainer
 
 
-def _callback(log: Path, key: str, advance: Any) -> Any:
+def _callback(run: Run, log: Path, key: str, advance: Any) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
         """Log, advance the bar, and mark a checkpoint as complete once all its files stand."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                append_log(log, {"step": state.global_step, **(logs or {})})
+            run.report({"step": state.global_step, **(logs or {})}, log)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             advance(state.global_step)

@@ -16,6 +16,7 @@ from gag.artifacts import is_current, load_tensors, read_manifest, save_tensors,
 from gag.errors import MismatchError
 from gag.records import digest
 from gag.settings import ModelSettings
+from gag.tracking import tracker
 
 
 def linear_schedule(steps: int, warmup: float) -> Callable[[int], float]:
@@ -66,8 +67,10 @@ class Run:
 
     KEPT = 2
 
-    def __init__(self, folder: Path, inputs: dict[str, Any]):
+    def __init__(self, folder: Path, inputs: dict[str, Any], tracking: str = "none"):
         self.folder = folder
+        name = f"{folder.parent.name}-{folder.name.partition('.')[0]}"
+        self._track = tracker(tracking, name, folder.parent / "tensorboard")
         self._key = stage_key(**inputs)
         ranks.wait()
         if ranks.rank() == 0:
@@ -98,10 +101,11 @@ class Run:
                 shutil.rmtree(old)
         ranks.wait()
 
-    def report(self, row: dict[str, Any]) -> None:
-        """Append a row with its `step` to the log."""
+    def report(self, row: dict[str, Any], log: Path | None = None) -> None:
+        """Append a row with its `step` to the log, or to another one, and send it to the tracker."""
         if ranks.rank() == 0:
-            append_log(self.log, row)
+            append_log(log or self.log, row)
+            self._track(row)
 
     def close(self) -> None:
         """Clear the run once its result stands elsewhere."""

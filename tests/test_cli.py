@@ -184,3 +184,40 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in stored} == stored
     read_manifest(root / "domains" / "metals", "domain.json")
     assert not list(root.rglob("*.new"))
+
+
+def test_a_full_disk_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    import gag.artifacts
+    from gag import cli
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gag.artifacts, "save_file", full)
+    arguments = ["gag", "align", "metals", "--project", str(project.root), "--set", "align.epochs=3"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not list(project.root.rglob("*.new"))
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="^0$"):
+        cli.main()
+
+
+def test_shards_run_side_by_side_and_join(tmp_path: Path) -> None:
+    root = write_tiny_project(tmp_path / "p")
+    assert process("adapt", "metals", "--project", str(root)).returncode == 0
+    commands = [
+        [sys.executable, "-m", "gag", "readouts", "metals", "--shard", f"{i}/2", "--project", str(root)] for i in (1, 2)
+    ]
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    spoken = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], spoken
+    assert any("texts hold" in text for text in spoken)
+    again = process("readouts", "metals", "--project", str(root))
+    assert "already there" in again.stderr
+    wrong = process("readouts", "metals", "--shard", "3/2", "--project", str(root))
+    assert wrong.returncode == 2 and "the second of eight" in wrong.stderr

@@ -19,6 +19,7 @@ from gag.errors import DataError
 from gag.progress import say
 from gag.readout import check_layers
 from gag.records import Example, Passage, digest, fold_of, read_examples, read_passages, split_passages
+from gag.run_report import curves, write_report
 from gag.settings import AdaptSettings
 from gag.sft import Tuning, tune
 from gag.training import Run, model_key, stage_key
@@ -62,7 +63,7 @@ def adapt(project: Project, domain: str) -> Path:
     backbone = load_backbone(project.settings.expert, project.root)
     check_layers(backbone, project.settings.readout.layers)
     rows = tokenise(backbone, examples, project.described(domain).prompts.expert, settings.max_tokens)
-    run = Run(project.run(domain, "adapt.unfinished"), inputs(project, domain))
+    run = Run(project.run(domain, "adapt.unfinished"), inputs(project, domain), project.settings.tracking)
     start = _read_corpus(project, domain, backbone, run)
     tune(project, run, Tuning("expert", f"adapt {domain}", settings, rows, start=start))
     for fold in folds(project):
@@ -74,8 +75,11 @@ def adapt(project: Project, domain: str) -> Path:
         with writing(folder, facts) as temporary:
             for path in [run.folder / "expert", *run.folder.glob("fold-?"), *run.folder.glob("fold-??")]:
                 shutil.copytree(path, temporary / path.name, ignore=shutil.ignore_patterns("manifest.json"))
-            for log in run.folder.glob("*.log.jsonl"):
+            logs = sorted(run.folder.glob("*.log.jsonl"))
+            for log in logs:
                 shutil.copy(log, temporary)
+            lines = [c for log in logs for c in curves(log, ("loss", "eval_loss"), f"{log.name.partition('.')[0]} ")]
+            write_report(temporary, f"adapt {domain}", {**facts, "corpus": project.settings.corpus.model_dump()}, lines)
     run.close()
     say(f"adapt {domain}: {len(rows)} rows, {seconds:.0f} s")
     return folder

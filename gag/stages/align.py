@@ -4,6 +4,7 @@ The run goes on exactly where a kill left it: each epoch's order and each step's
 number alone, and a checkpoint holds the rest.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from gag.progress import bar, say
 from gag.projector import Projector, make_projector
 from gag.readout_store import StoredReadouts, read_store
 from gag.records import Example
+from gag.run_report import curves, write_report
 from gag.settings import AlignSettings
 from gag.stages import readouts
 from gag.training import Run, linear_schedule, model_key, stage_key
@@ -71,7 +73,7 @@ def align(project: Project, domain: str) -> Path:
     splits = {name: _split(base, instruction, examples[name], stored[name]) for name in examples}
     if settings.semantic:
         splits["align"] = _with_meanings(splits["align"], examples["align"], project)
-    run = Run(project.run(domain, "align.unfinished"), inputs(project, domain))
+    run = Run(project.run(domain, "align.unfinished"), inputs(project, domain), project.settings.tracking)
     projector, val_loss = train_projector(base, splits["align"], splits["val"], settings, run, f"align {domain}")
     seconds = round(time.monotonic() - started, 1)
     if ranks.rank() == 0:
@@ -87,7 +89,9 @@ def align(project: Project, domain: str) -> Path:
         }
         with writing(folder, facts) as temporary:
             save_tensors(temporary / PROJECTOR, dict(projector.state_dict()))
-            run.log.rename(temporary / run.log.name)
+            shutil.copy(run.log, temporary)
+            told = {name: facts[name] for name in ("rows", "val_loss", "seconds", "precision", "settings")}
+            write_report(temporary, f"align {domain}", told, curves(run.log, ("loss", "val_loss")))
     run.close()
     say(f"align {domain}: {len(splits['align'].rows)} rows, validation loss {val_loss:.3f}, {seconds:.0f} s")
     return folder

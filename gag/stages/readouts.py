@@ -20,6 +20,7 @@ from gag.progress import bar, say
 from gag.readout import Readout, check_layers, read
 from gag.readout_store import Shard, close_store, read_store, write_parts
 from gag.records import Example, digest, fold_of
+from gag.run_report import Curve, write_report
 from gag.stages import adapt
 from gag.training import stage_key
 
@@ -59,7 +60,9 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
     if not all(closed):
         say(f"readouts {domain}: shard {mine.index + 1} of {mine.count} is written, {seconds}; others are not there yet")
         return folder
-    say(f"readouts {domain}: {sum(map(len, rows.values()))} rows, {seconds}; {_gap(folder, rows)}")
+    if ranks.rank() == 0:
+        _report(project, domain, rows)
+    say(f"readouts {domain}: {sum(map(len, rows.values()))} rows, {seconds}")
     return folder
 
 
@@ -101,17 +104,23 @@ def _fold_name(domain: str, fold: int) -> str:
     return f"{domain}:fold-{fold}"
 
 
-def _gap(folder: Path, rows: dict[str, list[Example]]) -> str:
-    """Say how much of the gold answers' words the expert's texts hold in alignment, in validation, and the difference.
+def _report(project: Project, domain: str, rows: dict[str, list[Example]]) -> None:
+    """Write how long the texts are, and how much of the gold answers' words they hold in alignment and in validation.
 
     A large difference means that the expert knows alignment's answers by heart: cross-fitting is for that.
     """
-    held = {}
+    folder, facts, lines = project.run(domain, "readouts"), {}, []
     for split, examples in rows.items():
         texts = read_store(folder / split).texts
-        held[split] = sum(_held(text, e.answers[0]) for text, e in zip(texts, examples, strict=True)) / len(examples)
-    gap = held["align"] - held["val"]
-    return f"texts hold {held['align']:.2f} of the answers' words, {held['val']:.2f} in validation (gap {gap:+.2f})"
+        held = [_held(text, e.answers[0]) for text, e in zip(texts, examples, strict=True)]
+        facts[split] = {"rows": len(texts), "share of the answers' words in the texts": sum(held) / len(held)}
+        lengths = sorted(len(text.split()) for text in texts)
+        lines.append(Curve(split, [i / len(lengths) for i in range(len(lengths))], lengths))
+    shares = [facts[split]["share of the answers' words in the texts"] for split in SPLITS]
+    facts |= {"gap between alignment and validation": shares[0] - shares[1]}
+    say(f"readouts {domain}: texts hold {shares[0]:.2f} of the answers' words, {shares[1]:.2f} in validation")
+    settings = {"settings": project.settings.readout.model_dump()}
+    write_report(folder, f"readouts {domain}", facts | settings, lines, ("share of the questions", "words written"))
 
 
 def _held(text: str, answer: str) -> float:

@@ -1,0 +1,49 @@
+"""What a stage leaves for people: a report with a plot, and curves sent to a tracker."""
+
+from pathlib import Path
+
+import pytest
+
+from gag.config import Project
+from gag.errors import MissingExtraError
+from gag.run_report import Curve, curves, write_report
+from gag.tracking import tracker
+from gag.training import Run
+
+
+def test_a_report_shows_facts_and_curves(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "val_loss": 3}\n{"step": 5, "loss": 2.5, "val_loss": 2}\n')
+    lines = curves(tmp_path / "log.jsonl", ("loss", "val_loss"))
+    assert lines == [Curve("loss", [5], [2.5]), Curve("val_loss", [0, 5], [3, 2])]
+    write_report(tmp_path, "align metals", {"rows": 3, "settings": {"clip": 1.23456789, "note": "a|b"}}, lines)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# align metals\n") and "(plot.svg)" in text
+    assert "| settings.clip | 1.235 |" in text and "a\\|b" in text
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_every_stage_leaves_a_report(project: Project) -> None:
+    for stage in ("adapt", "readouts", "align"):
+        folder = project.run("metals", stage)
+        assert f"{stage} metals" in (folder / "report.md").read_text()
+        assert "<svg" in (folder / "plot.svg").read_text()
+
+
+def test_rows_go_to_the_tracker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    class Fake:
+        def log(self, values: dict, step: int) -> None:
+            sent.append((step, values))
+
+    monkeypatch.setattr("gag.tracking._make", lambda kind, name, folder: Fake() if name == "metals-align" else None)
+    run = Run(tmp_path / "metals" / "align.unfinished", {}, "tensorboard")
+    run.report({"step": 3, "loss": 0.5, "note": "x"})
+    assert sent == [(3, {"loss": 0.5})]
+    assert run.log.read_text() == '{"step": 3, "loss": 0.5, "note": "x"}\n'
+
+
+def test_a_missing_tracker_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    with pytest.raises(MissingExtraError, match="pip install trackio"):
+        tracker("trackio", "x", tmp_path)
