@@ -153,6 +153,7 @@ class AlignSettings(Settings):
     )
     diversity: float = Field(default=0.0, ge=0, description="weight of the loss that keeps a question's slots apart")
     distill: float = Field(default=0.0, ge=0, description="weight of the loss against the base's answers from text")
+    cache_gb: float = Field(default=0.0, ge=0, description="memory for the questions' keys and values, kept over the epochs")
     patience: int | None = Field(default=None, ge=1, description="stop after this many epochs without a better validation")
     checkpoint_steps: int = Field(default=100, ge=1, description="steps between two checkpoints")
     seed: int = Field(default=980406, ge=0, lt=2**32)

@@ -58,14 +58,14 @@ def tune(project: Project, run: Run, tuning: Tuning) -> Path:
         return folder
     _check_devices()
     backbone = load_backbone(project.settings.expert, project.root)
-    model, dtype = _start(backbone, tuning), backbone.model.dtype
+    dtype = backbone.model.dtype
     scratch, log = run.folder / f"{tuning.name}-trainer", run.folder / f"{tuning.name}.log.jsonl"
     newest = _newest(scratch, key)
     cut_log(log, int(newest.name.split("-")[1]) if newest else -1)
     with bar(tuning.label, tuning.steps) as advance, warnings.catch_warnings():
         for message in _THIRD_PARTY:
             warnings.filterwarnings("ignore", message, FutureWarning)
-        trainer = _trainer(model, backbone, tuning, scratch, _callback(run, log, key, advance))
+        trainer = _trainer(_start(backbone, tuning), backbone, tuning, scratch, _callback(run, log, key, advance))
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     _save(trainer, backbone, dtype, folder, key)
     if ranks.rank() == 0:

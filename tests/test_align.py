@@ -91,6 +91,17 @@ def test_fast_path_is_the_plain_forward_in_loss_and_gradient(
         assert (fast - plain).norm() <= 1e-5 * plain.norm()
 
 
+@pytest.mark.parametrize(("budget", "kept"), [(10**9, 4), (0, 0), (3_000, 2)])
+def test_kept_questions_change_nothing(base: Backbone, rows: list[Row], budget: int, kept: int) -> None:
+    vectors = torch.randn(len(rows), 2, base.width)
+    plain, fast = Reader(base, rows[0].prompt), Reader(base, rows[0].prompt)
+    assert fast.keep_questions(rows, budget, 3) == kept
+    for chosen in ([0, 1, 2, 3], [2], [0, 2], [3, 1]):
+        picked = [rows[i] for i in chosen]
+        a, b = plain.read(vectors[chosen], picked), fast.read(vectors[chosen], picked)
+        assert torch.allclose(a.before, b.before, atol=1e-5) and torch.equal(a.labels, b.labels)
+
+
 def test_the_mean_state_is_of_the_answers_own_tokens(base: Backbone, rows: list[Row]) -> None:
     vectors = torch.randn(len(rows), 2, base.width)
     mean = Reader(base, rows[0].prompt).read(vectors, rows).mean

@@ -158,6 +158,10 @@ class _Trainer:
             self.modules["head"] = SemanticHead(self.base.width, self.train.meanings.shape[1])
         self.modules.to(self.base.device)
         self.reader = Reader(self.base, self.train.rows[0].prompt)
+        if self.settings.cache_gb:
+            budget = int(self.settings.cache_gb * 1e9)
+            kept = self.reader.keep_questions(self.train.rows, budget, self.settings.micro_batch_size)
+            say(f"  {kept} of {len(self.train.rows)} rows have their questions' keys and values kept")
         self.noise = self.settings.noise * self.train.slots.float().std((0, 1), correction=0)  # [L, De]
         self.optimizer = torch.optim.AdamW(
             self.modules.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
