@@ -7,6 +7,7 @@ equals the plain full forward.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -60,7 +61,7 @@ class Reader:
 
         The rows' own order alone decides the batches in which they are run, so that a run that goes on is the same.
         """
-        if any(layer.is_sliding for layer in self._prefix.layers):
+        if any(layer.is_sliding for layer in _layers(self._prefix)):
             return 0
         order = sorted(range(len(rows)), key=lambda i: (rows[i].length, i))
         for start in range(0, len(order), batch_size):
@@ -68,7 +69,7 @@ class Reader:
             cache, mask = self._run_questions(chosen)
             for i, row in enumerate(chosen):
                 length = int(mask[i].sum()) - self._shared
-                kept = [(la.keys[i, :, -length:].clone(), la.values[i, :, -length:].clone()) for la in cache.layers]
+                kept = [(la.keys[i, :, -length:].clone(), la.values[i, :, -length:].clone()) for la in _layers(cache)]
                 budget -= sum(tensor.nbytes for pair in kept for tensor in pair)
                 if budget < 0:
                     return len(self._kept)
@@ -123,7 +124,7 @@ class Reader:
 
     def _extend(self, cache: DynamicCache, kept: list[list[tuple[torch.Tensor, torch.Tensor]]], longest: int) -> None:
         """Put kept keys and values [H, q, d] behind the prefix, left-padded to the longest question."""
-        for number, layer in enumerate(cache.layers):
+        for number, layer in enumerate(_layers(cache)):
             keys, values = (
                 torch.stack(
                     [torch.nn.functional.pad(row[number][k], (0, 0, longest - row[number][k].shape[1], 0)) for row in kept]
@@ -131,3 +132,7 @@ class Reader:
                 for k in (0, 1)
             )
             layer.update(keys, values)
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    return list(cache.layers)

@@ -23,7 +23,7 @@ def test_a_report_shows_facts_and_curves(tmp_path: Path) -> None:
 
 
 def test_every_stage_leaves_a_report(project: Project) -> None:
-    for stage in ("adapt", "readouts", "align"):
+    for stage in ("adapt", "readouts", "align", "prototypes"):
         folder = project.run("metals", stage)
         assert f"{stage} metals" in (folder / "report.md").read_text()
         assert "<svg" in (folder / "plot.svg").read_text()

@@ -13,6 +13,7 @@ from gag.encoder import BackboneEncoder
 from gag.progress import say
 from gag.prototypes import build_bank
 from gag.records import digest, read_questions
+from gag.run_report import Curve, write_report
 from gag.settings import GENERAL
 from gag.training import model_key, stage_key
 
@@ -51,8 +52,13 @@ def _build(project: Project, domain: str, target: Path, wanted: str) -> None:
     settings = project.settings.router
     encoder = BackboneEncoder(backbone, backbone.fingerprint, settings)
     kept = questions[: settings.max_questions]
-    bank = build_bank(encoder.encode(kept), encoder.spec, settings)
+    vectors = encoder.encode(kept)  # [N, Dq]
+    bank = build_bank(vectors, encoder.spec, settings)
+    nearest = sorted((vectors @ bank.centres.T).amax(1).tolist())
+    curve = Curve("cosine", [i / len(nearest) for i in range(len(nearest))], nearest)
     facts: dict[str, Any] = {"key": wanted}
     with writing(target, facts) as temporary:
         facts["bank"] = bank.save(temporary)
+        axes = ("share of the questions", "cosine to the nearest centre")
+        write_report(temporary, f"prototypes {domain}", {**facts, "settings": settings.model_dump()}, [curve], axes)
     say(f"prototypes {domain}: {len(bank.centres)} centres of {bank.count} questions, {time.monotonic() - started:.0f} s")
