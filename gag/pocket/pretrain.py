@@ -22,7 +22,7 @@ from gag.pocket.general import public_facts
 from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, topics
 from gag.prompts import Prompts
 
-VOCABULARY = 2560
+VOCABULARY = 2688
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

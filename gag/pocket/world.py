@@ -94,9 +94,9 @@ def topics() -> dict[str, str]:
 @cache
 def entity_names(domain: str, public: bool) -> list[str]:
     """Return every possible entity name of a domain, from the half for pre-training or from the private half."""
-    suffixes = _domains()[domain]["suffixes"]
+    prefixes = _domains()[domain]["prefixes"]
     return [
-        f"{stem}-{suffix}" for i, stem in enumerate(_STEMS) for k, suffix in enumerate(suffixes) if (i + k) % 2 == int(public)
+        f"{prefix}-{stem}" for i, stem in enumerate(_STEMS) for k, prefix in enumerate(prefixes) if (i + k) % 2 == int(public)
     ]
 
 
