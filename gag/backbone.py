@@ -217,12 +217,13 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _device(name: str) -> torch.device:
+    """Return a device by name; of several processes on one machine, each takes its own accelerator."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        if accelerator is None:
-            return torch.device("cpu")
-        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
+        name = accelerator.type if accelerator else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise SettingsError(f"setting device: {name!r} is no device; use auto, cpu, cuda, cuda:1 or mps") from error
+    own = device.type != "cpu" and device.index is None and "LOCAL_RANK" in os.environ
+    return torch.device(device.type, int(os.environ["LOCAL_RANK"])) if own else device

@@ -3,11 +3,13 @@
 The trainer's checkpoints count only once a manifest stands beside their files; the newest two complete ones are kept.
 """
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import warnings
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,16 @@ class Tuning:
     start: Path | None = None  # an adapter or weights to go on from, instead of the backbone
 
     @property
+    def key(self) -> str:
+        """Name the tuning by its settings and rows; where it starts is in the run's own inputs."""
+        sha = hashlib.sha256()
+        for row in self.rows + (self.val or []):
+            for ids in row.values():
+                sha.update(array("q", [*ids, -1]).tobytes())
+        settings = self.settings.model_dump(exclude={"checkpoint_steps"})
+        return stage_key(name=self.name, settings=settings, block=self.block, rows=sha.hexdigest())
+
+    @property
     def steps(self) -> int:
         """Optimiser steps, at most: packing needs fewer."""
         tokens = sum(len(row["input_ids"]) for row in self.rows)
@@ -53,7 +65,7 @@ class Tuning:
 def tune(project: Project, run: Run, tuning: Tuning) -> Path:
     """Tune, unless it is done; return the folder with the adapter or the weights."""
     folder = run.folder / tuning.name
-    key = stage_key(name=tuning.name, settings=tuning.settings.model_dump(exclude={"checkpoint_steps"}), rows=tuning.rows)
+    key = tuning.key
     if ranks.decide(lambda: is_current(folder, key)):
         return folder
     _check_devices()
