@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command's settings, names and paths are checked.
 """
 
-import errno
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from gag import ranks
-from gag.errors import GagError, SettingsError
+from gag.errors import GagError, SettingsError, is_full_disk
 
 if TYPE_CHECKING:
     from gag.config import Project
@@ -95,6 +94,22 @@ def build(
 
     seconds = run(opened, list(dict.fromkeys(names)))
     _finish(as_json, {"domains": names, "stages": seconds}, f'built {", ".join(names)}; now: gag ask "..."')
+
+
+@app.command()
+def plan(
+    domain: DomainArgument,
+    gpus: Annotated[str | None, typer.Option(help="Devices such as 8x80GB (default: this machine's).")] = None,
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say before any weights are downloaded whether a build fits, how long it takes, and what it writes."""
+    opened = _described(domain, project, settings)
+    from gag.stages.plan import plan as run
+
+    made = run(opened, domain, gpus)
+    _finish(as_json, asdict(made), "\n".join(made.lines()))
 
 
 @app.command()
@@ -308,7 +323,7 @@ def main() -> None:
     except GagError as error:
         _refuse(str(error))
     except Exception as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         _refuse("the disk is full; free some space and run the same command again: what is complete stays, and it goes on")
     finally:
@@ -318,13 +333,6 @@ def main() -> None:
 def _refuse(reason: str) -> NoReturn:
     print(f"gag: {' '.join(reason.split())}", file=sys.stderr)
     raise SystemExit(2) from None
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    """Say whether an error is the system's for a full disk or an exhausted quota; safetensors only passes its words on."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)
 
 
 def _open(project: Path | None, settings: list[str] | None = None) -> "Project":

@@ -11,6 +11,8 @@ GagError
 A message says what happened, what was expected, and what to do.
 """
 
+import errno
+
 
 class GagError(Exception):
     """An error with a cure in its message."""
@@ -38,3 +40,10 @@ class RoutingError(GagError):
 
 class MissingExtraError(GagError):
     """An optional package is needed and not installed."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Say whether an error is the system's for a full disk or an exhausted quota; safetensors only passes its words on."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)

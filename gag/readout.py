@@ -143,7 +143,7 @@ def pool(states: torch.Tensor, settings: ReadoutSettings) -> torch.Tensor:
     The T rows are cut into S contiguous segments at round(i T / S); an empty segment takes its first row.
     """
     if settings.pooling == "last":
-        return states[-1:]
+        return states[-1:].clone()  # a view would keep the whole batch's states
     rows, count = states.float(), len(states)
     cuts = [round(i * count / settings.slots) for i in range(settings.slots + 1)]
     segments = [rows[a:b] if a < b else rows[min(count - 1, a)][None] for a, b in pairwise(cuts)]

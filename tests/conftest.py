@@ -1,5 +1,9 @@
 """Fixtures: two-layer random models, and a project of two tiny domains that is built once."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads would wait for each other
+
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -102,3 +106,8 @@ def project(built: Path, tmp_path: Path) -> Project:
     """A private copy of the built project."""
     shutil.copytree(built, tmp_path / "copy")
     return load_project(tmp_path / "copy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file, so that the other worker is not left waiting for it."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")

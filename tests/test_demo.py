@@ -17,7 +17,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("demo") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SETTINGS, "adapt", SETTINGS["adapt"] | {"epochs": 7})  # a fifth of the rows, so more rounds of them
-        return demo(folder, seed=3, entities=24), folder
+        return demo(folder, seed=3, entities=16), folder
 
 
 def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:

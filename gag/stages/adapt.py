@@ -60,11 +60,9 @@ def adapt(project: Project, domain: str) -> Path:
         return folder
     started = time.monotonic()
     examples = read_examples(adapt_file(project, domain))
-    backbone = load_backbone(project.settings.expert, project.root)
-    check_layers(backbone, project.settings.readout.layers)
-    rows = tokenise(backbone, examples, project.described(domain).prompts.expert, settings.max_tokens)
+    rows, corpus = _encode(project, domain, examples)
     run = Run(project.run(domain, "adapt.unfinished"), inputs(project, domain), project.settings.tracking)
-    start = _read_corpus(project, domain, backbone, run)
+    start = tune(project, run, corpus) if corpus else None
     tune(project, run, Tuning("expert", f"adapt {domain}", settings, rows, start=start))
     for fold in folds(project):
         others = [row for row, e in zip(rows, examples, strict=True) if fold_of(e, project.settings.readout.folds) != fold]
@@ -83,6 +81,14 @@ def adapt(project: Project, domain: str) -> Path:
     run.close()
     say(f"adapt {domain}: {len(rows)} rows, {seconds:.0f} s")
     return folder
+
+
+def _encode(project: Project, domain: str, examples: list[Example]) -> tuple[Rows, Tuning | None]:
+    """Encode the rows and the corpus; the backbone that knows how is gone before tuning loads its own."""
+    backbone = load_backbone(project.settings.expert, project.root)
+    check_layers(backbone, project.settings.readout.layers)
+    prompt = project.described(domain).prompts.expert
+    return tokenise(backbone, examples, prompt, project.settings.adapt.max_tokens), _corpus(project, domain, backbone)
 
 
 def tokenise(backbone: Backbone, examples: list[Example], system: str, max_tokens: int) -> Rows:
@@ -109,8 +115,8 @@ def tokenise(backbone: Backbone, examples: list[Example], system: str, max_token
     return rows
 
 
-def _read_corpus(project: Project, domain: str, backbone: Backbone, run: Run) -> Path | None:
-    """Let the expert read the domain's corpus, if there is one; return the folder with what came of it."""
+def _corpus(project: Project, domain: str, backbone: Backbone) -> Tuning | None:
+    """Describe the expert's reading of the domain's corpus, if there is one."""
     path, settings = corpus_file(project, domain), project.settings.corpus
     if path is None:
         return None
@@ -119,8 +125,7 @@ def _read_corpus(project: Project, domain: str, backbone: Backbone, run: Run) ->
         raise DataError(f"the corpus of {domain} is too small to hold out documents; add some, or raise corpus.val_share")
     schedule = AdaptSettings(**project.settings.adapt.model_dump() | settings.model_dump(exclude={"block_tokens", "val_share"}))
     pieces = [_pieces(backbone, passages, settings.block_tokens) for passages in (train, val)]
-    label = f"adapt {domain}, corpus"
-    return tune(project, run, Tuning("corpus", label, schedule, pieces[0], pieces[1], settings.block_tokens))
+    return Tuning("corpus", f"adapt {domain}, corpus", schedule, pieces[0], pieces[1], settings.block_tokens)
 
 
 def _pieces(backbone: Backbone, passages: list[Passage], block: int) -> Rows:
