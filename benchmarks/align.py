@@ -78,7 +78,7 @@ def curve(base: Backbone, loss_of: Any, slots: torch.Tensor, rows: list[Row]) ->
 def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
-    parser.add_argument("--batch", type=int, default=8, help="rows in a micro-batch")
+    parser.add_argument("--batch", type=int, default=32, help="rows in a micro-batch (the default of align.micro_batch_size)")
     args = parser.parse_args()
     base = make_backbone("base", args.shapes, args.device)
     rows = make_rows(args.batch, base.model.config.vocab_size)

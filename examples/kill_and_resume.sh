@@ -26,12 +26,14 @@ done
 
 for stage in "${stages[@]}"; do
   kills=0
+  spread=4
+  if [ "$stage" = adapt ]; then spread=12; fi
   while true; do
     setsid "$python" -m gag "$stage" adjuvants --project "$work/killed" "${settings[@]}" > /dev/null 2> "$work/errors" &
     child=$!
     # Loading takes some seconds; then anything from the first step to the last manifest may be hit.
     if [ "$kills" -lt "${KILLS:-4}" ]; then
-      sleep "$((RANDOM % 12 + 4)).$((RANDOM % 10))"
+      sleep "$((RANDOM % spread + 3)).$((RANDOM % 10))"
       if kill -9 -- "-$child" 2> /dev/null; then kills=$((kills + 1)); fi
     fi
     if wait "$child" 2> /dev/null; then break; fi
