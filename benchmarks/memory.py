@@ -29,6 +29,7 @@ from gag.records import write_rows
 from gag.stages.build import build
 
 DOMAINS = (1, 2, 4, 8)
+DEEPER = {"num_hidden_layers": 24}  # so that tokenizers and the libraries' own pools, some 18 MB, weigh as little as in use
 CHECKPOINT = "step-00000002"
 
 
@@ -53,7 +54,9 @@ def write_project(root: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(str(ASSETS / "tokenizer"))
     for seed, (role, shape) in enumerate(SMALL.items()):
         torch.manual_seed(seed)
-        config = Qwen3Config(**shape | {"vocab_size": len(tokenizer)}, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+        config = Qwen3Config(
+            **shape | DEEPER | {"vocab_size": len(tokenizer)}, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+        )
         Qwen3ForCausalLM(config).save_pretrained(root / role)
         tokenizer.save_pretrained(root / role)
     rows = [{"question": f"What is thing number {i}?", "answer": f"value {i}", "group": str(i)} for i in range(64)]
