@@ -19,7 +19,7 @@ from gag.prompts import KnowledgePrompt
 
 @dataclass(frozen=True)
 class Row:
-    """A question around its vectors, the answer to learn, and the prompt that holds the expert's text instead."""
+    """A question around its vectors, the answer to learn, and for distillation the prompt that holds the expert's text."""
 
     prompt: KnowledgePrompt
     answer: list[int]

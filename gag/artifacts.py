@@ -109,15 +109,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def locked(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Hold a folder for one process and those launched with it, or for all that share it; another run is refused."""
+def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for one process and those launched with it, or for all that share it; another run waits or is refused."""
     if ranks.rank() > 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ArtifactError(f"another process works on {folder.name}; wait for it to end, then run this again") from error
         yield

@@ -79,7 +79,7 @@ def _project(folder: Path, seed: int, entities: int, preset: str = "v1") -> Proj
     from gag.artifacts import locked
 
     with locked(folder / "runs"):
-        header = f"{marker}{seed}\n"
+        header = f"{marker}{seed}, preset {preset}\n"
         if path.is_file() and not path.read_text(encoding="utf-8").startswith(header):  # another world: start anew
             for unfinished in (folder / "runs").glob("*/*.unfinished"):
                 shutil.rmtree(unfinished)

@@ -43,8 +43,8 @@ def add(tensors: "list[torch.Tensor]") -> None:
         return
     import torch
 
-    _group()
-    flat = torch.cat([tensor.flatten().to(torch.float32) for tensor in tensors])
+    device = _group().device  # a GPU's group takes no tensors of the host
+    flat = torch.cat([tensor.flatten().to(device, torch.float32) for tensor in tensors])
     torch.distributed.all_reduce(flat)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from gag import ranks
 from gag.artifacts import MANIFEST, SCHEMA, load_tensors, read_manifest, save_tensors, write_json
 from gag.errors import ArtifactError
 from gag.readout import Readout
 from gag.records import Example, digest, read_rows, write_rows
 
 PART_SIZE = 512
-_KEY = "key.json"
+_KEY = "key"
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,13 @@ class StoredReadouts:
 
 def write_parts(
     folder: Path,
-    key: str,
     examples: list[Example],
     read: Callable[[list[Example]], Readout],
     advance: Callable[[int], None],
     shard: Shard = Shard(),
     part_size: int = PART_SIZE,
 ) -> None:
-    """Read a shard's examples and write whole parts; parts of the same key that are already there are kept."""
-    open_store(folder, key)
+    """Read a shard's examples and write whole parts into an open store; parts that are already there are kept."""
     for number, chosen in enumerate(_parts(examples, part_size)):
         if not shard.owns(number):
             continue
@@ -89,16 +86,30 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
 
 
 def open_store(folder: Path, key: str) -> None:
-    """Start or go on: what was made from other inputs is cleared."""
+    """Start or go on: what was made from other inputs, or harmed since, is cleared. One process at a time opens."""
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _KEY
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == {"key": key}:
+    if marker.is_file() and marker.read_bytes() == key.encode():
+        if (folder / MANIFEST).is_file():
+            _drop_harmed(folder)
         return
     for path in folder.iterdir():
         path.unlink()
-    fresh = folder / f".{_KEY}.{ranks.rank()}"
-    write_json(fresh, {"key": key})
+    fresh = folder / f".{_KEY}"
+    fresh.write_text(key, encoding="utf-8")
     fresh.rename(marker)
+
+
+def _drop_harmed(folder: Path) -> None:
+    """Open a closed store again: parts that are not what its manifest describes go."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except (ValueError, KeyError, TypeError):
+        files = {}
+    for path in folder.glob("part-*"):
+        if files.get(path.name) != digest(path):
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+    (folder / MANIFEST).unlink()
 
 
 def _parts(examples: list[Example], size: int) -> list[list[Example]]:

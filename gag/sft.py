@@ -23,7 +23,7 @@ from gag.config import Project
 from gag.errors import SettingsError
 from gag.expert import ADAPTER
 from gag.progress import bar
-from gag.settings import AdaptSettings
+from gag.settings import AdaptSettings, ModelSettings
 from gag.training import Run, cut_log, stage_key
 
 _THIRD_PARTY = (  # spoken by transformers 5.23 about names that TRL and PEFT still use
@@ -69,7 +69,7 @@ def tune(project: Project, run: Run, tuning: Tuning) -> Path:
     if ranks.decide(lambda: is_current(folder, key)):
         return folder
     _check_devices()
-    backbone = load_backbone(project.settings.expert, project.root)
+    backbone = load_backbone(_source(project, tuning), project.root)
     dtype = backbone.model.dtype
     scratch, log = run.folder / f"{tuning.name}-trainer", run.folder / f"{tuning.name}.log.jsonl"
     newest = _newest(scratch, key)
@@ -94,8 +94,15 @@ def _check_devices() -> None:
         )
 
 
+def _source(project: Project, tuning: Tuning) -> ModelSettings:
+    """Say what to load: the backbone, or the weights that an earlier tuning made of it."""
+    if tuning.start is None or (tuning.start / ADAPTER).is_file():
+        return project.settings.expert
+    return project.settings.expert.model_copy(update={"model": str(tuning.start), "revision": None})
+
+
 def _start(backbone: Backbone, tuning: Tuning) -> Any:
-    """Return the model to train: the backbone, or what an earlier tuning made of it."""
+    """Return the model to train: the backbone, with the adapter of an earlier tuning if there is one."""
     full = tuning.settings.tuning == "full"
     if tuning.start and (tuning.start / ADAPTER).is_file():
         from peft import PeftModel
@@ -104,12 +111,6 @@ def _start(backbone: Backbone, tuning: Tuning) -> Any:
         model = PeftModel.from_pretrained(backbone.model, str(tuning.start), is_trainable=True)
         model.peft_config["default"].base_model_name_or_path = name  # else PEFT looks the written name up on the hub
         return model
-    if tuning.start:
-        from transformers import AutoModelForCausalLM
-
-        attention = backbone.model.config._attn_implementation
-        model: Any = AutoModelForCausalLM.from_pretrained(tuning.start, dtype=torch.float32, attn_implementation=attention)
-        return model.to(backbone.device).train()
     model = backbone.model.train().requires_grad_(full)
     return model.float() if full else model  # small steps are lost in half precision
 

@@ -29,9 +29,10 @@ def _make(kind: str, name: str, folder: Path) -> Any:
     PartialState()  # accelerate's trackers ask which process they are in
     try:
         if kind == "tensorboard":
-            return tracking.TensorBoardTracker(name, logging_dir=folder)
-        made = {"wandb": tracking.WandBTracker, "trackio": tracking.TrackioTracker}[kind]("gag")
-        made.store_init_configuration({"run": name})
+            made = tracking.TensorBoardTracker(name, logging_dir=folder)
+        else:
+            made = {"wandb": tracking.WandBTracker, "trackio": tracking.TrackioTracker}[kind]("gag", name=name)
+        made.start()
         return made
     except ImportError as error:
         raise MissingExtraError(f"tracking: {kind} needs the package {kind}; run `pip install {kind}`") from error

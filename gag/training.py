@@ -13,7 +13,7 @@ import torch
 
 from gag import ranks
 from gag.artifacts import is_current, load_tensors, read_manifest, save_tensors, write_json, writing
-from gag.errors import MismatchError
+from gag.errors import ArtifactError, MismatchError
 from gag.records import digest
 from gag.settings import ModelSettings
 from gag.tracking import tracker
@@ -57,6 +57,14 @@ class Checkpoint:
     step: int
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
+
+
+def is_done(folder: Path, key: str, unfinished: Path) -> bool:
+    """Say whether a stage's result stands; what a kill left of its run just after that is cleared."""
+    done = ranks.decide(lambda: is_current(folder, key))
+    if done and ranks.rank() == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return done
 
 
 class Run:
@@ -117,7 +125,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         described, plain = self.folder / "inputs.json", json.loads(json.dumps(inputs, default=str))
         if described.is_file():
-            changed = _differences(json.loads(described.read_text(encoding="utf-8")), plain)
+            changed = _differences(_read(described), plain)
             if changed:
                 raise MismatchError(
                     f"runs/{self.folder.parent.name}/{self.folder.name} holds an unfinished run with other inputs "
@@ -129,6 +137,14 @@ class Run:
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def _read(described: Path) -> Any:
+    try:
+        return json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        folder = f"runs/{described.parent.parent.name}/{described.parent.name}"
+        raise ArtifactError(f"{folder}/{described.name} cannot be read; remove {folder} to start anew") from error
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from gag.backbone import load_backbone
 from gag.config import Project, load_project
-from gag.errors import DataError, MismatchError, SettingsError
+from gag.errors import ArtifactError, DataError, MismatchError, MissingExtraError
 from gag.readout_store import read_store
 from gag.records import fold_of, read_examples, read_rows, write_rows
 from gag.stages.adapt import adapt, folds, tokenise
@@ -110,11 +110,25 @@ def test_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(Trainer, "training_step", lambda *_, **__: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         adapt(project, "metals")
+    described = project.run("metals", "adapt.unfinished") / "inputs.json"
     with pytest.raises(MismatchError, match=r"unfinished run with other inputs \(settings.rank: 4 there, 8 here\)"):
         adapt(load_project(project.root, ("adapt.epochs=4", "adapt.rank=8")), "metals")
+    described.write_text("{")
+    with pytest.raises(ArtifactError, match=r"runs/metals/adapt.unfinished/inputs.json cannot be read; remove"):
+        adapt(project, "metals")
+
+
+def test_what_a_kill_leaves_behind_a_finished_stage_is_cleared(tmp_path: Path) -> None:
+    project = tiny(tmp_path / "p")
+    adapt(project, "metals")
+    unfinished = project.run("metals", "adapt.unfinished")
+    unfinished.mkdir()
+    (unfinished / "inputs.json").write_text('{"settings": "of a run whose result stands"}')
+    adapt(project, "metals")
+    assert not unfinished.exists()
 
 
 def test_flash_attention_that_is_not_installed_is_named(tmp_path: Path) -> None:
     project = tiny(tmp_path / "p", "expert.attention=flash_attention_2")
-    with pytest.raises((SettingsError, Exception), match="pip install flash-attn"):
+    with pytest.raises(MissingExtraError, match="pip install flash-attn"):
         adapt(project, "metals")

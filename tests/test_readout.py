@@ -10,7 +10,7 @@ import torch
 from gag.backbone import Backbone, Inputs
 from gag.errors import ArtifactError, SettingsError
 from gag.readout import Readout, check_layers, pool, read, read_states, token_batches, write
-from gag.readout_store import Shard, close_store, read_store, write_parts
+from gag.readout_store import Shard, close_store, open_store, read_store, write_parts
 from gag.records import Example
 from gag.sampling import seeded_sampler
 from gag.settings import ReadoutSettings
@@ -150,7 +150,8 @@ def test_out_of_memory_goes_on_with_smaller_batches(expert: Backbone, monkeypatc
 def test_shards_write_what_one_process_writes(tmp_path: Path) -> None:
     for index in (2, 0, 1):
         assert not close_store(tmp_path / "s", "k", {}, EXAMPLES, part_size=2)
-        write_parts(tmp_path / "s", "k", EXAMPLES, fake, lambda n: None, Shard(index, 3), part_size=2)
+        open_store(tmp_path / "s", "k")
+        write_parts(tmp_path / "s", EXAMPLES, fake, lambda n: None, Shard(index, 3), part_size=2)
     assert close_store(tmp_path / "s", "k", {}, EXAMPLES, part_size=2)
     store(tmp_path / "one")
     assert read_store(tmp_path / "s").ids == read_store(tmp_path / "one").ids
@@ -171,7 +172,8 @@ def fake(examples: list[Example]) -> Readout:
 
 
 def store(folder: Path, read=fake, key: str = "k") -> None:
-    write_parts(folder, key, EXAMPLES, read, lambda n: None, part_size=2)
+    open_store(folder, key)
+    write_parts(folder, EXAMPLES, read, lambda n: None, part_size=2)
     assert close_store(folder, key, {}, EXAMPLES, part_size=2)
 
 
@@ -210,7 +212,8 @@ def test_a_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_any_text_is_read_back(tmp_path: Path) -> None:
     odd = "a\u2028b\u2029c\u0085d\re"
     examples = [Example("odd", odd, ("a",), "odd")]
-    write_parts(tmp_path / "s", "k", examples, fake, lambda n: None)
+    open_store(tmp_path / "s", "k")
+    write_parts(tmp_path / "s", examples, fake, lambda n: None)
     close_store(tmp_path / "s", "k", {}, examples)
     assert read_store(tmp_path / "s", "k").ids == ["odd"]
 
@@ -223,3 +226,28 @@ def test_harmed_or_foreign_stores_are_refused(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="cut short"):
         read_store(tmp_path / "s", "k")
+
+
+@pytest.mark.parametrize("harmed", ["part-00001.safetensors", "part-00001.jsonl"])
+def test_a_harmed_part_is_read_again(tmp_path: Path, harmed: str) -> None:
+    store(tmp_path / "s")
+    whole = read_store(tmp_path / "s", "k")
+    path = tmp_path / "s" / harmed
+    path.write_bytes(path.read_bytes()[:-2] + b"0}")
+    asked: list[str] = []
+
+    def counts(examples: list[Example]) -> Readout:
+        asked.extend(e.question for e in examples)
+        return fake(examples)
+
+    store(tmp_path / "s", counts)
+    assert asked == QUESTIONS[2:4]
+    again = read_store(tmp_path / "s", "k")
+    assert again.ids == whole.ids and again.slots.equal(whole.slots)
+
+
+def test_an_unreadable_manifest_reads_everything_again(tmp_path: Path) -> None:
+    store(tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").write_bytes(b"{")
+    store(tmp_path / "s")
+    assert read_store(tmp_path / "s", "k").ids == [e.id for e in EXAMPLES]

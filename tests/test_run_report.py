@@ -1,6 +1,8 @@
 """What a stage leaves for people: a report with a plot, and curves sent to a tracker."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,7 +45,19 @@ def test_rows_go_to_the_tracker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.log.read_text() == '{"step": 3, "loss": 0.5, "note": "x"}\n'
 
 
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_a_trackers_own_package_gets_the_rows(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through accelerate's real tracker, down to what it calls of the package."""
+    begun, sent = [], []
+    run = SimpleNamespace(log=lambda values, **known: sent.append(values))
+    package = SimpleNamespace(init=lambda **known: begun.append(known) or run, log=run.log)
+    monkeypatch.setitem(sys.modules, kind, package)
+    tracker(kind, "metals-align", tmp_path)({"step": 3, "loss": 0.5, "note": "x"})
+    assert begun == [{"project": "gag", "name": "metals-align"}]
+    assert sent[0]["loss"] == 0.5 and "note" not in sent[0]
+
+
 def test_a_missing_tracker_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingExtraError, match="pip install trackio"):
         tracker("trackio", "x", tmp_path)

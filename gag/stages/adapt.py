@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gag import ranks
-from gag.artifacts import is_current, writing
+from gag.artifacts import writing
 from gag.backbone import Backbone, load_backbone
 from gag.config import Project
 from gag.data import adapt_file, corpus_file
@@ -22,7 +22,7 @@ from gag.records import Example, Passage, digest, fold_of, read_examples, read_p
 from gag.run_report import curves, write_report
 from gag.settings import AdaptSettings
 from gag.sft import Tuning, tune
-from gag.training import Run, model_key, stage_key
+from gag.training import Run, is_done, model_key, stage_key
 
 CUT_SHARE = 0.01
 Rows = list[dict[str, list[int]]]
@@ -54,14 +54,15 @@ def folds(project: Project) -> range:
 
 def adapt(project: Project, domain: str) -> Path:
     """Tune the expert of a domain; return the folder with the adapter or the full weights."""
-    folder, settings = project.run(domain, "adapt"), project.settings.adapt
-    if ranks.decide(lambda: is_current(folder, key(project, domain))):
+    folder, unfinished = project.run(domain, "adapt"), project.run(domain, "adapt.unfinished")
+    settings, wanted = project.settings.adapt, inputs(project, domain)
+    if is_done(folder, stage_key(**wanted), unfinished):
         say(f"adapt {domain}: already there")
         return folder
     started = time.monotonic()
     examples = read_examples(adapt_file(project, domain))
     rows, corpus = _encode(project, domain, examples)
-    run = Run(project.run(domain, "adapt.unfinished"), inputs(project, domain), project.settings.tracking)
+    run = Run(unfinished, wanted, project.settings.tracking)
     start = tune(project, run, corpus) if corpus else None
     tune(project, run, Tuning("expert", f"adapt {domain}", settings, rows, start=start))
     for fold in folds(project):
@@ -69,7 +70,7 @@ def adapt(project: Project, domain: str) -> Path:
         tune(project, run, Tuning(f"fold-{fold}", f"adapt {domain}, fold {fold}", settings, others, start=start))
     seconds = round(time.monotonic() - started, 1)
     if ranks.rank() == 0:
-        facts = {"key": key(project, domain), "rows": len(rows), "settings": settings.model_dump(), "seconds": seconds}
+        facts = {"key": stage_key(**wanted), "rows": len(rows), "settings": settings.model_dump(), "seconds": seconds}
         with writing(folder, facts) as temporary:
             for path in [run.folder / "expert", *run.folder.glob("fold-?"), *run.folder.glob("fold-??")]:
                 shutil.copytree(path, temporary / path.name, ignore=shutil.ignore_patterns("manifest.json"))

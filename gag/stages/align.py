@@ -15,7 +15,7 @@ import torch
 
 from gag import ranks
 from gag.alignment import Reader, Row
-from gag.artifacts import is_current, load_tensors, save_tensors, writing
+from gag.artifacts import load_tensors, save_tensors, writing
 from gag.backbone import Backbone, load_backbone
 from gag.config import Project
 from gag.data import alignment_rows
@@ -30,7 +30,7 @@ from gag.records import Example
 from gag.run_report import curves, write_report
 from gag.settings import AlignSettings
 from gag.stages import readouts
-from gag.training import Run, linear_schedule, model_key, stage_key
+from gag.training import Run, is_done, linear_schedule, model_key, stage_key
 
 _COUNTERS = ("total", "count", "best_loss", "best_step", "unimproved")
 
@@ -61,8 +61,9 @@ def key(project: Project, domain: str) -> str:
 
 def align(project: Project, domain: str) -> Path:
     """Train the projector of a domain on its stored readouts; return the folder with the best one."""
-    folder, settings = project.run(domain, "align"), project.settings.align
-    if ranks.decide(lambda: is_current(folder, key(project, domain))):
+    folder, unfinished = project.run(domain, "align"), project.run(domain, "align.unfinished")
+    settings, wanted = project.settings.align, inputs(project, domain)
+    if is_done(folder, stage_key(**wanted), unfinished):
         say(f"align {domain}: already there")
         return folder
     started = time.monotonic()
@@ -70,15 +71,15 @@ def align(project: Project, domain: str) -> Path:
     examples = alignment_rows(project, domain)
     stored = {name: read_store(project.run(domain, "readouts") / name, readouts.key(project, domain)) for name in examples}
     instruction = project.described(domain).prompts.answer
-    splits = {name: _split(base, instruction, examples[name], stored[name]) for name in examples}
+    splits = {name: _split(base, instruction, examples[name], stored[name], settings.distill > 0) for name in examples}
     if settings.semantic:
         splits["align"] = _with_meanings(splits["align"], examples["align"], project)
-    run = Run(project.run(domain, "align.unfinished"), inputs(project, domain), project.settings.tracking)
+    run = Run(unfinished, wanted, project.settings.tracking)
     projector, val_loss = train_projector(base, splits["align"], splits["val"], settings, run, f"align {domain}")
     seconds = round(time.monotonic() - started, 1)
     if ranks.rank() == 0:
         facts = {
-            "key": key(project, domain),
+            "key": stage_key(**wanted),
             "rows": len(splits["align"].rows),
             "base": base.facts.model_dump(),
             "expert": stored["align"].facts["expert"],
@@ -241,12 +242,9 @@ class _Trainer:
             loss = self._loss(chosen, torch.stack([noisy[i] for i in chosen]), tokens, len(batch))
             loss.backward()
             total += loss.detach().cpu()
-        gradients = []
         for parameter in self.modules.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients.append(parameter.grad)
-        ranks.add([*gradients])
-        ranks.add([total])
+        ranks.add([total, *(parameter.grad for parameter in self.modules.parameters() if parameter.grad is not None)])
         return total
 
     def _loss(self, chosen: list[int], slots: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
@@ -316,7 +314,7 @@ def _generator(seed: int, what: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(name[:15], 16))
 
 
-def _split(base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts) -> Split:
+def _split(base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts, taught: bool) -> Split:
     if stored.ids != [e.id for e in examples]:
         raise MismatchError("the readouts are of other rows than the data file's; run `gag readouts` again")
     width = stored.facts["expert"]["width"]
@@ -326,7 +324,7 @@ def _split(base: Backbone, instruction: str, examples: list[Example], stored: St
         Row(
             base.prompts.with_knowledge(e.question, instruction),
             base.prompts.answer(e.answers[0]),
-            base.prompts.with_text(e.question, instruction, text),
+            base.prompts.with_text(e.question, instruction, text) if taught else [],
         )
         for e, text in zip(examples, stored.texts, strict=True)
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gag import ranks
-from gag.artifacts import is_current
+from gag.artifacts import is_current, locked
 from gag.backbone import load_backbone
 from gag.config import Project
 from gag.data import align_file, alignment_rows
@@ -18,7 +18,7 @@ from gag.errors import ArtifactError
 from gag.expert import Experts
 from gag.progress import bar, say
 from gag.readout import Readout, check_layers, read
-from gag.readout_store import Shard, close_store, read_store, write_parts
+from gag.readout_store import Shard, close_store, open_store, read_store, write_parts
 from gag.records import Example, digest, fold_of
 from gag.run_report import Curve, write_report
 from gag.stages import adapt
@@ -51,12 +51,17 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
     mine = shard or Shard(ranks.rank(), ranks.world())
     total = sum(map(len, rows.values())) // mine.count
     with bar(f"readouts {domain}", total) as advance:
+        with locked(folder, wait=True):  # shards may come at once
+            for split in rows if ranks.rank() == 0 else ():
+                open_store(folder / split, wanted)
+        ranks.wait()
         for split, chosen in rows.items():
-            write_parts(folder / split, wanted, chosen, _reader(project, domain, experts, split), advance, mine)
+            write_parts(folder / split, chosen, _reader(project, domain, experts, split), advance, mine)
             ranks.wait()
     seconds = f"{time.monotonic() - started:.0f} s"
     facts = {"settings": project.settings.readout.model_dump(), "expert": experts.facts.model_dump()}
-    closed = [ranks.decide(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS]
+    with locked(folder, wait=True):
+        closed = [ranks.decide(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS]
     if not all(closed):
         say(f"readouts {domain}: shard {mine.index + 1} of {mine.count} is written, {seconds}; others are not there yet")
         return folder
