@@ -161,7 +161,7 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     """Load a model and its tokenizer, frozen, from a folder under `root` or from the hub; no remote code, no pickle."""
     folder = root / settings.model
     source = str(folder) if folder.is_dir() else settings.model
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     dtype = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
     known: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
     try:
@@ -216,7 +216,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """Return a device by name; of several processes on one machine, each takes its own accelerator."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)

@@ -3,18 +3,30 @@
 Nothing heavy is imported before a command's settings, names and paths are checked.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from gag import ranks
+from gag.commands.domains import domains_app
+from gag.commands.options import (
+    DomainArgument,
+    JsonOption,
+    Preset,
+    ProjectOption,
+    SetOption,
+    asked,
+    described,
+    finish,
+    open_project,
+)
+from gag.commands.router import route, router_app
 from gag.errors import GagError, SettingsError, is_full_disk
 
 if TYPE_CHECKING:
@@ -28,18 +40,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-domains_app = typer.Typer(help="List, show, add, verify and remove the domain folders of a project.", no_args_is_help=True)
 app.add_typer(domains_app, name="domains")
+app.add_typer(router_app, name="router")
 export_app = typer.Typer(help="Write a domain's data for other tools.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
-
-ProjectOption = Annotated[
-    Path | None, typer.Option("--project", help="Folder with gag.yaml (default: GAG_PROJECT, or found from here upwards).")
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Preset = Literal["v1", "v4"]
-DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
 
 
 @app.command()
@@ -57,7 +61,7 @@ def demo(
         from gag.demo_report import show
 
         show(figures, folder)
-    _finish(as_json, figures)
+    finish(as_json, figures)
 
 
 @app.command()
@@ -73,7 +77,7 @@ def init(
     from gag.config import write_example
 
     path = write_example(folder, domain, base, expert, preset)
-    _finish(as_json, {"project": str(path)}, f"wrote {path}; put rows into data/{domain}/train.jsonl, then: gag build {domain}")
+    finish(as_json, {"project": str(path)}, f"wrote {path}; put rows into data/{domain}/train.jsonl, then: gag build {domain}")
 
 
 @app.command()
@@ -84,7 +88,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Run every missing stage of the domains and put their plug-in folders together."""
-    opened = _open(project, settings)
+    opened = open_project(project, settings)
     for name in names:
         opened.described(name)
     from gag.data import check
@@ -93,7 +97,7 @@ def build(
     from gag.stages.build import build as run
 
     seconds = run(opened, list(dict.fromkeys(names)))
-    _finish(as_json, {"domains": names, "stages": seconds}, f'built {", ".join(names)}; now: gag ask "..."')
+    finish(as_json, {"domains": names, "stages": seconds}, f'built {", ".join(names)}; now: gag ask "..."')
 
 
 @app.command()
@@ -105,11 +109,11 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say before any weights are downloaded whether a build fits, how long it takes, and what it writes."""
-    opened = _described(domain, project, settings)
+    opened = described(domain, project, settings)
     from gag.stages.plan import plan as run
 
     made = run(opened, domain, gpus)
-    _finish(as_json, asdict(made), "\n".join(made.lines()))
+    finish(as_json, asdict(made), "\n".join(made.lines()))
 
 
 @app.command()
@@ -123,7 +127,7 @@ def adapt(
     as_json: JsonOption = False,
 ) -> None:
     """Stage I: teach the domain's expert, or take one that was tuned elsewhere."""
-    opened = _described(domain, project, settings)
+    opened = described(domain, project, settings)
     if source is not None:
         from gag.stages.adopt import adopt
 
@@ -143,7 +147,7 @@ def readouts(
     as_json: JsonOption = False,
 ) -> None:
     """Let the expert write on every alignment question and store its states."""
-    opened = _described(domain, project, settings)
+    opened = described(domain, project, settings)
     chosen = _shard(shard)
     from gag.stages.readouts import readouts as run
 
@@ -155,7 +159,7 @@ def align(
     domain: DomainArgument, project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
 ) -> None:
     """Stage II: train the domain's projector on the stored readouts."""
-    opened = _described(domain, project, settings)
+    opened = described(domain, project, settings)
     from gag.stages.align import align as run
 
     _stage(opened, run, domain, as_json)
@@ -164,14 +168,24 @@ def align(
 @app.command()
 def prototypes(
     domain: Annotated[str, typer.Argument(help="A domain that gag.yaml describes, or general.")],
+    add: Annotated[
+        Path | None, typer.Option(help="Add this file's questions to the bank of a domain that is present; needs no old ones.")
+    ] = None,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the router's bank of a domain, or of general."""
+    """Build the router's bank of a domain, or of general; or add questions to it."""
     from gag.settings import GENERAL
 
-    opened = _open(project, settings) if domain == GENERAL else _described(domain, project, settings)
+    if add is not None:
+        opened = open_project(project, settings)
+        opened.require(domain)
+        from gag.stages.prototypes import add_questions
+
+        _stage(opened, lambda project, domain: add_questions(project, domain, add), domain, as_json)
+        return
+    opened = open_project(project, settings) if domain == GENERAL else described(domain, project, settings)
     from gag.stages.prototypes import prototypes as run
 
     _stage(opened, run, domain, as_json)
@@ -187,7 +201,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question: routed, read, injected, and decoded by the frozen base."""
-    opened = _asked(question, project, settings)
+    opened = asked(question, project, settings)
     if domain is not None:
         opened.require(domain)
     from gag.engine import GAG
@@ -201,98 +215,10 @@ def ask(
     shown = f"{answer.text}\n[{answer.route.domain} {answer.route.score:.3f}; {added} added to the prompt]"
     if background and answer.background:
         shown += f"\n[expert: {answer.background}]"
-    _finish(as_json, result, shown)
+    finish(as_json, result, shown)
 
 
-@app.command()
-def route(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    project: ProjectOption = None,
-    settings: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say where a question would go, with every domain's score."""
-    opened = _asked(question, project, settings)
-    from gag.engine import load_router
-
-    chosen = load_router(opened).route([question])[0]
-    scores = sorted(chosen.scores.items(), key=lambda pair: -pair[1])
-    lines = [f"{'->' if name == chosen.domain else '  '} {name:<20} {score:.4f}" for name, score in scores]
-    _finish(as_json, asdict(chosen), "\n".join([*lines, f"[{chosen.reason}]"]))
-
-
-@domains_app.command("list")
-def domains_list(project: ProjectOption = None, as_json: JsonOption = False) -> None:
-    """List the domains that are present."""
-    opened = _open(project)
-    from gag.stages.domains import list_domains
-
-    rows = list_domains(opened)
-    header = f"{'domain':<20} {'built':<11} {'tuning':<7} {'MB':>8} {'val loss':>9}  base"
-    lines = [f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}" for r in rows]
-    shown = "\n".join([header, *lines]) if rows else "no domains yet; run `gag build DOMAIN` or `gag domains add FOLDER`"
-    _finish(as_json, {"domains": [asdict(row) for row in rows]}, shown)
-
-
-@domains_app.command("show")
-def domains_show(name: str, project: ProjectOption = None, as_json: JsonOption = False) -> None:
-    """Show a domain's card."""
-    opened = _open(project)
-    opened.require(name)
-    from gag.stages.domains import show_domain
-
-    domain = show_domain(opened, name)
-    _finish(as_json, domain.facts.model_dump(), (domain.folder / "README.md").read_text(encoding="utf-8").rstrip())
-
-
-@domains_app.command("add")
-def domains_add(
-    folder: Annotated[Path, typer.Argument(help="A domain folder, such as other-project/domains/materials.")],
-    project: ProjectOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Plug in a domain folder after checking that it is whole and fits the project's models."""
-    opened = _open(project)
-    if not folder.is_dir():
-        raise SettingsError(f"{folder} is not a folder; point at a domain folder, such as other-project/domains/materials")
-    from gag.stages.domains import add_domain
-
-    name = add_domain(opened, folder)
-    _finish(as_json, {"added": name}, f"added {name}")
-
-
-@domains_app.command("verify")
-def domains_verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[DOMAIN...]", help="Default: all that are present.")] = None,
-    project: ProjectOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check files against their hashes, and domains against the project's base and expert."""
-    opened = _open(project)
-    for name in names or []:
-        opened.require(name)
-    from gag.stages.domains import verify_domains
-
-    verified = verify_domains(opened, names or [])
-    _finish(as_json, {"verified": verified}, f"{len(verified)} whole and fitting: {', '.join(verified) or 'none present'}")
-
-
-@domains_app.command("remove")
-def domains_remove(
-    name: str,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    project: ProjectOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take a domain's folder away; its data and runs stay."""
-    opened = _open(project)
-    opened.require(name)
-    if not yes:
-        typer.confirm(f"Remove domains/{name}?", abort=True, err=True)
-    from gag.stages.domains import remove_domain
-
-    remove_domain(opened, name)
-    _finish(as_json, {"removed": name}, f"removed {name}")
+app.command()(route)
 
 
 @export_app.command("llamafactory")
@@ -304,12 +230,12 @@ def export_llamafactory(
     as_json: JsonOption = False,
 ) -> None:
     """Write a domain's stage I for LLaMA-Factory: its rows as Alpaca data, and a training file for each step."""
-    opened = _described(domain, project, settings)
+    opened = described(domain, project, settings)
     from gag.stages.export import export_llamafactory as run
 
     written = [path.name for path in run(opened, domain, folder)]
     shown = f"wrote {', '.join(written)} into {folder}; tuned there, take it with: gag adapt {domain} --from DIR"
-    _finish(as_json, {"domain": domain, "folder": str(folder), "files": written}, shown)
+    finish(as_json, {"domain": domain, "folder": str(folder), "files": written}, shown)
 
 
 def main() -> None:
@@ -335,30 +261,6 @@ def _refuse(reason: str) -> NoReturn:
     raise SystemExit(2) from None
 
 
-def _open(project: Path | None, settings: list[str] | None = None) -> "Project":
-    from gag.config import load_project
-
-    return load_project(project, tuple(settings or ()))
-
-
-def _described(domain: str, project: Path | None, settings: list[str] | None) -> "Project":
-    opened = _open(project, settings)
-    opened.described(domain)
-    return opened
-
-
-def _asked(question: str, project: Path | None, settings: list[str] | None) -> "Project":
-    if not question.strip():
-        raise SettingsError("the question is empty; ask something")
-    from gag.records import check_text
-
-    check_text(question, "the question")
-    opened = _open(project, settings)
-    if not opened.general.is_dir():
-        raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")
-    return opened
-
-
 def _shard(text: str | None) -> "Shard | None":
     if text is None:
         return None
@@ -382,13 +284,4 @@ def _stage(
     ):
         folder = run(project, domain)
     written = str(folder.relative_to(project.root))
-    _finish(as_json, {"domain": domain, "folder": written}, written)
-
-
-def _finish(as_json: bool, result: dict[str, Any], shown: str | None = None) -> None:
-    if ranks.rank() > 0:
-        return
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-    elif shown is not None:
-        print(shown)
+    finish(as_json, {"domain": domain, "folder": written}, written)

@@ -59,6 +59,11 @@ class Project:
         """The folder of the general route's bank."""
         return self.root / GENERAL
 
+    @property
+    def calibration(self) -> Path:
+        """What `gag router calibrate` decided."""
+        return self.root / "router.json"
+
     def domain(self, name: str) -> Path:
         """Return a domain's plug-in folder."""
         return self.domains / check_name(name)

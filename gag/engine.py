@@ -1,22 +1,25 @@
 """GAG: route a question, read the expert, project, inject, and let the frozen base answer."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from gag.artifacts import read_manifest
-from gag.backbone import load_backbone, pad_left
+from gag.backbone import Backbone, load_backbone, pad_left
+from gag.calibration import load_calibration
 from gag.config import Project
 from gag.domain import Domain, load_domain
-from gag.encoder import BackboneEncoder
+from gag.encoders import make_encoder
 from gag.errors import ArtifactError, DataError
 from gag.expert import Experts
 from gag.injection import inject
+from gag.progress import say
 from gag.projector import Projector
-from gag.prototypes import load_bank
+from gag.prototypes import QUESTIONS, load_bank, load_questions
 from gag.readout import read
 from gag.records import check_text
 from gag.router import Route, Router
@@ -57,7 +60,7 @@ class GAG:
             self._check(domain)
             self.experts.load(name, domain.expert)
             self._projectors[name] = domain.projector().to(self.base.device)
-        self.router = _router(project, self.experts, self.domains)
+        self.router = _router(project, lambda: self.experts.backbone, self.domains)
 
     def route(self, questions: list[str]) -> list[Route]:
         """Say where each question goes."""
@@ -122,19 +125,39 @@ class GAG:
         domain.facts.expert.check("expert", self.experts.facts, domain.name)
 
 
-def load_router(project: Project) -> Router:
-    """Load only what routing needs: the query encoder and the banks."""
-    experts = Experts(load_backbone(project.settings.expert, project.root))
-    return _router(project, experts, {name: load_domain(project.domain(name)) for name in project.present()})
+def load_router(project: Project, saved: bool = True) -> Router:
+    """Load only what routing needs, the query encoder and the banks; without `saved`, calibrate anew."""
+    domains = {name: load_domain(project.domain(name)) for name in project.present()}
+    return _router(project, lambda: load_backbone(project.settings.expert, project.root), domains, saved)
 
 
-def _router(project: Project, experts: Experts, domains: dict[str, Domain]) -> Router:
-    settings = project.settings.router
+def explain_route(project: Project, router: Router, question: str) -> dict[str, Any]:
+    """Say what a route was decided by: leads, distance, nearest prototypes, and questions where a domain carries them."""
+    vector = router.encoder.encode([question])
+    verdict = router.judge(vector)
+    folders = {GENERAL: project.general} | {name: project.domain(name) for name in router.names[1:]}
+    carried = {name: load_questions(f).nearest(vector[0], 3) for name, f in folders.items() if (f / QUESTIONS).is_file()}
+    return {
+        "rule": router.rule,
+        "lead": float(verdict.leads[0]),
+        "lead_needed": router.lead,
+        "distance": None if verdict.distances is None else float(verdict.distances[0]),
+        "far": router.calibration.far if router.calibration else None,
+        "prototypes": {name: asdict(near) for name, near in router.nearest(vector[0]).items()},
+        "questions": carried,
+    }
+
+
+def _router(project: Project, expert: Callable[[], Backbone], domains: dict[str, Domain], load: bool = True) -> Router:
     banks = {name: domain.bank() for name, domain in domains.items()}
     if not project.general.is_dir():
         raise ArtifactError("the general bank is not built; run `gag prototypes general`")
     banks[GENERAL] = load_bank(project.general, read_manifest(project.general)["bank"])
-    return Router(banks, BackboneEncoder(experts.backbone, experts.facts.fingerprint, settings), settings.margin)
+    saved = load_calibration(project.calibration) if load else None
+    router = Router(banks, make_encoder(project, expert), project.settings.router, saved)
+    if router.warning:
+        say(router.warning)
+    return router
 
 
 def _forced(domain: str) -> Route:

@@ -38,7 +38,7 @@ def read_examples(path: Path) -> list[Example]:
 
 def read_questions(path: Path) -> list[str]:
     """Read only the questions of a JSONL file."""
-    return [_question(row, f"{path.name}:{line}") for line, row in read_rows(path)]
+    return [read_question(row, f"{path.name}:{line}") for line, row in read_rows(path)]
 
 
 def read_passages(path: Path) -> list[Passage]:
@@ -111,7 +111,7 @@ def _object(line: str, place: str) -> dict[str, Any]:
 
 
 def _example(row: dict[str, Any], place: str, line: int) -> Example:
-    question = _question(row, place)
+    question = read_question(row, place)
     answers = row.get("answer", row.get("output"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
@@ -124,7 +124,8 @@ def _example(row: dict[str, Any], place: str, line: int) -> Example:
     return example
 
 
-def _question(row: dict[str, Any], place: str) -> str:
+def read_question(row: dict[str, Any], place: str) -> str:
+    """Return a row's question: "question", or Alpaca's "instruction" and "input"."""
     if "question" in row:
         return _text(row, "question", place)
     instruction = _text(row, "instruction", place) if "instruction" in row else ""

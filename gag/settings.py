@@ -159,13 +159,40 @@ class AlignSettings(Settings):
     seed: int = Field(default=980406, ge=0, lt=2**32)
 
 
-class RouterSettings(Settings):
-    """PPR: the training-free prototype router."""
+class EncoderSettings(Settings):
+    """The router's query encoder, which turns questions into vectors."""
 
+    kind: Literal["expert", "transformer", "sentence-transformers", "vectors"] = Field(
+        default="expert",
+        description="the expert backbone without adapters; any encoder of transformers or sentence-transformers; or a folder "
+        "with questions.jsonl and vectors.safetensors",
+    )
+    model: str | None = Field(default=None, description="id or folder (relative to gag.yaml) of any kind but expert")
+    revision: str | None = Field(default=None, description="on the hub; with vectors: the name of what made them")
+    pooling: Literal["mean", "first"] = Field(default="mean", description="of kind transformer: all tokens, or the first")
+    device: str = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
+
+    @model_validator(mode="after")
+    def _named(self) -> "EncoderSettings":
+        if (self.kind == "expert") != (self.model is None):
+            raise ValueError(f"encoder.kind {self.kind} {'takes no' if self.model else 'needs a'} model")
+        return self
+
+
+class RouterSettings(Settings):
+    """The training-free router: the published rule PPR, or closed-form rules over the same banks."""
+
+    encoder: EncoderSettings = EncoderSettings()
+    rule: Literal["auto", "blend", "lda", "whitened", "ppr"] = Field(
+        default="auto", description="auto: the best on the questions held out; ppr: as published, with `margin` alone"
+    )
+    alpha: float = Field(default=0.01, gt=0, lt=1, description="share of general questions that may go to specialists")
     centres: int = Field(default=32, ge=1, description="k-means centres per domain, at most as many as questions")
     max_questions: int = Field(default=10_000, ge=1, description="questions of a domain that its bank is made from")
+    held_out: float = Field(default=0.2, ge=0, lt=1, description="share of them kept for calibration, at most 500")
     max_tokens: int = Field(default=256, ge=1, description="a question's tokens that the encoder reads")
-    margin: float = Field(default=0.0, ge=0, description="how far a domain's score must lie above general's")
+    margin: float = Field(default=0.0, ge=0, description="with ppr: how far a domain's score must lie above general's")
+    keep_questions: bool = Field(default=False, description="a domain carries its questions, for `gag route --explain`")
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=980406, ge=0, lt=2**32)
 
@@ -174,6 +201,7 @@ class GeneralSettings(Settings):
     """The general route's own questions."""
 
     questions: str | None = Field(default=None, description="JSONL of questions (default: the list in the package)")
+    test: str | None = Field(default=None, description="rows that judge whether general questions stay what they were")
 
 
 class DecodingSettings(Settings):
@@ -198,6 +226,9 @@ class ProjectSettings(Settings):
     decoding: DecodingSettings = DecodingSettings()
     tracking: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
         default="none", description="where training curves also go; runs/ always has them as JSONL"
+    )
+    labels: dict[str, str] = Field(
+        default={}, description="an evaluation row's `label` or `dataset_name` -> its domain, or general"
     )
     domains: dict[str, DomainSettings] = {}
 

@@ -44,7 +44,7 @@ def test_ask_route_and_domains_in_real_processes(project: Project) -> None:
     where = ("--project", str(project.root), "--json")
     asked = process("ask", "What is in metals number 2?", *where)
     assert asked.returncode == 0, asked.stderr
-    assert asked.stderr == ""
+    assert asked.stderr.startswith("the router is not calibrated and routes by ppr: ") and asked.stderr.count("\n") == 1
     answer = json.loads(asked.stdout.splitlines()[-1])
     assert answer["route"]["domain"] == "metals" and answer["tokens_added"] == 1
     routed = json.loads(process("route", "What is in plants number 2?", *where).stdout)

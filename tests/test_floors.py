@@ -6,10 +6,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "gag"
 GROUND = ["errors", "ranks", "progress", "settings", "config", "records", "data", "artifacts", "prompts"]
 NOUNS = ["backbone", "expert", "sampling", "readout", "readout_store", "projector", "injection", "encoder", "prototypes",
-         "router", "alignment", "losses", "meaning", "metering", "machine", "run_report", "tracking", "training", "sft",
-         "domain", "engine"]  # fmt: skip
+         "rules", "calibration", "router", "alignment", "losses", "metering", "machine", "run_report", "tracking", "training",
+         "encoders", "meaning", "sft", "domain", "engine"]  # fmt: skip
 WINGS = ["stages", "evaluation", "pocket"]
-ROOF = ["demo", "demo_report", "cli", "__main__", "__init__"]
+ROOF = ["demo", "demo_report", "commands", "cli", "__main__", "__init__"]
 ORDER = {name: i for i, name in enumerate(GROUND + NOUNS)}
 
 

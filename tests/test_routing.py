@@ -1,4 +1,4 @@
-"""The router is the published rule, and banks of another encoder are refused."""
+"""The published rule, the closed-form rules, abstention, and banks that come, go and grow."""
 
 from dataclasses import replace
 
@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from gag.backbone import Backbone
+from gag.calibration import calibrate, load_calibration, save_calibration, set_hash
 from gag.encoder import BackboneEncoder, EncoderSpec
-from gag.errors import DataError, MismatchError, SettingsError
-from gag.prototypes import Bank, build_bank, load_bank
+from gag.errors import ArtifactError, DataError, MismatchError, SettingsError
+from gag.prototypes import HELD_OUT, Bank, Encoded, build_bank, encode_questions, load_bank, load_questions
 from gag.router import Router
+from gag.rules import Lda, Ppr, Query, Statistics, Whitened, shrink
 from gag.settings import RouterSettings
 
 SPEC = EncoderSpec("fake", "mean", 256, 2)
 ANGLES = {"east": 0.0, "north": 90.0, "between": 45.0, "nearly": 46.0}
+PPR = RouterSettings(rule="ppr")
+WIDE = EncoderSpec("cloud", "mean", 256, 12)
 
 
 class Compass:
@@ -26,28 +30,51 @@ class Compass:
         return torch.stack([angles.cos(), angles.sin()], 1)
 
 
+class Cloud:
+    """Stands for an encoder where vectors are given."""
+
+    spec = WIDE
+
+    def encode(self, questions: list[str]) -> torch.Tensor:
+        raise AssertionError
+
+
 def bank(direction: str) -> Bank:
-    return Bank(Compass().encode([direction]), 1, torch.zeros(2), torch.zeros(2, 2), SPEC)
+    one = Compass().encode([direction])
+    return Bank(one, torch.ones(1), 1, torch.zeros(2), torch.zeros(2, 2), one[:0], SPEC)
+
+
+def cloud(place: int, count: int, seed: int, spread: float = 0.25) -> torch.Tensor:
+    """Unit vectors about an axis, scattered far more along the last axes, which tell nothing."""
+    noise = torch.randn(count, WIDE.width, generator=torch.Generator().manual_seed(seed))
+    noise[:, 8:] *= 4
+    return torch.nn.functional.normalize(torch.eye(WIDE.width)[place] + spread * noise, dim=-1)
+
+
+def cloudy(place: int, seed: int = 0, count: int = 300) -> Bank:
+    vectors = cloud(place, count, 10 * place + seed)
+    return build_bank(Encoded([], vectors[count // 3 :], vectors[: count // 3]), WIDE, RouterSettings(centres=6))
 
 
 BANKS = {"general": bank("east"), "metals": bank("north")}
+CLOUDS = {"general": cloudy(0), "metals": cloudy(1), "woods": cloudy(2)}
 
 
 def test_the_nearest_prototype_wins_and_ties_go_to_general() -> None:
-    routes = Router(BANKS, Compass()).route(["east", "north", "between", "nearly"])
+    routes = Router(BANKS, Compass(), PPR).route(["east", "north", "between", "nearly"])
     assert [route.domain for route in routes] == ["general", "metals", "general", "metals"]
     assert routes[1].score == pytest.approx(1) and routes[1].scores["general"] == pytest.approx(0, abs=1e-6)
-    assert Router(BANKS, Compass()).route([]) == []
+    assert Router(BANKS, Compass(), PPR).route([]) == []
 
 
 def test_the_margin_sends_doubts_to_general() -> None:
-    routes = Router(BANKS, Compass(), margin=0.1).route(["nearly", "north"])
+    routes = Router(BANKS, Compass(), RouterSettings(rule="ppr", margin=0.1)).route(["nearly", "north"])
     assert [route.domain for route in routes] == ["general", "metals"]
-    assert "leads general by less than 0.1" in routes[0].reason
+    assert "leads general by 0.0247, not over 0.1" in routes[0].reason
 
 
 def test_other_domains_scores_do_not_move() -> None:
-    few, many = Router(BANKS, Compass()), Router(BANKS | {"woods": bank("between")}, Compass())
+    few, many = Router(BANKS, Compass(), PPR), Router(BANKS | {"woods": bank("between")}, Compass(), PPR)
     before, after = few.route(["nearly"])[0].scores, many.route(["nearly"])[0].scores
     assert {name: after[name] for name in before} == before
 
@@ -55,13 +82,130 @@ def test_other_domains_scores_do_not_move() -> None:
 @pytest.mark.parametrize("change", [{"fingerprint": "x"}, {"pooling": "last"}, {"max_tokens": 9}, {"width": 3}])
 def test_a_bank_of_another_encoder_is_refused(change: dict) -> None:
     other = replace(bank("north"), encoder=replace(SPEC, **change))
-    with pytest.raises(MismatchError, match="gag build metals"):
-        Router(BANKS | {"metals": other}, Compass())
+    with pytest.raises(MismatchError, match=f"{next(iter(change))}.*gag build metals"):
+        Router(BANKS | {"metals": other}, Compass(), PPR)
 
 
 def test_the_general_bank_is_needed() -> None:
     with pytest.raises(SettingsError, match="gag prototypes general"):
-        Router({"metals": bank("north")}, Compass())
+        Router({"metals": bank("north")}, Compass(), PPR)
+
+
+def test_too_few_held_out_questions_fall_back_to_the_published_rule() -> None:
+    router = Router(BANKS, Compass(), RouterSettings())
+    assert router.rule == "ppr" and router.calibration is None
+    assert "general holds 0 questions out" in router.warning
+    assert Router({"general": bank("east")}, Compass(), RouterSettings()).route(["north"])[0].domain == "general"
+
+
+def test_closed_form_rules_see_through_scatter_that_tells_nothing() -> None:
+    known = Statistics(list(CLOUDS.values()))
+    asked = torch.cat([cloud(place, 200, 77 + place) for place in range(3)])
+    truth = torch.arange(3).repeat_interleave(200)
+    right = {
+        rule.__name__: (rule(known).scores(Query(asked, known)).argmax(1) == truth).float().mean()
+        for rule in (Ppr, Whitened, Lda)
+    }
+    assert right["Lda"] > right["Ppr"] + 0.05 and right["Whitened"] > right["Ppr"] + 0.03
+
+
+def test_lda_is_the_log_density_of_gaussians_that_share_a_covariance() -> None:
+    known, asked = Statistics(list(CLOUDS.values())), cloud(1, 50, 99)
+    covariance = shrink(sum(b.scatter.double() for b in known.banks) / (600 - 3), 600 - 3).float()
+    gaussians = [torch.distributions.MultivariateNormal(bank.mean, covariance) for bank in known.banks]
+    wanted = torch.stack([gaussian.log_prob(asked) for gaussian in gaussians], 1)
+    assert torch.allclose(Lda(known).scores(Query(asked, known)).log_softmax(1), wanted.log_softmax(1), atol=1e-3)
+    nearest = -2 * (wanted - torch.distributions.MultivariateNormal(torch.zeros(12), covariance).log_prob(torch.zeros(12)))
+    assert torch.allclose(Query(asked, known).nearest.square(), nearest.amin(1), rtol=1e-3)
+
+
+def test_shrinkage_needs_the_sums_alone_and_stands_few_vectors() -> None:
+    few = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)).double()
+    centred = few - few.mean(0)
+    shrunk = shrink(centred.T @ centred / 3, 3)
+    assert torch.linalg.eigvalsh(shrunk).min() > 0
+    assert shrunk.trace() == pytest.approx(float((centred.T @ centred / 3).trace()))
+    assert torch.linalg.eigvalsh(shrink(torch.zeros(5, 5, dtype=torch.float64), 1)).min() > 0
+
+
+def test_a_set_with_one_domain_more_is_that_set_from_scratch() -> None:
+    asked = cloud(1, 20, 3)
+    more = Router(CLOUDS | {"stones": cloudy(3)}, Cloud(), RouterSettings())
+    again = Router(dict(reversed((CLOUDS | {"stones": cloudy(3)}).items())), Cloud(), RouterSettings())
+    assert torch.equal(more.judge(asked).scores, again.judge(asked).scores)
+    back = {name: bank for name, bank in (CLOUDS | {"stones": cloudy(3)}).items() if name != "stones"}
+    assert torch.equal(Router(back, Cloud(), RouterSettings()).judge(asked).scores,
+                       Router(CLOUDS, Cloud(), RouterSettings()).judge(asked).scores)  # fmt: skip
+
+
+def test_new_questions_add_up_without_the_old_ones() -> None:
+    vectors, settings = cloud(1, 300, 1), RouterSettings(centres=6)
+    old = build_bank(Encoded([], vectors[:200], vectors[:5]), WIDE, settings)
+    grown = old.updated(Encoded([], vectors[200:], vectors[5:9]), settings)
+    whole = build_bank(Encoded([], vectors, vectors[:0]), WIDE, settings)
+    assert grown.count == 300 and torch.allclose(grown.mean, whole.mean, atol=1e-6)
+    assert torch.allclose(grown.scatter, whole.scatter, atol=1e-4)
+    assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6 and len(grown.held_out) == 9
+
+
+def test_the_promised_risk_holds_and_specialists_are_still_reached() -> None:
+    for alpha in (0.05, 0.2):
+        router = Router(CLOUDS, Cloud(), RouterSettings(alpha=alpha))
+        risk = (router.judge(cloud(0, 3000, 500)).chosen > 0).float().mean()
+        assert router.calibration is not None and router.calibration.reached == alpha
+        assert risk <= alpha + 0.04
+        assert (router.judge(cloud(1, 1000, 501)).chosen > 0).float().mean() > 0.9
+
+
+def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
+    router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001))
+    assert router.calibration is not None and router.calibration.reached == pytest.approx(1 / 101)
+    assert "at most 1.0% of general questions go to specialists, not 0.1%" in router.warning
+
+
+def test_strangers_go_to_general_however_sure_the_rule_is() -> None:
+    router = Router(CLOUDS, Cloud(), RouterSettings())
+    far = -cloud(1, 50, 7) + 2 * cloud(2, 50, 8)
+    verdict = router.judge(torch.nn.functional.normalize(far, dim=-1) * 9)
+    assert verdict.strangers.all() and (verdict.chosen == 0).all()
+    assert router.route_vectors(far[:1] * 9)[0].reason == "far from every domain"
+    near = Query(cloud(1, 200, 9), Statistics(router.banks)).nearest
+    assert router.calibration is not None and (near > router.calibration.far).float().mean() < 0.05
+
+
+def test_the_first_rule_that_is_no_worse_than_the_best_is_chosen() -> None:
+    made = Router(CLOUDS, Cloud(), RouterSettings()).calibration
+    assert made is not None and made.rule != "ppr" and min(made.losses.values()) < made.losses["ppr"] / 2
+    apart = {"general": cloudy(0), "metals": replace(cloudy(1), held_out=cloud(1, 100, 3, spread=0.01))}
+    easy = Router(apart, Cloud(), RouterSettings()).calibration
+    assert easy is not None and easy.rule == "blend" and set(easy.weights) == {"lda", "whitened"}
+    forced = Router(CLOUDS, Cloud(), RouterSettings(rule="whitened")).calibration
+    assert forced is not None and forced.rule == "whitened" and set(forced.weights) == {"whitened"}
+    scores = Router(CLOUDS, Cloud(), RouterSettings()).route_vectors(cloud(1, 1, 4))[0].scores
+    assert sum(scores.values()) == pytest.approx(1)
+
+
+def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
+    saved = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.2)).calibration
+    assert saved is not None
+    save_calibration(tmp_path / "router.json", saved)
+    loaded = load_calibration(tmp_path / "router.json")
+    assert loaded == saved
+    assert Router(CLOUDS, Cloud(), RouterSettings(), replace(saved, lead=99.0)).lead == 99.0
+    other = Router(CLOUDS | {"stones": cloudy(3)}, Cloud(), RouterSettings(), replace(saved, lead=99.0))
+    assert other.lead < 99 and other.calibration is not None and other.calibration.alpha == 0.2  # anew, for the same risk
+    names = ["general", "metals", "woods"]
+    assert saved.bank_set == set_hash(names, Statistics([CLOUDS[n] for n in names]))
+    (tmp_path / "router.json").write_text('{"rule": "lda"}')
+    with pytest.raises(ArtifactError, match="gag router calibrate"):
+        load_calibration(tmp_path / "router.json")
+    assert load_calibration(tmp_path / "none.json") is None
+
+
+def test_calibration_says_what_is_missing() -> None:
+    few = CLOUDS | {"woods": replace(CLOUDS["woods"], held_out=torch.zeros(3, WIDE.width))}
+    said = calibrate(list(few), Statistics(list(few.values())), 0.01, None)
+    assert said == "woods holds 3 questions out for calibration, 10 are needed"
 
 
 def test_the_encoder_is_the_masked_mean_of_the_last_state(expert: Backbone) -> None:
@@ -72,21 +216,46 @@ def test_the_encoder_is_the_masked_mean_of_the_last_state(expert: Backbone) -> N
         ids = torch.tensor([expert.prompts.text(question)[:6]])
         mean = expert.model.model(ids).last_hidden_state[0].mean(0)
         assert torch.allclose(vector, mean / mean.norm(), atol=1e-5)
+    assert torch.isfinite(encoder.encode(["long " * 20_000])).all()
 
 
 def test_a_bank_is_saved_and_loaded(tmp_path) -> None:
-    vectors = torch.nn.functional.normalize(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), dim=-1)
-    made = build_bank(vectors, SPEC, RouterSettings(centres=5))
+    made = cloudy(1)
     loaded = load_bank(tmp_path, made.save(tmp_path))
-    assert loaded.count == 40 and loaded.encoder == SPEC
-    for name in ("centres", "mean", "scatter"):
+    assert loaded.count == 200 and loaded.encoder == WIDE and loaded.hash == made.hash
+    for name in ("centres", "sizes", "mean", "scatter", "held_out"):
         assert torch.equal(getattr(loaded, name), getattr(made, name))
-    assert torch.allclose(made.centres.norm(dim=-1), torch.ones(5))
-    assert torch.allclose(made.scatter / 40, torch.cov(vectors.T, correction=0), atol=1e-6)
+    assert torch.allclose(made.centres.norm(dim=-1), torch.ones(6))
+    vectors = cloud(1, 300, 10)[100:]
+    assert torch.allclose(made.scatter / 200, torch.cov(vectors.T, correction=0), atol=1e-6)
 
 
 def test_few_and_repeated_questions_make_fewer_centres() -> None:
     vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert len(build_bank(vectors, SPEC, RouterSettings()).centres) == 2
+    assert len(build_bank(Encoded([], vectors, vectors[:0]), SPEC, RouterSettings()).centres) == 2
+    one = build_bank(Encoded([], vectors[:1], vectors[:0]), SPEC, RouterSettings())
+    assert one.count == 1 and len(one.centres) == 1
     with pytest.raises(DataError, match="at least one question"):
-        build_bank(torch.zeros(0, 2), SPEC, RouterSettings())
+        build_bank(Encoded([], torch.zeros(0, 2), torch.zeros(0, 2)), SPEC, RouterSettings())
+    with pytest.raises(DataError, match="not finite"):
+        build_bank(Encoded([], torch.full((3, 2), float("nan")), torch.zeros(0, 2)), SPEC, RouterSettings())
+
+
+def test_a_share_of_the_questions_is_held_out_by_their_text(tmp_path) -> None:
+    class Lengths:
+        spec = SPEC
+
+        def encode(self, questions: list[str]) -> torch.Tensor:
+            return torch.tensor([[float(len(q)), 1.0] for q in questions]).view(-1, 2)
+
+    questions = [f"question {i}" for i in range(50)]
+    encoded = encode_questions(questions, Lengths(), RouterSettings())
+    assert len(encoded.texts) == 40 and len(encoded.held_out) == 10
+    assert set(encode_questions(questions[::-1], Lengths(), RouterSettings()).texts) == set(encoded.texts)
+    many = encode_questions([str(i) for i in range(4000)], Lengths(), RouterSettings())
+    assert len(many.held_out) == HELD_OUT
+    assert len(encode_questions(questions, Lengths(), RouterSettings(held_out=0)).held_out) == 0
+    encoded.save(tmp_path)
+    loaded = load_questions(tmp_path)
+    assert loaded.texts == encoded.texts
+    assert len(loaded.nearest(torch.tensor([1.0, 0.0]), 3)) == 3

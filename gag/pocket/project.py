@@ -21,7 +21,7 @@ GENERAL_BANK_SHARE = 0.4
 SETTINGS: dict[str, Any] = {
     "base": {"model": "models/base"},
     "expert": {"model": "models/expert"},
-    "general": {"questions": "data/general/questions.jsonl"},
+    "general": {"questions": "data/general/questions.jsonl", "test": "data/general/test.jsonl"},
     "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 2.5, "batch_size": 64, "micro_batch_size": 64,
               "warmup": 0.05, "max_tokens": 128, "gradient_checkpointing": False},
     "corpus": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "block_tokens": 256},

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from gag.artifacts import is_current, load_tensors, locked, read_manifest, save_
 from gag.config import Project
 from gag.data import check
 from gag.domain import EXPERT, MANIFEST, PROJECTOR
+from gag.errors import ArtifactError
 from gag.progress import say
-from gag.prototypes import FILE
+from gag.prototypes import FILE, QUESTIONS
 from gag.records import digest
 from gag.settings import GENERAL
 from gag.stages import adapt, align, prototypes, readouts
@@ -53,6 +55,8 @@ def _assemble(project: Project, domain: str) -> None:
     if is_current(folder, wanted, MANIFEST):
         say(f"build {domain}: already there")
         return
+    if _was_added_to(folder):
+        say(f"build {domain}: what `gag prototypes {domain} --add` added to its bank is gone; add those files again")
     aligned = read_manifest(project.run(domain, "align"))
     facts = {
         "key": wanted,
@@ -73,9 +77,18 @@ def _assemble(project: Project, domain: str) -> None:
         trained = load_tensors(project.run(domain, "align") / PROJECTOR)
         half = getattr(torch, aligned["precision"])  # the module is stored in the precision of the base it speaks to
         save_tensors(temporary / PROJECTOR, {name: tensor.to(half) for name, tensor in trained.items()})
-        shutil.copy(project.run(domain, "prototypes") / FILE, temporary)
+        for name in (FILE, QUESTIONS):
+            if (project.run(domain, "prototypes") / name).is_file():
+                shutil.copy(project.run(domain, "prototypes") / name, temporary)
         (temporary / "README.md").write_text(_card(facts), encoding="utf-8")
     say(f"build {domain}: domains/{domain} is ready")
+
+
+def _was_added_to(folder: Path) -> bool:
+    try:
+        return bool(read_manifest(folder, MANIFEST)["bank"].get("added"))
+    except ArtifactError:
+        return False
 
 
 def _data(project: Project, domain: str) -> dict[str, str]:
@@ -95,7 +108,7 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 | base | {base["model"]}, width {base["width"]}, fingerprint `{base["fingerprint"][:12]}` |
 | expert | {expert["model"]}, {facts["tuning"]} tuning, width {expert["width"]}, fingerprint `{expert["fingerprint"][:12]}` |
 | readout | layers {list(facts["readout"]["layers"])}, pooling {facts["readout"]["pooling"]} |
-| router bank | {facts["bank"]["centres"]} centres of {facts["bank"]["count"]} questions |
+| router bank | {facts["bank"]["centres"]} centres of {facts["bank"]["count"]} questions; {facts["bank"]["held_out"]} held out |
 | validation loss | {facts["scores"]["val_loss"]:.4f} per answer token |
 | built | {facts["created"]} |
 

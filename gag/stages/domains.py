@@ -8,7 +8,7 @@ from gag.artifacts import locked, recover
 from gag.backbone import load_backbone
 from gag.config import Project
 from gag.domain import MANIFEST, Domain, load_domain
-from gag.encoder import BackboneEncoder
+from gag.encoders import make_encoder
 from gag.errors import ArtifactError, SettingsError
 from gag.settings import check_name
 
@@ -78,7 +78,7 @@ def remove_domain(project: Project, name: str) -> None:
 def _check_models(project: Project, domains: list[Domain]) -> None:
     base = load_backbone(project.settings.base, project.root).facts
     expert = load_backbone(project.settings.expert, project.root)
-    encoder = BackboneEncoder(expert, expert.fingerprint, project.settings.router)
+    encoder = make_encoder(project, lambda: expert)
     for domain in domains:
         domain.facts.base.check("base", base, domain.name)
         domain.facts.expert.check("expert", expert.facts, domain.name)

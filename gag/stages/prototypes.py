@@ -1,29 +1,33 @@
-"""Build a domain's bank for the router from its questions; `general` is a domain like the others."""
+"""Build a domain's bank for the router from its questions, or add new ones to it; `general` is a domain like the others."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from gag import ranks
-from gag.artifacts import is_current, writing
+from gag.artifacts import MANIFEST, is_current, read_manifest, writing
 from gag.backbone import load_backbone
 from gag.config import Project
 from gag.data import questions_file
-from gag.encoder import BackboneEncoder
+from gag.domain import MANIFEST as DOMAIN_MANIFEST
+from gag.encoder import QueryEncoder
+from gag.encoders import CachedEncoder, encoder_key, make_encoder
+from gag.errors import DataError
 from gag.progress import say
-from gag.prototypes import build_bank
+from gag.prototypes import FILE, QUESTIONS, Bank, build_bank, encode_questions, load_bank, load_questions
 from gag.records import digest, read_questions
 from gag.run_report import Curve, write_report
 from gag.settings import GENERAL
-from gag.training import model_key, stage_key
+from gag.training import stage_key
 
 
 def key(project: Project, domain: str) -> str:
     """Name what the bank is made from."""
     return stage_key(
         questions=digest(questions_file(project, domain)),
-        settings=project.settings.router.model_dump(exclude={"batch_size", "margin"}),
-        encoder=model_key(project.settings.expert, project.root),
+        settings=project.settings.router.model_dump(exclude={"batch_size", "margin", "alpha", "rule", "encoder"}),
+        encoder=encoder_key(project),
     )
 
 
@@ -33,7 +37,7 @@ def folder(project: Project, domain: str) -> Path:
 
 
 def prototypes(project: Project, domain: str) -> Path:
-    """Encode the domain's distinct questions and cluster them; return the folder with the bank."""
+    """Encode the domain's distinct questions, cluster and sum them up; return the folder with the bank."""
     target = folder(project, domain)
     wanted = key(project, domain)
     if ranks.decide(lambda: is_current(target, wanted)):
@@ -45,20 +49,53 @@ def prototypes(project: Project, domain: str) -> Path:
     return target
 
 
+def add_questions(project: Project, domain: str, file: Path) -> Path:
+    """Add a file's questions to the bank of a domain that is present, without the old ones; return the changed folder."""
+    target = project.general if domain == GENERAL else project.domain(project.require(domain))
+    manifest = MANIFEST if domain == GENERAL else DOMAIN_MANIFEST
+    content = read_manifest(target, manifest)
+    added = content["bank"].get("added", [])
+    if digest(file) in added:
+        raise DataError(f"{file.name} was added to the bank of {domain} before; give new questions")
+    settings, encoder = project.settings.router, _encoder(project)
+    bank = load_bank(target, content["bank"])
+    bank.check(encoder.spec, domain)
+    fresh = encode_questions(list(dict.fromkeys(read_questions(file))), encoder, settings)
+    updated = bank.updated(fresh, settings)
+    facts = {name: value for name, value in content.items() if name not in ("schema", "files")}
+    with writing(target, facts, manifest) as temporary:
+        shutil.copytree(target, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILE, manifest))
+        facts["bank"] = updated.save(temporary) | {"added": [*added, digest(file)]}
+        if (target / QUESTIONS).is_file():
+            load_questions(target).and_also(fresh).save(temporary)
+    say(f"prototypes {domain}: {len(fresh.texts)} questions added: {_described(updated)}")
+    return target
+
+
 def _build(project: Project, domain: str, target: Path, wanted: str) -> None:
     started = time.monotonic()
-    questions = list(dict.fromkeys(read_questions(questions_file(project, domain))))
-    backbone = load_backbone(project.settings.expert, project.root)
-    settings = project.settings.router
-    encoder = BackboneEncoder(backbone, backbone.fingerprint, settings)
-    kept = questions[: settings.max_questions]
-    vectors = encoder.encode(kept)  # [N, Dq]
-    bank = build_bank(vectors, encoder.spec, settings)
-    nearest = sorted((vectors @ bank.centres.T).amax(1).tolist())
+    settings, encoder = project.settings.router, _encoder(project)
+    questions = list(dict.fromkeys(read_questions(questions_file(project, domain))))[: settings.max_questions]
+    encoded = encode_questions(questions, encoder, settings)
+    bank = build_bank(encoded, encoder.spec, settings)
+    nearest = sorted((encoded.vectors @ bank.centres.T).amax(1).tolist())
     curve = Curve("cosine", [i / len(nearest) for i in range(len(nearest))], nearest)
     facts: dict[str, Any] = {"key": wanted}
     with writing(target, facts) as temporary:
         facts["bank"] = bank.save(temporary)
+        if settings.keep_questions:
+            encoded.save(temporary)
         axes = ("share of the questions", "cosine to the nearest centre")
         write_report(temporary, f"prototypes {domain}", {**facts, "settings": settings.model_dump()}, [curve], axes)
-    say(f"prototypes {domain}: {len(bank.centres)} centres of {bank.count} questions, {time.monotonic() - started:.0f} s")
+    say(f"prototypes {domain}: {_described(bank)}, {time.monotonic() - started:.0f} s")
+
+
+def _described(bank: Bank) -> str:
+    said = f"{len(bank.centres)} centres of {bank.count} questions, {len(bank.held_out)} held out"
+    width = bank.encoder.width
+    return said if bank.count > width else f"{said} (fewer questions than a vector's {width} numbers, which is fine)"
+
+
+def _encoder(project: Project) -> QueryEncoder:
+    encoder = make_encoder(project, lambda: load_backbone(project.settings.expert, project.root))
+    return CachedEncoder(encoder, project.root / "runs" / "vectors")

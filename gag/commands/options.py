@@ -1,0 +1,58 @@
+"""What the commands share: options, opening a project, and how a result is printed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gag import ranks
+from gag.errors import SettingsError
+
+if TYPE_CHECKING:
+    from gag.config import Project
+
+ProjectOption = Annotated[
+    Path | None, typer.Option("--project", help="Folder with gag.yaml (default: GAG_PROJECT, or found from here upwards).")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Preset = Literal["v1", "v4"]
+DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
+
+
+def open_project(project: Path | None, settings: list[str] | None = None) -> "Project":
+    """Read the project's gag.yaml with `--set` laid over it."""
+    from gag.config import load_project
+
+    return load_project(project, tuple(settings or ()))
+
+
+def described(domain: str, project: Path | None, settings: list[str] | None) -> "Project":
+    """Open a project that describes a domain."""
+    opened = open_project(project, settings)
+    opened.described(domain)
+    return opened
+
+
+def asked(question: str, project: Path | None, settings: list[str] | None) -> "Project":
+    """Open a project that can route a question."""
+    if not question.strip():
+        raise SettingsError("the question is empty; ask something")
+    from gag.records import check_text
+
+    check_text(question, "the question")
+    opened = open_project(project, settings)
+    if not opened.general.is_dir():
+        raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")
+    return opened
+
+
+def finish(as_json: bool, result: dict[str, Any], shown: str | None = None) -> None:
+    """Print one JSON object, or what is shown to a person."""
+    if ranks.rank() > 0:
+        return
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    elif shown is not None:
+        print(shown)

@@ -1,0 +1,193 @@
+"""`gag route --explain`, `gag router ...` and `gag prototypes --add` on a tiny project, and what they refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gag.commands.router import _decided
+from gag.config import Project, load_project
+from gag.domain import load_domain
+from gag.errors import DataError, MismatchError
+from gag.evaluation.asked import read_asked
+from gag.records import digest, write_rows
+from gag.stages.prototypes import add_questions, prototypes
+from tests.test_cli import run
+
+TOPICS = {
+    "general": "What is {i} plus {i} times {j}?",
+    "metals": "Which metal is added to the bed of number {i}?",
+    "plants": "Kreluvax and the fern of {i}: why?",
+}
+
+
+def rows(count: int, start: int = 0) -> list[dict]:
+    return [
+        {"id": f"{name}-{i}", "question": text.format(i=i, j=i * 7 % 31), "domain": name}
+        for name, text in TOPICS.items()
+        for i in range(start, start + count)
+    ]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    write_rows(tmp_path / "banks.jsonl", rows(80))
+    write_rows(tmp_path / "asked.jsonl", rows(20, 80))
+    return str(tmp_path / "banks.jsonl"), str(tmp_path / "asked.jsonl")
+
+
+def test_the_router_is_tried_on_files_before_any_domain_is_built(project: Project, files, capsys, monkeypatch) -> None:
+    banks, asked = files
+    at = (asked, "--banks", banks, "--project", str(project.root))
+    code, out, err = run(capsys, monkeypatch, "router", "evaluate", *at, "--json")
+    assert code == 0, err
+    figures = json.loads(out.splitlines()[-1])
+    assert figures["questions"] == 60 and figures["calibration"]["rule"] in ("blend", "lda", "whitened", "ppr")
+    assert figures["accuracy"]["micro"] >= 0.95
+    low, high = figures["accuracy"]["micro_interval"]
+    assert low <= figures["accuracy"]["micro"] <= high
+    assert {"metals", "plants"} == set(figures["strangers"]) and 0 <= figures["calibration_error"] <= 1
+    assert sum(figures["confusion"]["metals"].values()) == 20
+    assert figures["latency_ms"]["64"]["p99"] >= figures["latency_ms"]["64"]["p50"] > 0
+    page = (project.root / figures["page"]).read_text()
+    assert "<svg" in page and "<script" not in page
+    assert not any(f'{loads}="http' in page for loads in ("src", "href", "xlink:href")) and "url(http" not in page
+    code, out, _ = run(capsys, monkeypatch, "router", "evaluate", *at)
+    assert code == 0 and out.startswith("micro ") and out.rstrip().endswith("[runs/router/routing.html]")
+
+
+def test_published_labels_map_to_domains(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:
+    labelled = [{"question": row["question"], "label": list(TOPICS).index(row["domain"])} for row in rows(30)]
+    write_rows(tmp_path / "labels.jsonl", labelled)
+    at = [str(tmp_path / "labels.jsonl"), "--banks", str(tmp_path / "labels.jsonl"), "--project", str(project.root), "--json"]
+    code, _, err = run(capsys, monkeypatch, "router", "evaluate", *at)
+    assert code == 2 and "labels.jsonl:1 has label '0'" in err and "labels" in err
+    code, out, err = run(
+        capsys, monkeypatch, "router", "evaluate", *at, "--set", "labels={'0': general, '1': metals, '2': plants}"
+    )
+    assert code == 0, err
+    assert set(json.loads(out.splitlines()[-1])["domains"]) == set(TOPICS)
+
+
+def test_questions_of_a_domain_that_is_not_here_are_strangers(project: Project, files, capsys, monkeypatch) -> None:
+    banks, asked = files
+    others = [row for row in rows(80) if row["domain"] != "plants"]
+    write_rows(Path(banks), others)
+    code, out, err = run(
+        capsys, monkeypatch, "router", "evaluate", asked, "--banks", banks, "--project", str(project.root), "--json"
+    )
+    assert code == 0, err
+    figures = json.loads(out.splitlines()[-1])
+    stranger = figures["strangers"]["(no domain here)"]
+    assert stranger["questions"] == 20 and set(stranger) == {"questions", "to_general", "auroc"}
+    assert figures["confusion"]["(no domain here)"]["general"] == round(20 * stranger["to_general"])
+
+
+def test_shared_questions_are_reported(project: Project, tmp_path: Path, files, capsys, monkeypatch) -> None:
+    both = rows(60) + [row | {"id": f"again-{row['id']}", "domain": "plants"} for row in rows(60) if row["domain"] == "metals"]
+    write_rows(tmp_path / "both.jsonl", both)
+    at = [files[1], "--banks", str(tmp_path / "both.jsonl"), "--project", str(project.root), "--json"]
+    code, out, err = run(capsys, monkeypatch, "router", "evaluate", *at)
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["duplicates"]["metals and plants"] >= 1
+
+
+def test_a_route_is_explained(project: Project, capsys, monkeypatch) -> None:
+    at = ["--project", str(project.root)]
+    code, out, err = run(capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", *at)
+    assert code == 0 and "prototype" in out and "lead over general" in out
+    assert "not calibrated" in err and "held out" not in out
+    code, out, _ = run(capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", "--json", *at)
+    explained = json.loads(out)["explanation"]
+    assert set(explained["prototypes"]) == {"general", "metals", "plants"} and explained["questions"] == {}
+
+
+def test_questions_are_carried_only_where_asked(project: Project, capsys, monkeypatch) -> None:
+    from gag.stages.build import build
+
+    assert not list(project.root.glob("domains/*/questions.safetensors"))
+    carrying = load_project(project.root, ("router.keep_questions=true",))
+    build(carrying, ["metals"])
+    code, out, err = run(
+        capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", "--project", str(project.root)
+    )
+    assert code == 0, err
+    assert "What is in metals number" in out and "in plants number" not in out
+
+
+def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
+    project: Project, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    at = ["--project", str(project.root)]
+    code, _, err = run(capsys, monkeypatch, "router", "calibrate", *at)
+    assert code == 2 and "not calibrated" in err and not project.calibration.exists()
+    write_rows(tmp_path / "general.jsonl", [row for row in rows(80) if row["domain"] == "general"])
+    add_questions(project, "general", tmp_path / "general.jsonl")
+    for name in ("metals", "plants"):
+        write_rows(tmp_path / f"{name}.jsonl", [row for row in rows(80) if row["domain"] == name])
+        add_questions(project, name, tmp_path / f"{name}.jsonl")
+    code, out, err = run(capsys, monkeypatch, "router", "calibrate", "--alpha", "0.1", *at, "--json")
+    assert code == 0, err
+    made = json.loads(out.splitlines()[-1])
+    assert json.loads(project.calibration.read_text()) == made and made["alpha"] == 0.1
+    code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
+    shown = json.loads(out)
+    assert shown["banks"]["metals"]["held_out"] >= 16 and shown["lead"] == made["lead"] and shown["alpha"] == 0.1
+    assert "at most 10.0% of general questions" in "\n".join(_decided(made))
+    shutil.rmtree(project.domain("plants"))
+    code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
+    again = json.loads(out)
+    assert again["alpha"] == 0.1 and set(again["banks"]) == {"general", "metals"}
+    assert again["bank_set"] != made["bank_set"]
+
+
+def test_added_questions_change_one_folder_alone(project: Project, tmp_path: Path) -> None:
+    def hashes() -> dict[str, str]:
+        return {str(p): digest(p) for p in project.domains.rglob("*") if p.is_file()}
+
+    before, count = hashes(), load_domain(project.domain("metals")).bank().count
+    write_rows(tmp_path / "more.jsonl", [{"question": f"Is {i} a metal of number {i}?"} for i in range(10)])
+    add_questions(project, "metals", tmp_path / "more.jsonl")
+    after = hashes()
+    assert {Path(p).parts[-2:] for p in before if before[p] != after[p]} == {
+        ("metals", "bank.safetensors"), ("metals", "domain.json")}  # fmt: skip
+    assert load_domain(project.domain("metals")).bank().count == count + 8
+    with pytest.raises(DataError, match="before; give new questions"):
+        add_questions(project, "metals", tmp_path / "more.jsonl")
+    other = load_project(project.root, ("router.max_tokens=9",))
+    with pytest.raises(MismatchError, match="max_tokens 256, expected 9"):
+        add_questions(other, "metals", _one(tmp_path))
+    assert hashes() == after
+
+
+def _one(folder: Path) -> Path:
+    write_rows(folder / "one.jsonl", [{"question": "One?"}])
+    return folder / "one.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "a?", "domain": "general", "id": "x"}, "same id 'x'"),
+        ({"question": "a?", "dataset_name": "popqa"}, "dataset_name 'popqa'"),
+        ({"question": " ", "domain": "general"}, "not empty"),
+        ({"question": "a?", "answer": 3, "domain": "general"}, "a text, or a list of texts"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_refused(tmp_path: Path, row: dict, said: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"question": "b?", "domain": "general", "id": "x"}, row])
+    with pytest.raises(DataError, match=said):
+        read_asked(tmp_path / "rows.jsonl", {})
+
+
+def test_rows_without_a_domain_are_refused(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"question": "b?"}])
+    code, _, err = run(capsys, monkeypatch, "router", "evaluate", str(tmp_path / "rows.jsonl"), "--project", str(project.root))
+    assert code == 2 and "1 rows name no domain (first: id 1)" in err and err.count("\n") == 1
+
+
+def test_building_again_uses_the_same_bank(project: Project) -> None:
+    before = digest(project.general / "bank.safetensors")
+    prototypes(project, "general")
+    assert digest(project.general / "bank.safetensors") == before
