@@ -175,7 +175,7 @@ def test_a_changed_tokenizer_is_another_model(project: Project) -> None:
 
 
 def test_a_domain_with_another_encoder_limit_is_refused(project: Project) -> None:
-    with pytest.raises(MismatchError, match=r"run `gag (build|prototypes) .* router.max_tokens=256"):
+    with pytest.raises(MismatchError, match=r"max_tokens 256, expected 9.*run `gag (build|prototypes) .*set `router`"):
         verify_domains(load_project(project.root, ("router.max_tokens=9",)), [])
 
 
