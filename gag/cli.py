@@ -15,6 +15,7 @@ import typer
 
 from gag import ranks
 from gag.commands.domains import domains_app
+from gag.commands.evaluate import evaluate
 from gag.commands.options import (
     DomainArgument,
     JsonOption,
@@ -219,6 +220,7 @@ def ask(
 
 
 app.command()(route)
+app.command()(evaluate)
 
 
 @export_app.command("llamafactory")

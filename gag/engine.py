@@ -13,6 +13,7 @@ from gag.backbone import Backbone, load_backbone, pad_left
 from gag.calibration import load_calibration
 from gag.config import Project
 from gag.domain import Domain, load_domain
+from gag.encoder import BackboneEncoder
 from gag.encoders import make_encoder
 from gag.errors import ArtifactError, DataError
 from gag.expert import Experts
@@ -75,6 +76,10 @@ class GAG:
         return [
             answer for start in range(0, len(questions), size) for answer in self._ask(questions[start : start + size], domain)
         ]
+
+    def sentence_encoder(self) -> BackboneEncoder:
+        """The expert backbone without adapters as a sentence encoder."""
+        return BackboneEncoder(self.experts.backbone, self.experts.facts.fingerprint, self.project.settings.router)
 
     def know(self, questions: list[str], domain: str) -> list[Knowledge]:
         """Read a domain's expert on questions and project what it knows into the base's embedding space."""

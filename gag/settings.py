@@ -211,6 +211,33 @@ class DecodingSettings(Settings):
     batch_size: int = Field(default=32, ge=1, description="questions answered together")
 
 
+Metric = Literal["contains", "exact", "f1", "bertscore", "similarity"]
+
+
+class EvaluationSettings(Settings):
+    """How answers are judged."""
+
+    metrics: dict[str, tuple[Metric, ...]] = Field(
+        default={GENERAL: ("contains",), "*": ("contains", "bertscore", "similarity")},
+        description="a row's `dataset_name`, or else its domain -> metrics, the first of them the main one; *: all others",
+    )
+    bertscore: str = Field(
+        default="allenai/scibert_scivocab_uncased",
+        description="encoder of BERTScore; expert: the expert backbone's last states",
+    )
+    bertscore_layer: int = Field(default=8, ge=1, description="of that encoder")
+    similarity: str = Field(
+        default="sentence-transformers/all-mpnet-base-v2", description="sentence encoder; expert: the expert backbone's mean"
+    )
+
+    def of(self, dataset: str, domain: str | None) -> tuple[Metric, ...]:
+        """Return the metrics of a data set, or else of a domain."""
+        named = self.metrics.get(dataset) or self.metrics.get(domain or "") or self.metrics.get("*")
+        if not named:
+            raise SettingsError(f"no metric for the data set {dataset!r}; add it to evaluation.metrics in gag.yaml, or *")
+        return named
+
+
 class ProjectSettings(Settings):
     """Everything in gag.yaml."""
 
@@ -224,6 +251,7 @@ class ProjectSettings(Settings):
     readout: ReadoutSettings = ReadoutSettings()
     align: AlignSettings = AlignSettings()
     decoding: DecodingSettings = DecodingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     tracking: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
         default="none", description="where training curves also go; runs/ always has them as JSONL"
     )

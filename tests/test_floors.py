@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "gag"
 GROUND = ["errors", "ranks", "progress", "settings", "config", "records", "data", "artifacts", "prompts"]
 NOUNS = ["backbone", "expert", "sampling", "readout", "readout_store", "projector", "injection", "encoder", "prototypes",
          "rules", "calibration", "router", "alignment", "losses", "metering", "machine", "run_report", "tracking", "training",
-         "encoders", "meaning", "sft", "domain", "engine"]  # fmt: skip
+         "encoders", "meaning", "sft", "domain", "engine", "evidence"]  # fmt: skip
 WINGS = ["stages", "evaluation", "pocket"]
 ROOF = ["demo", "demo_report", "commands", "cli", "__main__", "__init__"]
 ORDER = {name: i for i, name in enumerate(GROUND + NOUNS)}

@@ -1,10 +1,18 @@
-"""Scores of one answer against its gold answers: pure functions on texts."""
+"""Scores of one answer against its gold answers: pure functions on texts.
 
+An empty gold answer never matches, an empty answer scores 0, and where several golds count, the best one does. Without a
+gold answer there is no score: that is for the caller to say.
+"""
+
+import re
+import string
 import unicodedata
+from collections import Counter
 
 import regex
 
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
 def tokens(text: str) -> list[str]:
@@ -18,6 +26,28 @@ def contains(answer: str, golds: tuple[str, ...]) -> bool:
     return any(_is_part(tokens(gold), words) for gold in golds)
 
 
+def exact(answer: str, golds: tuple[str, ...]) -> bool:
+    """Say whether the answer is a gold in SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    said = normal(answer)
+    return any(said == normal(gold) != "" for gold in golds)
+
+
+def f1(answer: str, golds: tuple[str, ...]) -> float:
+    """Return the best harmonic mean of precision and recall of the words in SQuAD's normal form, 0..1."""
+    return max((_overlap(normal(answer).split(), normal(gold).split()) for gold in golds), default=0.0)
+
+
+def normal(text: str) -> str:
+    """Bring a text into SQuAD's normal form."""
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(_ARTICLE.sub(" ", bare).split())
+
+
 def _is_part(part: list[str], whole: list[str]) -> bool:
     size = len(part)
     return size > 0 and any(whole[i : i + size] == part for i in range(len(whole) - size + 1))
+
+
+def _overlap(said: list[str], gold: list[str]) -> float:
+    shared = sum((Counter(said) & Counter(gold)).values())
+    return 2 * shared / (len(said) + len(gold)) if shared else 0.0

@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
     "align": {"learning_rate": 1e-3, "epochs": 8, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},
+    "evaluation": {"bertscore": "expert", "similarity": "expert"},  # no pretrained encoder is at hand
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "v1": {},

@@ -1,0 +1,114 @@
+"""`gag evaluate` on a tiny project: both routes, resume, refusals, evidence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gag.config import Project, load_project
+from gag.engine import GAG
+from gag.errors import MismatchError
+from gag.evaluation.asked import read_asked
+from gag.evaluation.evaluate import ANSWERS, evaluate
+from gag.evidence import support
+from gag.records import write_rows
+from tests.test_cli import run
+
+OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert")
+
+
+@pytest.fixture
+def judged(project: Project, tmp_path: Path) -> tuple[Project, Path]:
+    rows = [
+        {"id": "a", "question": "What is in metals number 2?", "answer": ["cobalt", "zinc"], "label": 1},
+        {"id": "b", "question": "What is in plants number 3?", "answer": "thistle", "domain": "plants"},
+        {"id": "c", "question": "What is 1 plus 1?", "answer": "2", "label": 0, "dataset_name": "sums"},
+        {"id": "d", "question": "What is 2 plus 1?", "answer": [], "label": 0, "dataset_name": "sums"},
+        {"id": "e", "question": "Which one is in glass number 1?", "answer": "sand", "domain": "glass"},
+    ]
+    write_rows(tmp_path / "mixed.jsonl", rows)
+    return load_project(project.root, ("labels={'0': general, '1': metals}", *OWN)), tmp_path / "mixed.jsonl"
+
+
+def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> None:
+    project, file = judged
+    at = ("--file", str(file), "--project", str(project.root), "--json", "--evidence")
+    sets = [a for s in ("labels={'0': general, '1': metals}", *OWN) for a in ("--set", s)]
+    code, out, err = run(capsys, monkeypatch, "evaluate", *at, *sets)
+    assert code == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert set(summary["datasets"]) == {"metals", "plants", "sums", "glass"} and summary["without_gold"] == 1
+    assert set(summary["datasets"]["metals"]["oracle"]) == {"contains", "bertscore", "similarity"}
+    assert set(summary["datasets"]["sums"]["routed"]) == {"contains"} and summary["datasets"]["sums"]["questions"] == 1
+    for found in summary["datasets"].values():
+        for metric in found["oracle"].values():
+            assert metric["interval"][0] <= metric["mean"] <= metric["interval"][1]
+    answers = [json.loads(line) for line in (project.root / summary["folder"] / ANSWERS).read_text().splitlines()]
+    assert [a["id"] for a in answers] == list("abcde")
+    assert all((a["support"] is None) == (a["route"] == "general" or not a["routed"]) for a in answers)
+    assert answers[4]["oracle"] == GAG(project).ask(["Which one is in glass number 1?"], "general")[0].text
+    code, out, err = run(capsys, monkeypatch, "evaluate", "metals", "--project", str(project.root), *sets)
+    assert code == 0 and "metals" in out and "routed right" in out, err
+
+
+def test_a_killed_run_goes_on_and_another_runs_answers_are_refused(judged, monkeypatch) -> None:
+    project, file = judged
+    rows = read_asked(file, project.settings.labels)
+    whole = evaluate(project, "mixed", rows)
+    path = project.root / "runs" / "evaluation" / "mixed" / ANSWERS
+    text = path.read_text()
+    lines = text.splitlines(True)
+    path.write_text("".join(lines[:2]) + lines[2][:20])
+    asked: list[str] = []
+    ask = GAG.ask
+    monkeypatch.setattr(
+        GAG, "ask", lambda self, questions, domain=None: asked.extend(questions) or ask(self, questions, domain)
+    )
+    assert evaluate(project, "mixed", rows) == whole
+    assert path.read_text() == text and set(asked) == {row.question for row in rows[2:]}
+    with pytest.raises(MismatchError, match="other inputs"):
+        evaluate(project, "mixed", rows[:3])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "a?", "answer": "b", "dataset_name": "popqa"}, "dataset_name 'popqa'"),
+        ({"question": "a?", "domain": "metals"}, "nothing to score"),
+        ({"question": "a?", "answer": [], "domain": "metals"}, "nothing to score"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_one_line(project: Project, tmp_path: Path, capsys, monkeypatch, row, said) -> None:
+    write_rows(tmp_path / "rows.jsonl", [row])
+    code, _, err = run(capsys, monkeypatch, "evaluate", "--file", str(tmp_path / "rows.jsonl"), "--project", str(project.root))
+    assert code == 2 and said in err and err.count("\n") == 1
+    assert not (project.root / "runs" / "evaluation").exists()
+
+
+def test_a_data_set_without_a_metric_is_refused(judged) -> None:
+    project, file = judged
+    from gag.errors import SettingsError
+
+    bare = load_project(project.root, ("labels={'0': general, '1': metals}", "evaluation.metrics={general: [contains]}", *OWN))
+    with pytest.raises(SettingsError, match="no metric for the data set 'metals'"):
+        evaluate(bare, "bare", read_asked(file, bare.settings.labels))
+
+
+def test_support_is_the_difference_of_log_probabilities(project: Project) -> None:
+    gag = GAG(project)
+    questions, answers = ["What is in metals number 2?", "What is in metals number 3?"], ["cobalt", ""]
+    known = gag.know(questions, "metals")
+    found = support(gag, questions, answers, "metals", known)
+    assert found[1] is None and found[0] is not None
+
+    def plain(vectors: torch.Tensor) -> float:
+        from dataclasses import replace
+
+        ids = gag.base.prompts.text("cobalt")
+        row = torch.cat([gag.embed(questions[0], "metals", replace(known[0], vectors=vectors)), gag.base.embed(ids)])
+        logits = gag.base.model(inputs_embeds=row[None]).logits[0].log_softmax(-1)
+        return sum(float(logits[len(row) - len(ids) - 1 + i, t]) for i, t in enumerate(ids)) / len(ids)
+
+    vectors = known[0].vectors
+    assert found[0] == pytest.approx(plain(vectors) - plain(torch.zeros_like(vectors)), abs=1e-3)
