@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from gag import ranks
 from gag.commands.domains import domains_app
-from gag.commands.evaluate import evaluate
+from gag.commands.evaluate import compare, evaluate
 from gag.commands.options import (
     DomainArgument,
     JsonOption,
@@ -197,6 +197,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     domain: Annotated[str | None, typer.Option(help="Skip the router: a domain, or general.")] = None,
     background: Annotated[bool, typer.Option("--background", help="Also show what the expert wrote.")] = False,
+    evidence: Annotated[bool, typer.Option("--evidence", help="Also show what the vectors did for the answer.")] = False,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -207,20 +208,28 @@ def ask(
         opened.require(domain)
     from gag.engine import GAG
 
-    answer = GAG(opened).ask([question], domain)[0]
+    gag = GAG(opened)
+    answer = gag.ask([question], domain)[0]
     result = asdict(answer)
-    if not background:
+    if not (background or evidence):
         del result["background"]
+    if evidence:
+        from gag.evidence import evidence_of
+
+        result["evidence"] = evidence_of(gag, answer)
     count = answer.tokens_added
     added = f"{count} vector{'s' if count > 1 else ''}" if count else "nothing"
     shown = f"{answer.text}\n[{answer.route.domain} {answer.route.score:.3f}; {added} added to the prompt]"
-    if background and answer.background:
+    if (background or evidence) and answer.background:
         shown += f"\n[expert: {answer.background}]"
+    if evidence:
+        shown += "\n" + "\n".join(_evidence_lines(result["evidence"]))
     finish(as_json, result, shown)
 
 
 app.command()(route)
 app.command()(evaluate)
+app.command()(compare)
 
 
 @export_app.command("llamafactory")
@@ -261,6 +270,13 @@ def main() -> None:
 def _refuse(reason: str) -> NoReturn:
     print(f"gag: {' '.join(reason.split())}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def _evidence_lines(found: dict[str, Any]) -> list[str]:
+    if found["support"] is None:
+        return ["[no vectors: the base answered alone]"]
+    lines = [f"[support {found['support']:+.2f}: log odds per token that the vectors add to the answer, against zero vectors]"]
+    return lines + [f"[near question, cosine {cosine:.3f}: {question}]" for question, cosine in found["questions"]]
 
 
 def _shard(text: str | None) -> "Shard | None":

@@ -32,7 +32,7 @@ class TestRow:
 def demo(folder: Path, seed: int, preset: str = "v1", entities: int = ENTITIES) -> dict[str, Any]:
     """Make the project of a seed, build its domains, evaluate everything, and return the figures."""
     started = time.monotonic()
-    project = _project(folder, seed, entities, preset)
+    project = make_project(folder, seed, entities, preset)
     base_files = _base_files(project)
     from gag.evaluation.general import evaluate_general
     from gag.stages.build import build
@@ -66,7 +66,7 @@ def demo(folder: Path, seed: int, preset: str = "v1", entities: int = ENTITIES) 
     }
 
 
-def _project(folder: Path, seed: int, entities: int, preset: str = "v1") -> Project:
+def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str = "v1") -> Project:
     """Write the world's project, or the same one again over an earlier demo; anything else is left alone."""
     marker = "# The bundled world of `gag demo`, seed "
     path = folder / PROJECT_FILE

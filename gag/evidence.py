@@ -1,11 +1,29 @@
 """Was the knowledge used? How much likelier the injected vectors make an answer than null vectors do."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from gag.backbone import pad_left
-from gag.engine import GAG, Knowledge
+from gag.engine import GAG, Answer, Knowledge
+from gag.prototypes import QUESTIONS, load_questions
+from gag.settings import GENERAL
+
+
+def evidence_of(gag: GAG, answer: Answer) -> dict[str, Any]:
+    """Say what an answer rests on: its support, and the nearest training questions where the domain carries them."""
+    domain = answer.route.domain
+    if domain == GENERAL:
+        return {"support": None, "questions": []}
+    known = gag.know([answer.question], domain)
+    carried = (gag.domains[domain].folder / QUESTIONS).is_file()
+    near = (
+        load_questions(gag.domains[domain].folder).nearest(gag.router.encoder.encode([answer.question])[0], 3)
+        if carried
+        else []
+    )
+    return {"support": support(gag, [answer.question], [answer.text], domain, known)[0], "questions": near}
 
 
 @torch.no_grad()

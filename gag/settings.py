@@ -218,7 +218,7 @@ class EvaluationSettings(Settings):
     """How answers are judged."""
 
     metrics: dict[str, tuple[Metric, ...]] = Field(
-        default={GENERAL: ("contains",), "*": ("contains", "bertscore", "similarity")},
+        default={GENERAL: ("contains",), "*": ("bertscore", "similarity")},
         description="a row's `dataset_name`, or else its domain -> metrics, the first of them the main one; *: all others",
     )
     bertscore: str = Field(

@@ -43,6 +43,7 @@ class Tuning:
     val: list[dict[str, list[int]]] | None = None  # held-out rows that choose the best checkpoint
     block: int | None = None  # pack rows to blocks of this many tokens, kept apart by their positions
     start: Path | None = None  # an adapter or weights to go on from, instead of the backbone
+    model: ModelSettings | None = None  # another model than the project's expert
 
     @property
     def key(self) -> str:
@@ -97,7 +98,7 @@ def _check_devices() -> None:
 def _source(project: Project, tuning: Tuning) -> ModelSettings:
     """Say what to load: the backbone, or the weights that an earlier tuning made of it."""
     if tuning.start is None or (tuning.start / ADAPTER).is_file():
-        return project.settings.expert
+        return tuning.model or project.settings.expert
     return project.settings.expert.model_copy(update={"model": str(tuning.start), "revision": None})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gag.data import check
-from gag.demo import _project, demo
+from gag.demo import demo, make_project
 from gag.demo_report import ARMS, show
 from gag.errors import SettingsError
 from gag.pocket.project import SETTINGS
@@ -54,10 +54,10 @@ def test_the_report_is_shown(figures: tuple[dict, Path], capsys: pytest.CaptureF
 
 def test_a_demo_that_was_killed_while_writing_starts_again(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    _project(tmp_path, 7, 24)
+    make_project(tmp_path, 7, 24)
     (tmp_path / "data" / "adjuvants" / "align.jsonl").write_text('{"que')
     (tmp_path / "models" / "base" / "model.safetensors").unlink()
-    check(_project(tmp_path, 7, 24), ["adjuvants", "catalysts"])
+    check(make_project(tmp_path, 7, 24), ["adjuvants", "catalysts"])
     assert (tmp_path / "models" / "base" / "model.safetensors").is_file()
 
 

@@ -39,7 +39,7 @@ def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> Non
     assert code == 0, err
     summary = json.loads(out.splitlines()[-1])
     assert set(summary["datasets"]) == {"metals", "plants", "sums", "glass"} and summary["without_gold"] == 1
-    assert set(summary["datasets"]["metals"]["oracle"]) == {"contains", "bertscore", "similarity"}
+    assert set(summary["datasets"]["metals"]["oracle"]) == {"bertscore", "similarity"}
     assert set(summary["datasets"]["sums"]["routed"]) == {"contains"} and summary["datasets"]["sums"]["questions"] == 1
     for found in summary["datasets"].values():
         for metric in found["oracle"].values():
@@ -112,3 +112,16 @@ def test_support_is_the_difference_of_log_probabilities(project: Project) -> Non
 
     vectors = known[0].vectors
     assert found[0] == pytest.approx(plain(vectors) - plain(torch.zeros_like(vectors)), abs=1e-3)
+
+
+def test_an_answer_carries_its_evidence_where_asked(project: Project, capsys, monkeypatch) -> None:
+    at = ("--project", str(project.root), "--evidence", "--json")
+    code, out, err = run(capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "metals", *at)
+    assert code == 0, err
+    answer = json.loads(out.splitlines()[-1])
+    assert isinstance(answer["evidence"]["support"], float) and answer["background"] is not None
+    assert answer["evidence"]["questions"] == []
+    code, out, _ = run(capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "general", *at)
+    assert json.loads(out.splitlines()[-1])["evidence"] == {"support": None, "questions": []}
+    code, out, _ = run(capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "metals", *at[:3])
+    assert "[support " in out and "against zero vectors]" in out

@@ -42,3 +42,44 @@ def evaluate(
         summary = run(opened, run_name, rows, evidence)
     where = f"runs/evaluation/{run_name}"
     finish(as_json, {**summary, "folder": where}, "\n".join([*evaluation_lines(summary), f"[{where}]"]))
+
+
+def compare(
+    domain: Annotated[str | None, typer.Argument(help="A domain that is built (with --demo: its first).")] = None,
+    methods: Annotated[str | None, typer.Option(help="Some of them, with commas: gag,bm25,lora (default: all).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and one learning rate for each baseline.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="On the bundled world, which is built first where it is not there.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="With --demo: the seed of the world.")] = 7,
+    folder: Annotated[Path, typer.Option("--dir", help="With --demo: where its project is.")] = Path("gag-demo"),
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put GAG, its controls, retrieval and tuning to the same questions, and write a report."""
+    if demo:
+        from gag.demo import make_project
+
+        opened = make_project(folder, seed)
+        domain = domain or next(iter(opened.settings.domains))
+    else:
+        opened = open_project(project, settings)
+    if domain is None:
+        raise SettingsError(f"name a domain (present: {', '.join(opened.present()) or 'none'}), or take --demo")
+    opened.described(domain)
+    if demo:
+        from gag.stages.build import build
+
+        build(opened, list(opened.settings.domains))
+    opened.require(domain)
+    from gag.artifacts import locked
+    from gag.evaluation.compare import METHODS
+    from gag.evaluation.compare import compare as run
+    from gag.evaluation.compare_report import compare_lines, write_report
+
+    chosen = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
+    with locked(opened.root / "runs"):
+        result = run(opened, domain, chosen, quick)
+        page = write_report(opened.run(domain, "compare"), result).relative_to(opened.root)
+    finish(as_json, {**result, "report": str(page)}, "\n".join([*compare_lines(result), f"[{page}]"]))

@@ -1,13 +1,17 @@
-"""Answer the same questions in different ways: GAG, its controls, the base alone, knowledge as text, retrieval."""
+"""Answer the same questions in different ways: GAG, its controls, the base alone, and knowledge as text in the prompt."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
+from gag.backbone import Backbone, pad_left
 from gag.engine import GAG, Knowledge
+from gag.evaluation.retrieval import bm25
 from gag.records import Example, Passage
+from gag.settings import GENERAL
 
 BATCH = 128
 A = TypeVar("A")
@@ -32,52 +36,71 @@ class Case:
 
 
 def answer_all(gag: GAG, domain: str, cases: list[Case], corpus: list[Passage]) -> dict[str, Arm]:
-    """Answer every case in every way."""
+    """Answer every case in every way that the demo shows."""
     questions = [case.example.question for case in cases]
-    known = _know(gag, questions, domain)
-    wrong = _know(gag, [case.shuffled.question for case in cases], domain)
-    zero = [replace(k, vectors=torch.zeros_like(k.vectors)) for k in known]
+    known = know(gag, questions, domain)
+    wrong = know(gag, [case.shuffled.question for case in cases], domain)
+    best = bm25(corpus)(questions, 1)
     return {
-        "base": _arm(gag, [gag.embed(q, domain, None) for q in questions]),
-        "gag": _injected(gag, domain, questions, known),
-        "shuffled": _injected(gag, domain, questions, wrong),
-        "zero": _injected(gag, domain, questions, zero),
-        "expert_text": _with_text(gag, domain, questions, [k.text for k in known]),
+        "base": plain(gag, questions),
+        "gag": injected(gag, domain, questions, known),
+        "shuffled": injected(gag, domain, questions, wrong),
+        "zero": injected(gag, domain, questions, nulled(known)),
+        "expert_text": with_text(gag, domain, questions, [k.text for k in known]),
         "expert": Arm([k.text for k in known], 0.0),
-        "bm25": _with_text(gag, domain, questions, retrieve(questions, corpus)),
-        "reading": _with_text(gag, domain, questions, [case.reading for case in cases]),
+        "bm25": with_text(gag, domain, questions, [corpus[row[0]].text for row in best]),
+        "reading": with_text(gag, domain, questions, [case.reading for case in cases]),
     }
 
 
-def retrieve(questions: list[str], corpus: list[Passage]) -> list[str]:
-    """Return the best passage by BM25 for each question."""
-    import bm25s
-
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize([p.text for p in corpus], show_progress=False), show_progress=False)
-    queries = bm25s.tokenize(questions, show_progress=False)
-    best = index.retrieve(queries, k=1, show_progress=False).documents  # pyright: ignore[reportAttributeAccessIssue]
-    return [corpus[int(i)].text for i in best[:, 0]]
+def know(gag: GAG, questions: list[str], domain: str) -> list[Knowledge]:
+    """Read a domain's expert on questions, batch by batch."""
+    return batched(questions, lambda batch: gag.know(batch, domain))
 
 
-def _know(gag: GAG, questions: list[str], domain: str) -> list[Knowledge]:
-    return _batched(questions, lambda batch: gag.know(batch, domain))
+def nulled(known: list[Knowledge]) -> list[Knowledge]:
+    """Put zero vectors in the place of the knowledge."""
+    return [replace(k, vectors=torch.zeros_like(k.vectors)) for k in known]
 
 
-def _injected(gag: GAG, domain: str, questions: list[str], knowledge: list[Knowledge]) -> Arm:
-    rows = [gag.embed(q, domain, k) for q, k in zip(questions, knowledge, strict=True)]
-    return _arm(gag, rows, [len(k.vectors) for k in knowledge])
+def plain(gag: GAG, questions: list[str], new: int | None = None) -> Arm:
+    """Let the base answer alone."""
+    return answered(gag, [gag.embed(q, GENERAL, None) for q in questions], new=new)
 
 
-def _with_text(gag: GAG, domain: str, questions: list[str], texts: list[str]) -> Arm:
+def injected(gag: GAG, domain: str, questions: list[str], known: list[Knowledge], new: int | None = None) -> Arm:
+    """Let the base answer with knowledge vectors in its prompt."""
+    rows = [gag.embed(q, domain, k) for q, k in zip(questions, known, strict=True)]
+    return answered(gag, rows, [len(k.vectors) for k in known], new)
+
+
+def with_text(gag: GAG, domain: str, questions: list[str], texts: list[str], new: int | None = None) -> Arm:
+    """Let the base answer with knowledge as text in the place of the vectors."""
     prompts, instruction = gag.base.prompts, gag.domains[domain].facts.prompts.answer
     rows = [gag.base.embed(prompts.with_text(q, instruction, text)) for q, text in zip(questions, texts, strict=True)]
-    return _arm(gag, rows, [len(prompts.text(text)) for text in texts])
+    return answered(gag, rows, [len(prompts.text(text)) for text in texts], new)
 
 
-def _arm(gag: GAG, rows: list[torch.Tensor], added: list[int] | None = None) -> Arm:
-    return Arm(_batched(rows, gag.generate), sum(added or []) / len(rows))
+def answered(gag: GAG, rows: list[torch.Tensor], added: list[int] | None = None, new: int | None = None) -> Arm:
+    """Decode prompts, each [T, Db], greedily with as many new tokens as the project allows, or `new`."""
+    return Arm(decoded(gag.base, rows, new or gag.project.settings.decoding.max_new_tokens), sum(added or []) / len(rows))
 
 
-def _batched(items: list[A], work: Callable[[list[A]], list[B]]) -> list[B]:
+def decoded(model: Backbone, rows: list[torch.Tensor], new: int) -> list[str]:
+    """Decode prompts, each [T, D], batch by batch."""
+    return batched(rows, lambda batch: [model.prompts.decode(ids) for ids in model.generate(pad_left(batch), new)])
+
+
+def seconds_of(work: Callable[[], object], rounds: int = 5) -> float:
+    """Return the median seconds of some work, after one warm-up."""
+    taken = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return sorted(taken[1:])[rounds // 2]
+
+
+def batched(items: list[A], work: Callable[[list[A]], list[B]]) -> list[B]:
+    """Do some work batch by batch."""
     return [out for start in range(0, len(items), BATCH) for out in work(items[start : start + BATCH])]

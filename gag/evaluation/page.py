@@ -10,7 +10,7 @@ COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#ad1a72", "#64473a", "#6940a5", "#9
 _STYLE = """
 :root{color-scheme:light;--line:#dcdcd8;--soft:#6b6a66;--strong:#1b1b19;--mark:#eef5f8}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:62rem;padding:1.2rem 1rem 3rem;color:var(--strong);
+body{margin:0 auto;max-width:68rem;padding:1.2rem 1rem 3rem;color:var(--strong);
   font:16px/1.5 system-ui,sans-serif;background:#fff}
 h1{font-size:1.45rem;line-height:1.25;margin:.4rem 0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 p{margin:.5rem 0}.verdict{font-size:1.1rem;background:var(--mark);padding:.8rem 1rem;border-radius:.4rem}

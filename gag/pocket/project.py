@@ -28,7 +28,8 @@ SETTINGS: dict[str, Any] = {
     "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
     "align": {"learning_rate": 1e-3, "epochs": 8, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},
-    "evaluation": {"bertscore": "expert", "similarity": "expert"},  # no pretrained encoder is at hand
+    "evaluation": {"metrics": {"general": ["contains"], "*": ["contains", "f1", "bertscore", "similarity"]},
+                   "bertscore": "expert", "similarity": "expert"},  # no pretrained encoder is at hand
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "v1": {},
@@ -85,9 +86,16 @@ def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random) -> No
     write_rows(folder / "val.jsonl", [_row(fact, i) for fact in domain.val for i in seen(fact, ALIGN_WORDINGS)])
     asked = [(fact, i, "seen") for fact in domain.test for i in seen(fact, TEST_WORDINGS)]
     asked += [(fact, i, "unseen") for fact in domain.test for i in domain.test_wordings[fact.relation.name]]
-    test = [_row(fact, i) | {"wording": wording, "new_value": domain.is_new(fact)} for fact, i, wording in asked]
+    test = [
+        _row(fact, i) | {"wording": wording, "new_value": domain.is_new(fact), "slices": _slices(wording, domain.is_new(fact))}
+        for fact, i, wording in asked
+    ]
     write_rows(folder / "test.jsonl", test)
     write_rows(folder / "corpus.jsonl", [{"id": _group(fact), "text": fact.statement()} for fact in domain.facts])
+
+
+def _slices(wording: str, new_value: bool) -> list[str]:
+    return [f"{wording} wordings", *(["values never an answer in alignment"] if new_value else [])]
 
 
 def _row(fact: Fact, wording: int) -> dict[str, Any]:

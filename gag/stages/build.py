@@ -112,9 +112,27 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 | validation loss | {facts["scores"]["val_loss"]:.4f} per answer token |
 | built | {facts["created"]} |
 
+## Data
+
+{_listed(facts["data"])}
+
+## Intended use and limits
+
+To answer questions of the field that these rows teach, by the frozen base named above. What the expert was not taught it
+cannot pass on, and an answer that sounds sure can be wrong: `gag evaluate {facts["name"]} --evidence` says how often answers
+are right on test rows and how much the vectors did for them, `gag compare {facts["name"]}` how other methods do. The expert's
+weights{", the vectors of some questions" if facts["bank"]["held_out"] else ""} and the bank can give away what they were
+made from: share this folder as you would share the data.
+
+## Use
+
 Copy this folder into `domains/` of a project with the same base and expert, or run `gag domains add FOLDER`.
 Then `gag domains verify` checks it. `domain.json` holds the hashes of the files and of the data it was built from.
 """
+
+
+def _listed(data: dict[str, str]) -> str:
+    return "\n".join(f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in data.items()) or "- not recorded"
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""Retrieval over a domain's passages: BM25, dense vectors, and late interaction of token states."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gag.encoder import QueryEncoder
+from gag.evaluation.bertscore import Pieces, TokenStates
+from gag.records import Passage
+
+TOP = (1, 2, 3, 5, 9)
+Ranking = list[list[int]]  # of each question: the passages' numbers, best first
+Retriever = Callable[[Sequence[str], int], Ranking]
+
+
+def bm25(passages: list[Passage]) -> Retriever:
+    """Index passages by their words."""
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize([p.text for p in passages], show_progress=False), show_progress=False)
+
+    def retrieve(questions: Sequence[str], count: int) -> Ranking:
+        queries = bm25s.tokenize(list(questions), show_progress=False)
+        found = index.retrieve(queries, k=min(count, len(passages)), show_progress=False).documents  # pyright: ignore[reportAttributeAccessIssue]
+        return [[int(i) for i in row] for row in found]
+
+    return retrieve
+
+
+def dense(passages: list[Passage], encoder: QueryEncoder) -> Retriever:
+    """Index passages by one vector each."""
+    vectors = encoder.encode([p.text for p in passages])  # [N, D]
+
+    def retrieve(questions: Sequence[str], count: int) -> Ranking:
+        scores = encoder.encode(list(questions)) @ vectors.T
+        return scores.topk(min(count, len(passages)), dim=1).indices.tolist()
+
+    return retrieve
+
+
+def late_interaction(passages: list[Passage], encoder: TokenStates) -> Retriever:
+    """Index passages by their token states; a question's tokens each seek their best match (ColBERT's MaxSim)."""
+    rows = [_joined(pieces) for pieces in encoder.pieces([p.text for p in passages])]
+    longest = max(len(row) for row in rows)
+    index = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])  # [N, T, D]
+
+    def retrieve(questions: Sequence[str], count: int) -> Ranking:
+        found = []
+        for pieces in encoder.pieces(list(questions)):
+            best = torch.einsum("ntd,qd->ntq", index, _joined(pieces)).amax(1).sum(1)  # [N]
+            found.append(best.topk(min(count, len(passages))).indices.tolist())
+        return found
+
+    return retrieve
+
+
+def _joined(pieces: list[Pieces]) -> torch.Tensor:
+    return torch.cat([piece.states for piece in pieces])

@@ -1,0 +1,138 @@
+"""`gag compare` on a tiny project: every method, honest costs, the page; and retrieval and baselines on their own."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from gag.config import Project, load_project
+from gag.engine import GAG
+from gag.evaluation.bertscore import BackboneStates
+from gag.evaluation.compare import METHODS, compare
+from gag.evaluation.compare_report import best_retrieval, slice_verdicts, verdict, write_report
+from gag.evaluation.retrieval import bm25, dense, late_interaction
+from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
+from gag.records import Passage
+from tests.test_cli import run
+
+OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert", "evaluation.metrics={'*': [contains]}")
+PASSAGES = [
+    Passage("tin", "What is tin? It is a metal."),
+    Passage("fern", "Kreluvax grows as a fern."),
+    Passage("sum", "1 plus 1"),
+]
+
+
+@pytest.fixture(scope="module")
+def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
+    root = tmp_path_factory.mktemp("compare") / "copy"
+    shutil.copytree(built, root)
+    project = load_project(root, (*OWN, "general.test=data/general-test.jsonl"))
+    (root / "data" / "general-test.jsonl").write_text('{"question": "What is 3 plus 3?", "answer": "6"}\n')
+    result = compare(project, "metals", list(METHODS), quick=True)
+    write_report(project.run("metals", "compare"), result)
+    return project, json.loads(json.dumps(result))
+
+
+def test_every_method_is_measured(compared) -> None:
+    _, result = compared
+    kinds = {name.split("-")[0] for name in result["methods"]}
+    assert kinds == set(METHODS)
+    for figures in result["methods"].values():
+        low, high = figures["interval"]
+        assert 0 <= low <= figures["quality"] <= high <= 1
+        assert figures["first_token_ms"] > 0 and figures["per_token_ms"] >= 0
+    methods = result["methods"]
+    assert methods["base"]["tokens_added"] == 0 and methods["gag"]["tokens_added"] == 1 == methods["other"]["tokens_added"]
+    assert methods["prefix"]["tokens_added"] == 16 and methods["bm25-2"]["tokens_added"] > methods["bm25-1"]["tokens_added"]
+    assert methods["lora"]["build_seconds"] > 0 and methods["lora"]["disk_mb"] > 0
+    assert methods["shuffled"]["general"] is None and methods["lora"]["general"] is not None
+    assert "gag_leads_by" not in methods["gag"] and methods["base"]["gag_leads_by"]["mean"] == pytest.approx(
+        methods["gag"]["quality"] - methods["base"]["quality"], abs=1e-3)  # fmt: skip
+    assert result["slices"]["facts that alignment saw"]["questions"] == 10
+    assert len(result["memory"]["mb"]["GAG: base, one expert, a module each"]) == 7
+
+
+def test_the_base_is_what_it_was(compared) -> None:
+    project, result = compared
+    answers = [json.loads(line) for line in (project.run("metals", "compare") / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == result["questions"]
+    again = GAG(project).ask([answers[0]["question"]], "general")[0].text
+    assert answers[0]["base"] == again
+
+
+def test_the_page_shows_in_a_browser(compared) -> None:
+    project, _ = compared
+    page = project.run("metals", "compare") / "report.html"
+    text = page.read_text()
+    assert text.count("<svg") == 3 and "<script" not in text and "Where each method wins" in text
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser here")
+    for width in (390, 1280):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+                 "--disable-background-networking", "--disable-component-update", f"--window-size={width},900",
+                 f"--user-data-dir={page.parent / f'profile-{width}'}", "--enable-logging=stderr"]  # fmt: skip
+        shown = subprocess.run(
+            [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert shown.stdout.count("<svg") == 3 and shown.stdout.count("<figcaption") == 3
+        assert "CONSOLE" not in shown.stderr
+
+
+def test_the_verdict_says_who_wins() -> None:
+    def figures(quality: float, tokens: float, label: str) -> dict:
+        return {"quality": quality, "tokens_added": tokens, "label": label}
+
+    methods = {"gag": figures(0.8, 1, "GAG"), "base": figures(0.1, 0, "base"), "zero": figures(0.1, 1, "zero"),
+               "bm25-1": figures(0.5, 9, "BM25 top 1"), "bm25-9": figures(0.9, 80, "BM25 top 9")}  # fmt: skip
+    slices = {"hard": {"questions": 5, "gag": 0.8, "bm25-1": 0.2, "bm25-9": 0.1}}
+    result = {"methods": methods, "questions": 9, "slices": slices}
+    assert best_retrieval(result) == "bm25-9" and best_retrieval(result, slices["hard"]) == "bm25-1"
+    said = verdict(result)
+    assert "With 1 added token, GAG scores 0.80" in said and "(BM25 top 9) 0.90 with 80 tokens" in said
+    assert "The vector carries the answer" in said
+    assert slice_verdicts(result) == ["hard: the vector wins (GAG 0.80, BM25 top 1 0.20)."]
+    methods["zero"]["quality"] = 0.75
+    assert "The vector adds little" in verdict(result)
+
+
+def test_retrieval_finds_what_shares_words_or_states(expert) -> None:
+    assert bm25(PASSAGES)(["a fern named Kreluvax?"], 2)[0][0] == 1
+
+    class Letters:
+        spec = None
+
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            return torch.nn.functional.normalize(
+                torch.tensor([[float(t.count(c)) for c in "tinfersum1"] for t in texts]), dim=-1
+            )
+
+    assert dense(PASSAGES, Letters())(["1 plus 1", "fern"], 1) == [[2], [1]]  # pyright: ignore
+    late = late_interaction(PASSAGES, BackboneStates(expert))
+    assert late(["What is tin?"], 3)[0][0] == 0 and len(late(["x"], 9)[0]) == 3
+
+
+def test_baselines_are_trained_once_and_the_prefix_learns(compared) -> None:
+    project, _ = compared
+    base = GAG(project).base
+    built = train_prefix(project, "metals", base, quick=True)
+    assert built == train_prefix(project, "metals", base, quick=True) and set(built.chosen_by) == {"0.003"}
+    rows = prefix_rows(base, built, ["What is in metals number 2?"], "Tell.")
+    assert len(rows[0]) == len(base.prompts.with_text("What is in metals number 2?", "Tell.", "")) + 16
+    tuned = tune_base(project, "metals", base, quick=True)
+    assert tuned == tune_base(project, "metals", base, quick=True)
+    one, other = tuned_base(project, tuned), base
+    ids = torch.tensor([base.prompts.plain("What is in metals number 2?")])
+    assert not torch.allclose(one.model(ids).logits, other.model(ids).logits, atol=1e-4)
+
+
+def test_what_cannot_be_compared_is_one_line(project: Project, capsys, monkeypatch) -> None:
+    at = ("--project", str(project.root))
+    assert "no method 'magic'" in run(capsys, monkeypatch, "compare", "metals", "--methods", "magic", *at)[2]
+    assert "name a domain (present: metals, plants)" in run(capsys, monkeypatch, "compare", *at)[2]
+    code, _, err = run(capsys, monkeypatch, "compare", "glass", *at)
+    assert code == 2 and "describes no domain 'glass'" in err
