@@ -36,7 +36,7 @@ def main() -> None:
             {
                 "once": lambda: loaded.score(said, [(g,) for g in gold]),
                 "a call per pair": lambda: [scorer().score([s], [(g,)]) for s, g in zip(said[:few], gold[:few], strict=True)],
-                "loaded, pair by pair": lambda: [loaded.score([s], [(g,)]) for s, g in list(zip(said, gold, strict=True))[:200]],
+                "loaded, pair by pair": lambda: [loaded.score([s], [(g,)]) for s, g in [*zip(said, gold, strict=True)][:200]],
             }, args.rounds, args.device,
         )  # fmt: skip
         together = loaded.score(said[:50], [(g,) for g in gold[:50]])

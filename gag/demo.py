@@ -66,7 +66,7 @@ def demo(folder: Path, seed: int, preset: str = "v1", entities: int = ENTITIES) 
     }
 
 
-def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str = "v1") -> Project:
+def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str = "v1", hard: bool = False) -> Project:
     """Write the world's project, or the same one again over an earlier demo; anything else is left alone."""
     marker = "# The bundled world of `gag demo`, seed "
     path = folder / PROJECT_FILE
@@ -79,11 +79,11 @@ def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str 
     from gag.artifacts import locked
 
     with locked(folder / "runs"):
-        header = f"{marker}{seed}, preset {preset}\n"
+        header = f"{marker}{seed}, preset {preset}{', with hard questions' if hard else ''}\n"
         if path.is_file() and not path.read_text(encoding="utf-8").startswith(header):  # another world: start anew
             for unfinished in (folder / "runs").glob("*/*.unfinished"):
                 shutil.rmtree(unfinished)
-        write_project(folder, seed, entities, header, preset)
+        write_project(folder, seed, entities, header, preset, hard)
     return load_project(folder)
 
 

@@ -13,7 +13,7 @@ from gag.engine import GAG
 from gag.evaluation.bertscore import BackboneStates
 from gag.evaluation.compare import METHODS, compare
 from gag.evaluation.compare_report import best_retrieval, slice_verdicts, verdict, write_report
-from gag.evaluation.retrieval import bm25, dense, late_interaction
+from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
 from gag.records import Passage
 from tests.test_cli import run
@@ -102,6 +102,12 @@ def test_the_verdict_says_who_wins() -> None:
 
 def test_retrieval_finds_what_shares_words_or_states(expert) -> None:
     assert bm25(PASSAGES)(["a fern named Kreluvax?"], 2)[0][0] == 1
+    chain = [
+        Passage("a", "Debo is also called Mila."),
+        Passage("b", "The carrier of Debo is foam."),
+        Passage("c", "Nothing else."),
+    ]
+    assert rewritten(chain)(["Which medium holds Mila?"], 2) == [[0, 1]]
 
     class Letters:
         spec = None

@@ -122,3 +122,34 @@ def test_pretraining_rows_are_drawn_alike_from_a_seed() -> None:
     prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
     first, second = BaseRows(prompts, seed=3), BaseRows(prompts, seed=3)
     assert [first.draw(0.5) for _ in range(20)] == [second.draw(0.5) for _ in range(20)]
+
+
+def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
+    write_project(tmp_path, 7, 24, hard=True)
+    for domain in domain_names():
+        found = {role: rows(tmp_path, f"{domain}/{role}.jsonl") for role in ("adapt", "align", "val", "test", "corpus")}
+        named = [(row["group"].split("/")[0], row["answer"].rstrip(".").split(" is ")) for row in found["adapt"]
+                 if row["group"].endswith("/names")]  # fmt: skip
+        alias = {entity: said[0] for entity, said in named if "partner" not in said[0]}
+        partner = {entity: said[1] for entity, said in named if "partner" in said[0]}
+        assert len(alias) == len(partner) == 24 and set(partner.values()) == set(partner)
+        assert set(alias.values()).isdisjoint(alias)
+        for entity, name in alias.items():
+            assert set(entity.split("-")).isdisjoint(name.split("-"))
+
+        def fact(row: dict, partner: dict = partner) -> str:
+            entity, *rest = row["group"].split("/")
+            return f"{partner[entity] if rest[0] == 'partner' else entity}/{rest[-1]}"
+
+        told = {fact(row) for role in ("align", "val") for row in found[role]}
+        asked = [row for row in found["test"] if set(row["slices"]) & {"entity by its alias", "evidence in two statements"}]
+        assert asked and told.isdisjoint(fact(row) for row in asked)
+        questions = {row["question"] for role in ("adapt", "align", "val") for row in found[role]}
+        assert questions.isdisjoint(row["question"] for row in asked)
+        statements = {row["id"]: row["text"] for row in found["corpus"]}
+        for row in found["test"]:
+            if "entity by its alias" in row["slices"]:
+                assert row["answer"] in statements[row["group"]] and row["group"].split("/")[0] not in row["question"]
+            if "nothing answers it" in row["slices"]:
+                assert not any(row["group"].split("/")[1] in text for text in statements.values())
+        assert len({row["id"] for row in found["test"]}) == len(found["test"])

@@ -52,7 +52,7 @@ def compare(
         bool, typer.Option("--demo", help="On the bundled world, which is built first where it is not there.")
     ] = False,
     seed: Annotated[int, typer.Option(help="With --demo: the seed of the world.")] = 7,
-    folder: Annotated[Path, typer.Option("--dir", help="With --demo: where its project is.")] = Path("gag-demo"),
+    folder: Annotated[Path, typer.Option("--dir", help="With --demo: where its project is.")] = Path("gag-compare"),
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -61,7 +61,7 @@ def compare(
     if demo:
         from gag.demo import make_project
 
-        opened = make_project(folder, seed)
+        opened = make_project(folder, seed, hard=True)
         domain = domain or next(iter(opened.settings.domains))
     else:
         opened = open_project(project, settings)

@@ -21,7 +21,7 @@ from gag.evaluation.bertscore import BackboneStates
 from gag.evaluation.evaluate import scorers
 from gag.evaluation.intervals import interval, paired
 from gag.evaluation.metrics import tokens
-from gag.evaluation.retrieval import TOP, Retriever, bm25, dense, late_interaction
+from gag.evaluation.retrieval import TOP, Retriever, bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import budget, prefix_rows, train_prefix, tune_base, tuned_base
 from gag.progress import say
 from gag.records import Passage, read_examples, read_passages, write_rows
@@ -36,12 +36,13 @@ METHODS = {
     "expert": "expert alone",
     "text": "expert's text in the prompt",
     "bm25": "BM25",
+    "rewritten": "BM25, query rewritten once",
     "dense": "dense retrieval",
     "late": "late interaction",
     "lora": "base tuned with LoRA",
     "prefix": "trained prefix",
 }
-RETRIEVAL = ("bm25", "dense", "late")
+RETRIEVAL = ("bm25", "rewritten", "dense", "late")
 QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 800, 240, 100, 100
 SEED = 7
 
@@ -213,8 +214,8 @@ def _retrieval_ways(project: Project, gag: GAG, domain: str, name: str) -> "Any"
 def _retriever(project: Project, gag: GAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
     """Build an index; without a pretrained encoder (evaluation.similarity: expert) the expert backbone's states serve."""
     text = sum(len(p.text.encode()) for p in passages)
-    if name == "bm25":
-        return bm25(passages), text
+    if name in ("bm25", "rewritten"):
+        return (bm25(passages) if name == "bm25" else rewritten(passages)), text
     if project.settings.evaluation.similarity == "expert":
         encoder = gag.sentence_encoder()
     else:

@@ -1,4 +1,4 @@
-"""Retrieval over a domain's passages: BM25, dense vectors, and late interaction of token states."""
+"""Retrieval over a domain's passages: BM25, alone and with a rewritten query, dense vectors, late interaction of states."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,6 +24,18 @@ def bm25(passages: list[Passage]) -> Retriever:
         queries = bm25s.tokenize(list(questions), show_progress=False)
         found = index.retrieve(queries, k=min(count, len(passages)), show_progress=False).documents  # pyright: ignore[reportAttributeAccessIssue]
         return [[int(i) for i in row] for row in found]
+
+    return retrieve
+
+
+def rewritten(passages: list[Passage]) -> Retriever:
+    """Search twice: the query is rewritten once with the words of the best passage, which stays first."""
+    search = bm25(passages)
+
+    def retrieve(questions: Sequence[str], count: int) -> Ranking:
+        first = [row[0] for row in search(questions, 1)]
+        again = search([f"{q} {passages[i].text}" for q, i in zip(questions, first, strict=True)], count)
+        return [[i, *(j for j in row if j != i)][:count] for i, row in zip(first, again, strict=True)]
 
     return retrieve
 

@@ -10,6 +10,7 @@ import yaml
 
 from gag.config import PROJECT_FILE, parse_settings
 from gag.pocket.general import PublicFact, public_facts
+from gag.pocket.hard import NUMERIC, make_hard
 from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, TEST_WORDINGS, Fact, PrivateDomain, make_world
 from gag.records import write_rows
 from gag.settings import ProjectSettings
@@ -38,8 +39,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_project(root: Path, seed: int, entities: int, header: str = "", preset: str = "v1") -> ProjectSettings:
-    """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml."""
+def write_project(
+    root: Path, seed: int, entities: int, header: str = "", preset: str = "v1", hard: bool = False
+) -> ProjectSettings:
+    """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml.
+
+    With `hard`, also questions by aliases and over two statements (gag/pocket/hard.py).
+    """
     world = make_world(seed, entities)
     settings = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
     settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
@@ -47,7 +53,7 @@ def write_project(root: Path, seed: int, entities: int, header: str = "", preset
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
     for domain in world.values():
-        _write_domain(root / "data" / domain.name, domain, random.Random(f"{seed}/{domain.name}/rows"))
+        _write_domain(root / "data" / domain.name, domain, random.Random(f"{seed}/{domain.name}/rows"), hard)
     return parse_settings(settings)
 
 
@@ -75,27 +81,32 @@ def _write_general(folder: Path, rng: random.Random) -> None:
     write_rows(folder / "test.jsonl", [_public_row(fact, rng.choice(fact.questions)) for fact in test])
 
 
-def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random) -> None:
+def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random, hard: bool) -> None:
     def seen(fact: Fact, count: int | None = None) -> list[int]:
         wordings = domain.train_wordings(fact.relation)
         return wordings if count is None else rng.sample(wordings, count)
 
+    more = make_hard(domain, rng) if hard else None
     adapt = [_row(fact, i) | {"answer": fact.background()} for fact in domain.facts for i in seen(fact)]
-    write_rows(folder / "adapt.jsonl", adapt)
-    write_rows(folder / "align.jsonl", [_row(fact, i) for fact in domain.align for i in seen(fact, ALIGN_WORDINGS)])
-    write_rows(folder / "val.jsonl", [_row(fact, i) for fact in domain.val for i in seen(fact, ALIGN_WORDINGS)])
+    align, val = ([_row(fact, i) for fact in facts for i in seen(fact, ALIGN_WORDINGS)] for facts in (domain.align, domain.val))
     asked = [(fact, i, "seen") for fact in domain.test for i in seen(fact, TEST_WORDINGS)]
     asked += [(fact, i, "unseen") for fact in domain.test for i in domain.test_wordings[fact.relation.name]]
     test = [
-        _row(fact, i) | {"wording": wording, "new_value": domain.is_new(fact), "slices": _slices(wording, domain.is_new(fact))}
+        _row(fact, i) | {"wording": wording, "new_value": domain.is_new(fact), "slices": _slices(domain, fact, wording)}
         for fact, i, wording in asked
     ]
-    write_rows(folder / "test.jsonl", test)
-    write_rows(folder / "corpus.jsonl", [{"id": _group(fact), "text": fact.statement()} for fact in domain.facts])
+    corpus = [{"id": _group(fact), "text": fact.statement()} for fact in domain.facts]
+    if more:
+        adapt, test = adapt + more.adapt(rng), test + more.test(rng)
+        align, val = align + more.align(domain.align, rng), val + more.align(domain.val, rng)
+        corpus += [{"id": passage.id, "text": passage.text} for passage in more.statements()]
+    for name, rows in {"adapt": adapt, "align": align, "val": val, "test": test, "corpus": corpus}.items():
+        write_rows(folder / f"{name}.jsonl", rows)
 
 
-def _slices(wording: str, new_value: bool) -> list[str]:
-    return [f"{wording} wordings", *(["values never an answer in alignment"] if new_value else [])]
+def _slices(domain: PrivateDomain, fact: Fact, wording: str) -> list[str]:
+    new = ["values never an answer in alignment"] if domain.is_new(fact) else []
+    return [f"{wording} wordings", *new, *(["numeric answers"] if fact.relation.name in NUMERIC else [])]
 
 
 def _row(fact: Fact, wording: int) -> dict[str, Any]:
