@@ -274,7 +274,7 @@ def _refuse(reason: str) -> NoReturn:
 
 def _evidence_lines(found: dict[str, Any]) -> list[str]:
     if found["support"] is None:
-        return ["[no vectors: the base answered alone]"]
+        return ["[no vectors, or an empty answer: there is nothing to weigh]"]
     lines = [f"[support {found['support']:+.2f}: log odds per token that the vectors add to the answer, against zero vectors]"]
     return lines + [f"[near question, cosine {cosine:.3f}: {question}]" for question, cosine in found["questions"]]
 

@@ -81,7 +81,7 @@ def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str 
     with locked(folder / "runs"):
         header = f"{marker}{seed}, preset {preset}{', with hard questions' if hard else ''}\n"
         if path.is_file() and not path.read_text(encoding="utf-8").startswith(header):  # another world: start anew
-            for unfinished in (folder / "runs").glob("*/*.unfinished"):
+            for unfinished in (folder / "runs").glob("**/*.unfinished"):
                 shutil.rmtree(unfinished)
         write_project(folder, seed, entities, header, preset, hard)
     return load_project(folder)

@@ -61,13 +61,14 @@ class TransformerEncoder:
         self._before, self._after = self._frame(tokenizer)
         self._batch_size = settings.batch_size
         identity = hashlib.sha256(f"{weights_hash(self._model)}\n{self._plain.to_str()}".encode()).hexdigest()
-        longest = min(settings.max_tokens, getattr(self._model.config, "max_position_embeddings", settings.max_tokens))
+        positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
+        longest = min(settings.max_tokens, positions, tokenizer.model_max_length)
         self.spec = EncoderSpec(identity, chosen.pooling, longest, self._model.config.hidden_size)
 
     @torch.no_grad()
     def encode(self, questions: list[str]) -> torch.Tensor:
         """Encode questions in length-sorted batches -> [B, Dq]."""
-        room = self.spec.max_tokens - len(self._before) - len(self._after)
+        room = max(0, self.spec.max_tokens - len(self._before) - len(self._after))
         rows = [self._before + self._plain.encode(q, add_special_tokens=False).ids[:room] + self._after for q in questions]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         vectors = torch.empty(len(rows), self.spec.width)
@@ -116,7 +117,9 @@ class SentenceEncoder:
         longest = min(settings.max_tokens, self._model.max_seq_length or settings.max_tokens)
         self._model.max_seq_length = longest
         self._batch_size = settings.batch_size
-        self.spec = EncoderSpec(weights_hash(self._model), "own", longest, len(self.encode(["width"])[0]))
+        described = f"{weights_hash(self._model)}\n{self._model!r}\n{plain_tokenizer(self._model.tokenizer).to_str()}"
+        identity = hashlib.sha256(described.encode()).hexdigest()
+        self.spec = EncoderSpec(identity, "own", longest, len(self.encode(["width"])[0]))
 
     def encode(self, questions: list[str]) -> torch.Tensor:
         """Encode questions -> [B, Dq]."""
@@ -139,7 +142,8 @@ class GivenVectors:
             raise DataError(f"{VECTORS} must hold `vectors` of shape ({len(questions)}, width), has {shape}")
         self._vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
         self._places = {question: i for i, question in enumerate(questions)}
-        self.spec = EncoderSpec(f"vectors of {chosen.revision}", "own", settings.max_tokens, vectors.shape[1])
+        made_by = chosen.revision or digest(folder / VECTORS)
+        self.spec = EncoderSpec(f"vectors of {made_by}", "own", settings.max_tokens, vectors.shape[1])
 
     def encode(self, questions: list[str]) -> torch.Tensor:
         """Look up questions -> [B, Dq]; one without a vector is refused."""
@@ -147,6 +151,11 @@ class GivenVectors:
         if missing:
             raise DataError(f"{len(missing)} questions have no vector in {QUESTIONS} (first: {missing[0][:60]!r}); add them")
         return self._vectors[[self._places[question] for question in questions]]
+
+
+def cached(encoder: QueryEncoder, project: Project) -> QueryEncoder:
+    """Keep on disk what an encoder encodes; vectors from elsewhere are on disk already."""
+    return encoder if isinstance(encoder, GivenVectors) else CachedEncoder(encoder, project.root / "runs" / "vectors")
 
 
 class CachedEncoder:

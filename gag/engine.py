@@ -144,7 +144,7 @@ def explain_route(project: Project, router: Router, question: str) -> dict[str, 
     carried = {name: load_questions(f).nearest(vector[0], 3) for name, f in folders.items() if (f / QUESTIONS).is_file()}
     return {
         "rule": router.rule,
-        "lead": float(verdict.leads[0]),
+        "lead": float(verdict.leads[0]) if len(router.names) > 1 else None,
         "lead_needed": router.lead,
         "distance": None if verdict.distances is None else float(verdict.distances[0]),
         "far": router.calibration.far if router.calibration else None,

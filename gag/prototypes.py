@@ -99,7 +99,7 @@ class Bank:
         scatter = self.scatter.double() + fresh.scatter + torch.outer(apart, apart) * (self.count * fresh.count / count)
         points = torch.cat([self.centres, fresh.centres])
         centres, sizes = _cluster(points, torch.cat([self.sizes, fresh.sizes]), settings)
-        kept = torch.cat([fresh.held_out, self.held_out])[:HELD_OUT]
+        kept = _mixed(self.held_out, self.count, fresh.held_out, fresh.count)
         return replace(
             self, centres=centres, sizes=sizes, count=count, mean=mean.float(), scatter=scatter.float(), held_out=kept
         )  # fmt: skip
@@ -126,10 +126,17 @@ def load_questions(folder: Path) -> Encoded:
     return Encoded(json.loads(bytes(tensors["texts"].numpy())), vectors, vectors[:0])
 
 
-def encode_questions(questions: list[str], encoder: QueryEncoder, settings: RouterSettings) -> Encoded:
-    """Encode a domain's distinct questions; a share, at most HELD_OUT, chosen by a hash of the text, is held out."""
-    order = sorted(questions, key=lambda question: hashlib.sha256(question.encode()).digest())
-    chosen = set(order[: min(HELD_OUT, int(settings.held_out * len(questions)))])
+def encode_questions(grouped: dict[str, str], encoder: QueryEncoder, settings: RouterSettings) -> Encoded:
+    """Encode a domain's distinct questions, each with its group, the first `max_questions` of them.
+
+    A share, at most HELD_OUT, is held out, by a hash of the group, so that no wording of a held-out question stays.
+    """
+    questions = list(grouped)[: settings.max_questions]
+    order = sorted(questions, key=lambda question: hashlib.sha256(grouped[question].encode()).digest())
+    count = min(HELD_OUT, int(settings.held_out * len(questions)))
+    chosen = set(order[:count]) if count else set()
+    if count and count < len(order):  # the last group is held out whole, or not at all
+        chosen -= {q for q in chosen if grouped[q] == grouped[order[count]]}
     kept = [question for question in questions if question not in chosen]
     held_out = encoder.encode([question for question in questions if question in chosen])
     return Encoded(kept, encoder.encode(kept), held_out)
@@ -161,6 +168,19 @@ def _cluster(points: torch.Tensor, weights: torch.Tensor, settings: RouterSettin
     centres = torch.nn.functional.normalize(torch.from_numpy(found.cluster_centers_).float(), dim=-1)
     sizes = torch.zeros(len(centres)).index_add_(0, torch.from_numpy(found.labels_).long(), weights)
     return centres, sizes
+
+
+def _mixed(old: torch.Tensor, old_count: int, fresh: torch.Tensor, fresh_count: int) -> torch.Tensor:
+    """Join held-out vectors, at most HELD_OUT, in proportion to the questions that each set stands for."""
+    if len(old) + len(fresh) <= HELD_OUT:
+        return torch.cat([old, fresh])
+    share = round(HELD_OUT * fresh_count / (old_count + fresh_count))
+    take = min(len(fresh), max(share, HELD_OUT - len(old)))
+    drawn = [
+        v[torch.randperm(len(v), generator=torch.Generator().manual_seed(0))[:n]]
+        for v, n in ((old, HELD_OUT - take), (fresh, take))
+    ]
+    return torch.cat(drawn)
 
 
 def _tensors(bank: Bank) -> list[str]:

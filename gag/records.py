@@ -41,6 +41,15 @@ def read_questions(path: Path) -> list[str]:
     return [read_question(row, f"{path.name}:{line}") for line, row in read_rows(path)]
 
 
+def read_grouped(path: Path) -> dict[str, str]:
+    """Read the distinct questions of a JSONL file, in order, each with its group (its own text, if the row names none)."""
+    found: dict[str, str] = {}
+    for line, row in read_rows(path):
+        question = read_question(row, f"{path.name}:{line}")
+        found.setdefault(question, str(row["group"]) if row.get("group") is not None else question)
+    return found
+
+
 def read_passages(path: Path) -> list[Passage]:
     """Read a corpus: {"text", "id"?} per line."""
     return [Passage(str(row.get("id", line)), _text(row, "text", f"{path.name}:{line}")) for line, row in read_rows(path)]

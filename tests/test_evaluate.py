@@ -9,19 +9,33 @@ import torch
 from gag.config import Project, load_project
 from gag.engine import GAG
 from gag.errors import MismatchError
-from gag.evaluation.asked import read_asked
+from gag.evaluation.asked import read_asked, read_test_rows
 from gag.evaluation.evaluate import ANSWERS, evaluate
 from gag.evidence import support
 from gag.records import write_rows
+from gag.stages.prototypes import add_questions
 from tests.test_cli import run
 
 OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert")
 
 
+def listening(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note every question that is answered."""
+    asked: list[str] = []
+    ask = GAG.ask
+
+    def noted(self: GAG, questions: list[str], domain: str | None = None) -> list:
+        asked.extend(questions)
+        return ask(self, questions, domain)
+
+    monkeypatch.setattr(GAG, "ask", noted)
+    return asked
+
+
 @pytest.fixture
 def judged(project: Project, tmp_path: Path) -> tuple[Project, Path]:
     rows = [
-        {"id": "a", "question": "What is in metals number 2?", "answer": ["cobalt", "zinc"], "label": 1},
+        {"id": "a", "question": "What is in metals number 2?", "answer": ["cobalt", "zinc\u2028"], "label": 1},
         {"id": "b", "question": "What is in plants number 3?", "answer": "thistle", "domain": "plants"},
         {"id": "c", "question": "What is 1 plus 1?", "answer": "2", "label": 0, "dataset_name": "sums"},
         {"id": "d", "question": "What is 2 plus 1?", "answer": [], "label": 0, "dataset_name": "sums"},
@@ -44,7 +58,7 @@ def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> Non
     for found in summary["datasets"].values():
         for metric in found["oracle"].values():
             assert metric["interval"][0] <= metric["mean"] <= metric["interval"][1]
-    answers = [json.loads(line) for line in (project.root / summary["folder"] / ANSWERS).read_text().splitlines()]
+    answers = [json.loads(line) for line in (project.root / summary["folder"] / ANSWERS).read_text().split("\n") if line]
     assert [a["id"] for a in answers] == list("abcde")
     assert all((a["support"] is None) == (a["route"] == "general" or not a["routed"]) for a in answers)
     assert answers[4]["oracle"] == GAG(project).ask(["Which one is in glass number 1?"], "general")[0].text
@@ -58,15 +72,12 @@ def test_a_killed_run_goes_on_and_another_runs_answers_are_refused(judged, monke
     whole = evaluate(project, "mixed", rows)
     path = project.root / "runs" / "evaluation" / "mixed" / ANSWERS
     text = path.read_text()
-    lines = text.splitlines(True)
-    path.write_text("".join(lines[:2]) + lines[2][:20])
-    asked: list[str] = []
-    ask = GAG.ask
-    monkeypatch.setattr(
-        GAG, "ask", lambda self, questions, domain=None: asked.extend(questions) or ask(self, questions, domain)
-    )
+    lines = text.split("\n")
+    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])
+    asked = listening(monkeypatch)
     assert evaluate(project, "mixed", rows) == whole
     assert path.read_text() == text and set(asked) == {row.question for row in rows[2:]}
+    (path.parent / "summary.json").unlink()
     with pytest.raises(MismatchError, match="other inputs"):
         evaluate(project, "mixed", rows[:3])
 
@@ -125,3 +136,28 @@ def test_an_answer_carries_its_evidence_where_asked(project: Project, capsys, mo
     assert json.loads(out.splitlines()[-1])["evidence"] == {"support": None, "questions": []}
     code, out, _ = run(capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "metals", *at[:3])
     assert "[support " in out and "against zero vectors]" in out
+
+
+def test_rows_of_several_files_keep_their_own_answers(project: Project) -> None:
+    """Rows without ids are named by their file too, so no answer is taken for another's."""
+    for name in ("general", "metals"):
+        write_rows(project.root / "data" / f"{name}-own.jsonl", [{"question": f"{name}?", "answer": name}])
+    sets = ("general.test=data/general-own.jsonl", "domains.metals.test=data/metals-own.jsonl", *OWN)
+    opened = load_project(project.root, sets)
+    rows = read_test_rows(opened, ["general", "metals"])
+    evaluate(opened, "both", rows)
+    answers = [json.loads(line) for line in (project.root / "runs/evaluation/both" / ANSWERS).read_text().split("\n") if line]
+    assert [(a["question"], a["gold"]) for a in answers] == [("general?", ["general"]), ("metals?", ["metals"])]
+
+
+def test_a_changed_router_is_another_run(judged, monkeypatch) -> None:
+    project, file = judged
+    rows = read_asked(file, project.settings.labels)
+    evaluate(project, "mixed", rows)
+    asked = listening(monkeypatch)
+    evaluate(project, "mixed", rows)
+    assert asked == []
+    write_rows(file.parent / "more.jsonl", [{"question": "What is 9 plus 9?"}])
+    add_questions(project, "general", file.parent / "more.jsonl")
+    evaluate(project, "mixed", rows)  # it was finished, so it starts anew
+    assert len(asked) >= len(rows)

@@ -146,6 +146,9 @@ def test_new_questions_add_up_without_the_old_ones() -> None:
     assert grown.count == 300 and torch.allclose(grown.mean, whole.mean, atol=1e-6)
     assert torch.allclose(grown.scatter, whole.scatter, atol=1e-4)
     assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6 and len(grown.held_out) == 9
+    many = replace(old, count=900, held_out=cloud(1, HELD_OUT, 2))
+    mixed = many.updated(Encoded([], vectors[200:], cloud(2, HELD_OUT, 3)), settings).held_out
+    assert len(mixed) == HELD_OUT and int((mixed[:, 2] > mixed[:, 1]).sum()) == pytest.approx(HELD_OUT / 10, abs=15)
 
 
 def test_the_promised_risk_holds_and_specialists_are_still_reached() -> None:
@@ -249,12 +252,16 @@ def test_a_share_of_the_questions_is_held_out_by_their_text(tmp_path) -> None:
         def encode(self, questions: list[str]) -> torch.Tensor:
             return torch.tensor([[float(len(q)), 1.0] for q in questions]).view(-1, 2)
 
-    questions = [f"question {i}" for i in range(50)]
+    questions = {f"question {i}": f"question {i}" for i in range(50)}
     encoded = encode_questions(questions, Lengths(), RouterSettings())
     assert len(encoded.texts) == 40 and len(encoded.held_out) == 10
-    assert set(encode_questions(questions[::-1], Lengths(), RouterSettings()).texts) == set(encoded.texts)
-    many = encode_questions([str(i) for i in range(4000)], Lengths(), RouterSettings())
+    assert set(encode_questions(dict(reversed(questions.items())), Lengths(), RouterSettings()).texts) == set(encoded.texts)
+    many = encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings())
     assert len(many.held_out) == HELD_OUT
+    wordings = {f"fact {i % 10} in wording {i}": f"fact {i % 10}" for i in range(50)}
+    told = encode_questions(wordings, Lengths(), RouterSettings()).texts
+    held = [question for question in wordings if question not in told]
+    assert len(held) == 10 and {wordings[q] for q in held}.isdisjoint(wordings[q] for q in told)  # no fact on both sides
     assert len(encode_questions(questions, Lengths(), RouterSettings(held_out=0)).held_out) == 0
     encoded.save(tmp_path)
     loaded = load_questions(tmp_path)

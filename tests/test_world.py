@@ -135,7 +135,7 @@ def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
         assert len(alias) == len(partner) == 24 and set(partner.values()) == set(partner)
         assert set(alias.values()).isdisjoint(alias)
         for entity, name in alias.items():
-            assert set(entity.split("-")).isdisjoint(name.split("-"))
+            assert set(entity.split("-")).isdisjoint(name.split())
 
         def fact(row: dict, partner: dict = partner) -> str:
             entity, *rest = row["group"].split("/")

@@ -27,10 +27,13 @@ def evaluate(
         opened.require(name)
     if not opened.general.is_dir():
         raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")
-    from gag.evaluation.asked import read_asked, test_rows
+    from gag.evaluation.asked import read_asked, read_test_rows
 
-    chosen = names or [GENERAL, *(name for name in opened.settings.domains if name in opened.present())]
-    rows = read_asked(file, opened.settings.labels) if file else test_rows(opened, chosen)
+    if names and file:
+        raise SettingsError("give domains or --file, not both")
+    tested = [name for name, domain in opened.settings.domains.items() if domain.test and name in opened.present()]
+    chosen = names or [GENERAL, *tested]
+    rows = read_asked(file, opened.settings.labels) if file else read_test_rows(opened, chosen)
     if not any(row.answers for row in rows):
         raise SettingsError('no row has a gold "answer": there is nothing to score; add answers')
     from gag.artifacts import locked

@@ -71,12 +71,12 @@ def router_evaluate(
 ) -> None:
     """Route questions whose domain is known, and write what became of them as JSON and as a page."""
     opened = open_project(project, settings) if banks else _routed(project, settings)
-    from gag.evaluation.asked import need_domains, read_asked, test_rows
+    from gag.evaluation.asked import need_domains, read_asked, read_test_rows
     from gag.settings import GENERAL
 
     labels = opened.settings.labels
     rows = [row for file in files or [] for row in read_asked(file, labels)]
-    rows = rows or test_rows(opened, [GENERAL, *(n for n in opened.settings.domains if n in opened.present())])
+    rows = rows or read_test_rows(opened, [GENERAL, *(n for n in opened.settings.domains if n in opened.present())])
     learned = [row for file in banks or [] for row in read_asked(file, labels)]
     need_domains([*rows, *learned])
     from gag.evaluation.routing import evaluate_routing, routing_lines, write_routing
@@ -91,13 +91,15 @@ def router_evaluate(
 
 @router_app.command("calibrate")
 def router_calibrate(
-    alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Largest share of general questions to specialists.")] = 0.01,
+    alpha: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Largest share of general questions to specialists (router.alpha).")
+    ] = None,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose the rule, the lead over general and the distance of strangers anew, and write router.json."""
-    opened = _routed(project, [*(settings or []), f"router.alpha={alpha}"])
+    opened = _routed(project, [*(settings or []), *([f"router.alpha={alpha}"] if alpha is not None else [])])
     from gag.artifacts import locked
     from gag.calibration import save_calibration
     from gag.engine import load_router
@@ -124,15 +126,17 @@ def _router_over(opened: "Project", learned: list[Any]) -> Any:
         from gag.engine import load_router
 
         return load_router(opened)
+    from gag.artifacts import locked
     from gag.backbone import load_backbone
-    from gag.encoders import CachedEncoder, make_encoder
+    from gag.encoders import cached, make_encoder
     from gag.evaluation.routing import banks_of
     from gag.progress import say
     from gag.router import Router
 
     encoder = make_encoder(opened, lambda: load_backbone(opened.settings.expert, opened.root))
-    cached = CachedEncoder(encoder, opened.root / "runs" / "vectors")
-    router = Router(banks_of(learned, cached, opened.settings.router), encoder, opened.settings.router)
+    with locked(opened.root / "runs"):
+        banks = banks_of(learned, cached(encoder, opened), opened.settings.router)
+    router = Router(banks, encoder, opened.settings.router)
     if router.warning:
         say(router.warning)
     return router
@@ -150,7 +154,9 @@ def _decided(decided: dict[str, Any]) -> list[str]:
 
 
 def _explained(explained: dict[str, Any]) -> list[str]:
-    lines = [f"rule {explained['rule']}; lead over general {explained['lead']:.3g}, needed {explained['lead_needed']:.3g}"]
+    lines = [f"rule {explained['rule']}"]
+    if explained["lead"] is not None:
+        lines[0] += f"; lead over general {explained['lead']:.3g}, needed {explained['lead_needed']:.3g}"
     if explained["distance"] is not None:
         lines.append(f"distance to the nearest domain {explained['distance']:.3g}, a stranger's is over {explained['far']:.3g}")
     for name, near in explained["prototypes"].items():

@@ -1,6 +1,6 @@
 """Questions to judge by: rows with their gold answers and the domain that they belong to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ def read_asked(path: Path, labels: dict[str, str], domain: str | None = None) ->
     return asked
 
 
-def test_rows(project: Project, names: list[str]) -> list[Asked]:
+def read_test_rows(project: Project, names: list[str]) -> list[Asked]:
     """Read the test files of domains and of general that gag.yaml names."""
     found, labels = [], project.settings.labels
     for name in names:
         file = project.settings.general.test if name == GENERAL else project.described(name).test
         if file is not None:
-            found += read_asked(project.file(file), labels, name)
+            found += [replace(row, id=f"{name}/{row.id}") for row in read_asked(project.file(file), labels, name)]
         elif name != GENERAL:
             raise SettingsError(f"{name} has no test rows; set domains.{name}.test in gag.yaml, or give --file")
     return found
@@ -63,13 +63,13 @@ def _asked(row: dict[str, Any], place: str, line: int, labels: dict[str, str], d
         raise DataError(f'{place} needs "answer": a text, or a list of texts')
     for text in listed:
         check_text(text, place)
-    belongs = _domain(row, place, labels) or domain
+    belongs = _domain(row, place, labels, domain)
     dataset = str(row.get("dataset_name") or belongs or GENERAL)
     kept = tuple(answer for answer in listed if answer.strip())
     return Asked(str(row.get("id", line)), read_question(row, place), kept, belongs, dataset, row)
 
 
-def _domain(row: dict[str, Any], place: str, labels: dict[str, str]) -> str | None:
+def _domain(row: dict[str, Any], place: str, labels: dict[str, str], default: str | None) -> str | None:
     """Find the domain of a row: by name, or by its label or data set through the map in the settings."""
     if isinstance(row.get("domain"), str):
         return row["domain"]
@@ -77,7 +77,7 @@ def _domain(row: dict[str, Any], place: str, labels: dict[str, str]) -> str | No
     for value in given.values():
         if value in labels:
             return labels[value]
-    if given:
+    if given and default is None:
         shown = " and ".join(f"{key} {value!r}" for key, value in given.items())
         raise DataError(f"{place} has {shown}, which `labels` in gag.yaml maps to no domain; add: labels: {{...: a domain}}")
-    return None
+    return default

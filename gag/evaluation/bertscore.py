@@ -49,6 +49,10 @@ class TransformerStates:
             raise SettingsError(
                 f"evaluation.bertscore {model} cannot be loaded: {reason}; name a whole folder or id"
             ) from error
+        if layer > self._model.config.num_hidden_layers:
+            raise SettingsError(
+                f"evaluation.bertscore_layer {layer}: {model} has {self._model.config.num_hidden_layers} layers"
+            )
         stack = getattr(getattr(self._model, "encoder", None), "layer", None)
         if stack is not None:
             self._model.encoder.layer = stack[:layer]  # what lies above is never read

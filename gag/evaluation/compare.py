@@ -16,7 +16,7 @@ from gag.data import adapt_file, alignment_rows
 from gag.engine import GAG
 from gag.errors import DataError, SettingsError
 from gag.evaluation.arms import Arm, answered, decoded, injected, know, nulled, plain, seconds_of, with_text
-from gag.evaluation.asked import Asked, read_asked, test_rows
+from gag.evaluation.asked import Asked, read_asked, read_test_rows
 from gag.evaluation.bertscore import BackboneStates
 from gag.evaluation.evaluate import scorers
 from gag.evaluation.intervals import interval, paired
@@ -63,7 +63,8 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool) -> d
     started = time.monotonic()
     if unknown := [name for name in methods if name not in METHODS]:
         raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(METHODS)}")
-    rows = _questions(project, domain, quick)
+    rows, count = _questions(project, domain, quick)
+    slices = _slices(rows, _passages(project, domain))
     general = _general(project)
     gag = GAG(project)
     metric = project.settings.evaluation.of(domain, domain)[0]
@@ -76,11 +77,12 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool) -> d
     for way in _ways(project, gag, domain, methods, quick):
         arm = way.answer(questions, None)
         values[way.name], texts[way.name] = score(arm.texts, golds), arm.texts
+        test = values[way.name][:count]
         first, each = _speed(way, questions)
         kept = None if general is None or way.name in ("shuffled", "zero", "other", "expert") else float(np.mean(
             judge(_on_general(gag, way, [r.question for r in general]), [r.answers for r in general])))  # fmt: skip
         found[way.name] = {
-            "label": way.label, "quality": round(float(np.mean(values[way.name])), 4), "interval": interval(values[way.name]),
+            "label": way.label, "quality": round(float(np.mean(test)), 4), "interval": interval(test),
             "tokens_added": round(arm.tokens_added, 2), "general": None if kept is None else round(kept, 4),
             "build_seconds": way.build_seconds, "disk_mb": None if way.disk is None else round(way.disk / 1e6, 2),
             "first_token_ms": first, "per_token_ms": each,
@@ -88,17 +90,16 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool) -> d
         say(f"compare {domain}: {way.label} {found[way.name]['quality']:.3f}")
     for name, figures in found.items():
         if "gag" in values and name != "gag":
-            difference, ends = paired(values["gag"], values[name])
+            difference, ends = paired(values["gag"][:count], values[name][:count])
             figures["gag_leads_by"] = {"mean": round(difference, 4), "interval": ends}
-    slices = _slices(rows, _passages(project, domain))
     result = {
-        "domain": domain, "metric": metric, "questions": len(rows), "quick": quick, "methods": found,
+        "domain": domain, "metric": metric, "questions": count, "quick": quick, "methods": found,
         "slices": {
             name: {"questions": len(chosen)}
             | {way: round(float(np.mean([each[i] for i in chosen])), 4) for way, each in values.items()}
             for name, chosen in slices.items()
         },
-        "worst": _worst(rows, values, texts), "memory": _memory(project, gag, domain, found),
+        "worst": _worst(rows[:count], values, texts), "memory": _memory(project, gag, domain, found),
         "facts": _facts(project, gag, domain), "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,26 +111,29 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool) -> d
     return result
 
 
-def _questions(project: Project, domain: str, quick: bool) -> list[Asked]:
-    """Take the test rows, or a fixed draw of them, and some that alignment saw."""
+def _questions(project: Project, domain: str, quick: bool) -> tuple[list[Asked], int]:
+    """Take the test rows, or a fixed draw of them, and behind them some that alignment saw -> all, and how many are test."""
     rng = random.Random(SEED)
-    rows = [row for row in test_rows(project, [domain]) if row.answers]
+    rows = [row for row in read_test_rows(project, [domain]) if row.answers]
     if not rows:
         raise DataError(f"no test row of {domain} has a gold answer; add answers")
     most = QUICK_QUESTIONS if quick else QUESTIONS
     rows = rng.sample(rows, most) if len(rows) > most else rows
     seen = alignment_rows(project, domain)["align"]
-    return rows + [
+    shown = [
         Asked(f"seen/{e.id}", e.question, e.answers, domain, domain, {"group": e.group, "slices": ["facts that alignment saw"]})
         for e in rng.sample(seen, min(SEEN, len(seen)))
     ]
+    return rows + shown, len(rows)
 
 
 def _general(project: Project) -> list[Asked] | None:
     """Take some general questions with answers, if the project names any."""
     if project.settings.general.test is None:
         return None
-    rows = [row for row in read_asked(project.file(project.settings.general.test), {}, GENERAL) if row.answers]
+    rows = [
+        row for row in read_asked(project.file(project.settings.general.test), project.settings.labels, GENERAL) if row.answers
+    ]
     return random.Random(SEED).sample(rows, min(GENERAL_QUESTIONS, len(rows))) or None
 
 
@@ -144,7 +148,7 @@ def _passages(project: Project, domain: str) -> list[Passage]:
 
 def _ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: bool) -> "Any":
     """Yield each asked method, built when its turn comes."""
-    module = sum(path.stat().st_size for path in project.domain(domain).rglob("*") if path.is_file())
+    module = _module(project, domain)
     built = _build_seconds(project, domain)
     others = [name for name in gag.domains if name != domain]
 
@@ -249,7 +253,7 @@ def _speed(way: Way, questions: list[str]) -> tuple[float, float]:
 def _build_seconds(project: Project, domain: str) -> float | None:
     """Sum what the stages' manifests say they took."""
     taken = []
-    for stage in ("adapt", "align"):
+    for stage in ("adapt", "readouts/align", "align"):
         path = project.run(domain, stage) / "manifest.json"
         taken.append(json.loads(path.read_text(encoding="utf-8")).get("seconds") if path.is_file() else None)
     return None if None in taken else round(sum(taken), 1)
@@ -261,13 +265,16 @@ def _slices(rows: list[Asked], passages: list[Passage]) -> dict[str, list[int]]:
     common = {word for word, many in _counts(statements).items() if many > len(statements) / 20}
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        names = [str(name) for name in row.row.get("slices", [])]
+        named = row.row.get("slices") or []
+        if not isinstance(named, list):
+            raise DataError(f'row {row.id}: "slices" must be a list of texts')
+        names = [str(name) for name in named]
         if any(answer.strip().replace(".", "", 1).isdigit() for answer in row.answers):
             names.append("numeric answers")
         statement = statements.get(str(row.row.get("group")))
         if statement is not None and not (set(tokens(row.question)) - common) & statement:
             names.append("no content word shared with the statement")
-        for name in names:
+        for name in dict.fromkeys(names):
             groups.setdefault(name, []).append(i)
     return groups
 
@@ -295,8 +302,11 @@ def _worst(
 
 def _memory(project: Project, gag: GAG, domain: str, found: dict[str, Any]) -> dict[str, Any]:
     """Say what is resident with 1 to 64 domains, in MB: one base and one expert with modules, or the alternatives."""
-    base, expert = (sum(p.nbytes for p in m.model.parameters()) / 1e6 for m in (gag.base, gag.experts.backbone))
-    module = found.get("gag", {}).get("disk_mb") or 0.0
+    base, expert = (
+        sum(p.nbytes for name, p in m.model.named_parameters() if "lora" not in name) / 1e6
+        for m in (gag.base, gag.experts.backbone)
+    )
+    module = _module(project, domain) / 1e6
     lora = found.get("lora", {}).get("disk_mb")
     index = next((found[name]["disk_mb"] for name in found if name.startswith("dense")), None)
     counts = [1, 2, 4, 8, 16, 32, 64]
@@ -318,6 +328,10 @@ def _facts(project: Project, gag: GAG, domain: str) -> dict[str, Any]:
         "decoding": project.settings.decoding.model_dump(), "passages": len(_passages(project, domain)),
         "dense encoder": chosen.similarity, "late interaction": "the expert backbone's last states",
     }  # fmt: skip
+
+
+def _module(project: Project, domain: str) -> int:
+    return sum(path.stat().st_size for path in project.domain(domain).rglob("*") if path.is_file())
 
 
 def _bytes(folder: Path) -> int:

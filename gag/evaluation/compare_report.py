@@ -63,10 +63,11 @@ def verdict(result: dict[str, Any]) -> str:
     if "text" in methods:
         parts.append(f"the expert's text {methods['text']['quality']:.2f} with {methods['text']['tokens_added']:.0f} tokens")
     said = "; ".join(parts) + "."
-    controls = [methods[name]["quality"] for name in ("shuffled", "zero", "other") if name in methods]
+    controls = [methods[name] for name in ("shuffled", "zero", "other") if name in methods]
     if controls:
-        used = "The vector carries the answer" if ours - max(controls) >= 0.2 else "The vector adds little"
-        said += f" {used}: with a wrong or an empty one the score is {max(controls):.2f} at most."
+        shown = all(control["gag_leads_by"]["interval"][0] > 0 for control in controls)
+        used = "The vector carries knowledge" if shown else "It is not shown that the vector carries knowledge"
+        said += f" {used}: with a wrong or an empty one the score is {max(c['quality'] for c in controls):.2f} at most."
     return said
 
 

@@ -4,14 +4,16 @@
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gag.artifacts import write_json
+from gag.artifacts import read_manifest, write_json
 from gag.config import Project
+from gag.domain import MANIFEST as DOMAIN_MANIFEST
 from gag.encoders import SentenceEncoder
 from gag.engine import GAG
 from gag.errors import DataError
@@ -21,6 +23,7 @@ from gag.evaluation.bertscore import BackboneStates, BertScorer, TransformerStat
 from gag.evaluation.intervals import interval
 from gag.evidence import support
 from gag.progress import bar
+from gag.records import digest
 from gag.settings import GENERAL, EncoderSettings
 from gag.training import Run, model_key, stage_key
 
@@ -32,7 +35,10 @@ def evaluate(project: Project, name: str, rows: list[Asked], evidence: bool = Fa
     """Answer rows into runs/evaluation/<name>/, score them, and return the summary that is written there."""
     for row in rows:
         project.settings.evaluation.of(row.dataset, row.domain)
-    run = Run(project.root / "runs" / "evaluation" / name, _inputs(project, rows, evidence))
+    folder, inputs = project.root / "runs" / "evaluation" / name, _inputs(project, rows, evidence)
+    if (folder / SUMMARY).is_file() and json.loads((folder / "inputs.json").read_text(encoding="utf-8")) != inputs:
+        shutil.rmtree(folder)  # it was finished, of other inputs
+    run = Run(folder, inputs)
     gag = GAG(project)
     answers = answer_rows(gag, rows, run.folder / ANSWERS, evidence)
     summary = summarise(rows, answers, scorers(gag), project)
@@ -182,18 +188,24 @@ def _done(file: Path) -> dict[str, dict[str, Any]]:
     """Read the answers that stand whole; a line that a kill cut short is dropped."""
     if not file.is_file():
         return {}
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-    file.write_text("".join(lines), encoding="utf-8")
-    return {answer["id"]: answer for answer in map(json.loads, lines)}
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        fresh = file.with_name(f".{file.name}")
+        fresh.write_text(whole, encoding="utf-8")
+        fresh.rename(file)
+    return {answer["id"]: answer for answer in (json.loads(line) for line in whole.split("\n") if line)}
 
 
 def _inputs(project: Project, rows: list[Asked], evidence: bool) -> dict[str, Any]:
     """Name what the answers come of: a run with other inputs is another run."""
-    manifests = {name: (project.domain(name) / "domain.json").read_text(encoding="utf-8") for name in project.present()}
+    manifests = {name: read_manifest(project.domain(name), DOMAIN_MANIFEST) for name in project.present()}
     return {
         "rows": stage_key(rows=[(row.id, row.question, row.answers, row.domain) for row in rows]),
-        "base": stage_key(model=model_key(project.settings.base, project.root)),
-        "domains": {name: stage_key(manifest=text) for name, text in manifests.items()},
+        "base": model_key(project.settings.base, project.root) | {"dtype": project.settings.base.dtype},
+        "domains": {name: stage_key(manifest=content) for name, content in manifests.items()},
+        "general": stage_key(manifest=read_manifest(project.general)),
+        "calibration": digest(project.calibration) if project.calibration.is_file() else None,
         "router": project.settings.router.model_dump(mode="json", exclude={"batch_size"}),
         "decoding": project.settings.decoding.max_new_tokens,
         "evidence": evidence,

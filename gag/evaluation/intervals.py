@@ -10,13 +10,12 @@ LEVEL = 0.95
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of values, by bootstrap."""
-    drawn = _drawn(len(values), seed)
-    return _ends(np.asarray(values, dtype=float)[drawn].mean(1))
+    return _ends(_means(values, seed))
 
 
 def grouped_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of the mean of the groups' means; each group is drawn from alone."""
-    means = [np.asarray(g, dtype=float)[_drawn(len(g), seed + i)].mean(1) for i, g in enumerate(groups) if len(g)]
+    means = [_means(g, seed + i) for i, g in enumerate(groups) if len(g)]
     return _ends(np.mean(means, axis=0))
 
 
@@ -26,8 +25,10 @@ def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tup
     return float(differences.mean()), interval(differences.tolist(), seed)
 
 
-def _drawn(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, count, (ROUNDS, count))
+def _means(values: Sequence[float], seed: int) -> np.ndarray:
+    """Draw as many values again and again -> the mean of each round."""
+    numbers, random = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    return np.array([numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(ROUNDS)])
 
 
 def _ends(means: np.ndarray) -> tuple[float, float]:

@@ -54,13 +54,13 @@ def dense(passages: list[Passage], encoder: QueryEncoder) -> Retriever:
 def late_interaction(passages: list[Passage], encoder: TokenStates) -> Retriever:
     """Index passages by their token states; a question's tokens each seek their best match (ColBERT's MaxSim)."""
     rows = [_joined(pieces) for pieces in encoder.pieces([p.text for p in passages])]
-    longest = max(len(row) for row in rows)
-    index = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])  # [N, T, D]
+    index, sizes = torch.cat(rows), torch.tensor([len(row) for row in rows])  # [all tokens, D]
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
         found = []
         for pieces in encoder.pieces(list(questions)):
-            best = torch.einsum("ntd,qd->ntq", index, _joined(pieces)).amax(1).sum(1)  # [N]
+            cosines = index @ _joined(pieces).T  # [all tokens, Q]
+            best = torch.segment_reduce(cosines, "max", lengths=sizes, axis=0).sum(1)  # [N]
             found.append(best.topk(min(count, len(passages))).indices.tolist())
         return found
 

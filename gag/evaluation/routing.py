@@ -26,15 +26,14 @@ UNKNOWN = "(no domain here)"
 
 def banks_of(rows: Sequence[Asked], encoder: QueryEncoder, settings: RouterSettings) -> dict[str, Bank]:
     """Make banks in memory from questions whose domain is known."""
-    by_domain: dict[str, list[str]] = {}
+    by_domain: dict[str, dict[str, str]] = {}
     for row in rows:
-        by_domain.setdefault(str(row.domain), []).append(row.question)
+        by_domain.setdefault(str(row.domain), {}).setdefault(row.question, str(row.row.get("group") or row.question))
     if GENERAL not in by_domain:
         raise DataError("no row belongs to general; the router needs some, with domain general")
     made = {}
     for name, questions in by_domain.items():
-        distinct = list(dict.fromkeys(questions))[: settings.max_questions]
-        made[name] = build_bank(encode_questions(distinct, encoder, settings), encoder.spec, settings)
+        made[name] = build_bank(encode_questions(questions, encoder, settings), encoder.spec, settings)
     return made
 
 
@@ -49,11 +48,12 @@ def evaluate_routing(router: Router, rows: Sequence[Asked], settings: RouterSett
     known = truth >= 0
     if not known.any():
         raise DataError(f"no row belongs to a domain that is present ({', '.join(names)}); check their domains or labels")
+    sure = verdict.scores[torch.from_numpy(known)]
     groups = {name: right[truth == i].tolist() for i, name in enumerate(names) if (truth == i).any()}
     specialists, general = truth > 0, truth == 0
     counts = Counter(zip(truth.tolist(), chosen.tolist(), strict=True))
     return {
-        "questions": len(rows),
+        "questions": len(rows), "of_present_domains": int(known.sum()),
         "rule": router.rule,
         "accuracy": {
             "total": _share(right),
@@ -72,7 +72,7 @@ def evaluate_routing(router: Router, rows: Sequence[Asked], settings: RouterSett
             "risk": _share(chosen[general] > 0) if general.any() else None,
             "coverage": _share(chosen[specialists] > 0) if specialists.any() else None,
         },
-        "calibration_error": _calibration_error(verdict, truth) if router.calibration else None,
+        "calibration_error": _calibration_error(sure, truth[known]) if router.calibration else None,
         "strangers": _strangers(router, vectors, truth, verdict, settings),
         "latency_ms": _latency(router, [row.question for row in rows]),
         "calibration": asdict(router.calibration) if router.calibration else {"warning": router.warning},
@@ -99,8 +99,8 @@ def write_routing(folder: Path, figures: dict[str, Any], title: str) -> Path:
     accuracy, held = figures["accuracy"], figures["abstention"]
     low, high = accuracy["micro_interval"]
     page.text(
-        f"{accuracy['micro']:.1%} of {figures['questions']} questions go where they belong (95 % interval {low:.1%} to "
-        f"{high:.1%}), by the rule {figures['rule']}." + _abstention(held), "verdict",
+        f"{accuracy['micro']:.1%} of {figures['of_present_domains']} questions go where they belong (95 % interval "
+        f"{low:.1%} to {high:.1%}), by the rule {figures['rule']}." + _abstention(held), "verdict",
     )  # fmt: skip
     page.heading("Where questions go")
     rows = list(figures["confusion"])
@@ -168,9 +168,9 @@ def _domain(name: str, i: int, truth: np.ndarray, chosen: np.ndarray, right: np.
     }  # fmt: skip
 
 
-def _calibration_error(verdict: Verdict, truth: np.ndarray) -> float:
+def _calibration_error(scores: torch.Tensor, truth: np.ndarray) -> float:
     """Return the expected calibration error of the most likely domain's probability, in 15 equal bins."""
-    best = verdict.scores.softmax(1).max(1)
+    best = scores.softmax(1).max(1)
     sure, hit = best.values.numpy(), best.indices.numpy() == truth
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
     error = sum(abs(sure[bins == b].mean() - hit[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist()))

@@ -41,11 +41,13 @@ class Built:
 def tune_base(project: Project, domain: str, base: Backbone, quick: bool) -> Built:
     """Tune the base with LoRA on the rows that teach the expert; the rate that answers most validation rows is kept."""
     target = project.run(domain, "compare") / "lora"
-    examples, val = read_examples(adapt_file(project, domain)), alignment_rows(project, domain)["val"]
+    val = alignment_rows(project, domain)["val"]
+    held = {example.question for example in val}  # with one file for all, the validation rows choose and teach nothing
+    examples = [example for example in read_examples(adapt_file(project, domain)) if example.question not in held]
     rates = LORA_RATES[:1] if quick else LORA_RATES
     settings = project.settings.adapt.model_copy(update={"tuning": "lora"} | ({"epochs": 1.0} if quick else {}))
     key = stage_key(data=digest(adapt_file(project, domain)), base=model_key(project.settings.base, project.root),
-                    settings=settings.model_dump(), rates=rates)  # fmt: skip
+                    settings=settings.model_dump(), rates=rates, new=budget(project), val=_named(val))  # fmt: skip
     if not is_current(target, key):
         right, seconds, folders = {}, {}, {}
         run = Run(target.with_name("lora.unfinished"), {"key": key})
@@ -84,16 +86,17 @@ def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> 
     target = project.run(domain, "compare") / "prefix"
     parts = alignment_rows(project, domain)
     rates, epochs = (PREFIX_RATES[:1], 1) if quick else (PREFIX_RATES, PREFIX_EPOCHS)
-    key = stage_key(rows=[(e.question, e.answers) for e in parts["align"]], rates=rates, epochs=epochs,
+    instruction, seed = project.described(domain).prompts.answer, project.settings.align.seed
+    key = stage_key(rows=_named(parts["align"]), val=_named(parts["val"]), rates=rates, epochs=epochs,
+                    instruction=instruction, seed=seed,
                     base=model_key(project.settings.base, project.root))  # fmt: skip
     if not is_current(target, key):
-        instruction = project.described(domain).prompts.answer
         rows, val = ([_knowledge_row(base, e, instruction) for e in parts[p]] for p in ("align", "val"))
         reader = Reader(base, rows[0].prompt)
         losses, found, seconds = {}, {}, {}
         for rate in rates:
             started = time.monotonic()
-            found[rate] = _trained(base, reader, rows, rate, epochs, project.settings.align.seed)
+            found[rate] = _trained(base, reader, rows, rate, epochs, seed)
             seconds[rate] = time.monotonic() - started
             losses[rate] = _prefix_loss(base, reader, found[rate], val)
             say(f"compare {domain}: prefix at {rate:g}, validation loss {losses[rate]:.3f}, {seconds[rate]:.0f} s")
@@ -148,6 +151,10 @@ def _prefix_loss(base: Backbone, reader: Reader, prefix: torch.Tensor, rows: lis
         total += float(label_loss(base, states.before, states.labels))
         count += len(states.labels)
     return total / count
+
+
+def _named(examples: list[Example]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(example.question, example.answers) for example in examples]
 
 
 def _knowledge_row(base: Backbone, example: Example, instruction: str) -> Row:

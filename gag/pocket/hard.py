@@ -11,7 +11,7 @@ from typing import Any
 from gag.pocket.world import Fact, PrivateDomain, entity_names
 from gag.records import Passage
 
-ADAPT_WORDINGS, ALIGN_WORDINGS, TEST_QUESTIONS = 3, 2, 120
+ADAPT_WORDINGS, ALIGN_WORDINGS, TEST_QUESTIONS = 4, 2, 120
 NUMERIC = frozenset({"dose"})  # relations whose values are amounts
 UNKNOWN = "unknown"  # what the base says of an entity that nobody told it of
 
@@ -91,16 +91,14 @@ class HardDomain:
 
 
 def make_hard(domain: PrivateDomain, rng: random.Random) -> HardDomain:
-    """Draw aliases, of another prefix and stem than their entity's, partners in one ring, and names of no entity."""
+    """Draw aliases of two stems that no entity has, partners in one ring, and names of no entity."""
     entities = list(dict.fromkeys(fact.entity for fact in domain.facts))
     taken = {entity.partition("-")[2] for entity in entities}
     free = [name for name in entity_names(domain.name, public=False) if name.partition("-")[2] not in taken]
     rng.shuffle(free)
-    alias = {}
-    for entity in entities:
-        chosen = next(name for name in free if name.partition("-")[0] != entity.partition("-")[0])
-        free = [name for name in free if name.partition("-")[2] != chosen.partition("-")[2]]
-        alias[entity] = chosen
+    stems = list(dict.fromkeys(name.partition("-")[2] for name in free))
+    alias = {entity: f"{stems[2 * i]} {stems[2 * i + 1]}" for i, entity in enumerate(entities)}
+    free = [name for name in free if name.partition("-")[2] not in stems[: 2 * len(entities)]]
     ring = rng.sample(entities, len(entities))
     partner = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
     return HardDomain(domain, alias, partner, tuple(free[:TEST_QUESTIONS]))

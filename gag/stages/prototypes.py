@@ -12,11 +12,11 @@ from gag.config import Project
 from gag.data import questions_file
 from gag.domain import MANIFEST as DOMAIN_MANIFEST
 from gag.encoder import QueryEncoder
-from gag.encoders import CachedEncoder, encoder_key, make_encoder
+from gag.encoders import cached, encoder_key, make_encoder
 from gag.errors import DataError
 from gag.progress import say
 from gag.prototypes import FILE, QUESTIONS, Bank, build_bank, encode_questions, load_bank, load_questions
-from gag.records import digest, read_questions
+from gag.records import digest, read_grouped
 from gag.run_report import Curve, write_report
 from gag.settings import GENERAL
 from gag.training import stage_key
@@ -54,13 +54,13 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
     target = project.general if domain == GENERAL else project.domain(project.require(domain))
     manifest = MANIFEST if domain == GENERAL else DOMAIN_MANIFEST
     content = read_manifest(target, manifest)
-    added = content["bank"].get("added", [])
+    grouped, added = read_grouped(file), content["bank"].get("added", [])
     if digest(file) in added:
         raise DataError(f"{file.name} was added to the bank of {domain} before; give new questions")
     settings, encoder = project.settings.router, _encoder(project)
     bank = load_bank(target, content["bank"])
     bank.check(encoder.spec, domain)
-    fresh = encode_questions(list(dict.fromkeys(read_questions(file))), encoder, settings)
+    fresh = encode_questions(grouped, encoder, settings)
     updated = bank.updated(fresh, settings)
     facts = {name: value for name, value in content.items() if name not in ("schema", "files")}
     with writing(target, facts, manifest) as temporary:
@@ -75,8 +75,7 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
 def _build(project: Project, domain: str, target: Path, wanted: str) -> None:
     started = time.monotonic()
     settings, encoder = project.settings.router, _encoder(project)
-    questions = list(dict.fromkeys(read_questions(questions_file(project, domain))))[: settings.max_questions]
-    encoded = encode_questions(questions, encoder, settings)
+    encoded = encode_questions(read_grouped(questions_file(project, domain)), encoder, settings)
     bank = build_bank(encoded, encoder.spec, settings)
     nearest = sorted((encoded.vectors @ bank.centres.T).amax(1).tolist())
     curve = Curve("cosine", [i / len(nearest) for i in range(len(nearest))], nearest)
@@ -98,4 +97,4 @@ def _described(bank: Bank) -> str:
 
 def _encoder(project: Project) -> QueryEncoder:
     encoder = make_encoder(project, lambda: load_backbone(project.settings.expert, project.root))
-    return CachedEncoder(encoder, project.root / "runs" / "vectors")
+    return cached(encoder, project)

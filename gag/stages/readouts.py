@@ -58,8 +58,9 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
         for split, chosen in rows.items():
             write_parts(folder / split, chosen, _reader(project, domain, experts, split), advance, mine)
             ranks.wait()
-    seconds = f"{time.monotonic() - started:.0f} s"
-    facts = {"settings": project.settings.readout.model_dump(), "expert": experts.facts.model_dump()}
+    taken = round(time.monotonic() - started, 1)
+    seconds = f"{taken:.0f} s"
+    facts = {"settings": project.settings.readout.model_dump(), "expert": experts.facts.model_dump(), "seconds": taken}
     with locked(folder, wait=True):
         closed = [ranks.decide(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS]
     if not all(closed):
