@@ -49,6 +49,8 @@ def write_project(
     world = make_world(seed, entities)
     settings = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
     settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
+    if hard:  # 2.5 epochs leave 0.42 of the aliases unlearned
+        settings["adapt"] = settings["adapt"] | {"epochs": 4}
     _write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
