@@ -47,7 +47,7 @@ def write_project(
     With `hard`, also questions by aliases and over two statements (gag/pocket/hard.py).
     """
     world = make_world(seed, entities)
-    settings = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
+    settings: dict[str, Any] = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
     settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
     if hard:  # 2.5 epochs leave 0.42 of the aliases unlearned
         settings["adapt"] = settings["adapt"] | {"epochs": 4}
