@@ -40,8 +40,12 @@ def load_calibration(path: Path) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        return Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        found = Calibration(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = (found.alpha, found.reached, found.lead, found.far, *found.weights.values())
+        if not found.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
+            raise ValueError("it names an unknown rule, or a number that is not finite")
+        return found
+    except (ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path.name} cannot be read ({error}); run `gag router calibrate` again") from error
 
 

@@ -1,6 +1,7 @@
 """The published rule, the closed-form rules, abstention, and banks that come, go and grow."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -204,6 +205,20 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
     with pytest.raises(ArtifactError, match="gag router calibrate"):
         load_calibration(tmp_path / "router.json")
     assert load_calibration(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": {"magic": 1.0}}, {"lead": float("nan")}, {"far": "x"}, {"weights": 3}, {"more": 1}]
+)
+def test_an_edited_calibration_is_refused(tmp_path, change: dict) -> None:
+    saved = Router(CLOUDS, Cloud(), RouterSettings()).calibration
+    assert saved is not None
+    (tmp_path / "router.json").write_text(json.dumps(asdict(saved) | change))
+    with pytest.raises(ArtifactError, match="gag router calibrate"):
+        load_calibration(tmp_path / "router.json")
+    (tmp_path / "router.json").write_text(json.dumps(asdict(saved))[:50])
+    with pytest.raises(ArtifactError, match="gag router calibrate"):
+        load_calibration(tmp_path / "router.json")
 
 
 def test_calibration_says_what_is_missing() -> None:

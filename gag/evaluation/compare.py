@@ -13,7 +13,7 @@ import numpy as np
 from gag.artifacts import write_json
 from gag.config import Project
 from gag.data import adapt_file, alignment_rows
-from gag.engine import GAG
+from gag.engine import GAG, Knowledge
 from gag.errors import DataError, SettingsError
 from gag.evaluation.arms import Arm, answered, decoded, injected, know, nulled, plain, seconds_of, with_text
 from gag.evaluation.asked import Asked, read_asked, read_test_rows
@@ -68,7 +68,8 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool) -> d
     general = _general(project)
     gag = GAG(project)
     metric = project.settings.evaluation.of(domain, domain)[0]
-    score, judge = scorers(gag)[metric], scorers(gag)["contains"]
+    judges = scorers(gag)
+    score, judge = judges[metric], judges["contains"]
     folder = project.run(domain, "compare")
     questions, golds = [row.question for row in rows], [row.answers for row in rows]
     found: dict[str, dict[str, Any]] = {}
@@ -151,25 +152,33 @@ def _ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: bo
     module = _module(project, domain)
     built = _build_seconds(project, domain)
     others = [name for name in gag.domains if name != domain]
+    read: dict[tuple[str, ...], list[Knowledge]] = {}
+
+    def known(questions: list[str]) -> list[Knowledge]:
+        """Read the expert once for all ways; a question alone is being timed, and read each time."""
+        if len(questions) == 1:
+            return know(gag, questions, domain)
+        if tuple(questions) not in read:
+            read[tuple(questions)] = know(gag, questions, domain)
+        return read[tuple(questions)]
 
     def shuffled(questions: list[str], new: int | None) -> Arm:
-        known = know(gag, questions, domain)
-        order = list(range(len(known)))
-        random.Random(SEED).shuffle(order)
-        turned = [known[order[(order.index(i) + 1) % len(order)]] for i in range(len(order))]
-        return injected(gag, domain, questions, turned, new)
+        mine = known(questions)
+        order = random.Random(SEED).sample(range(len(mine)), len(mine))
+        after = dict(zip(order, [*order[1:], order[0]], strict=True))  # one ring, so that nobody keeps its own
+        return injected(gag, domain, questions, [mine[after[i]] for i in range(len(mine))], new)
 
     def other(questions: list[str], new: int | None) -> Arm:
         return injected(gag, domain, questions, know(gag, questions, others[0]), new)
 
     simple: dict[str, Callable[[list[str], int | None], Arm]] = {
         "base": lambda q, new: plain(gag, q, new),
-        "gag": lambda q, new: injected(gag, domain, q, know(gag, q, domain), new),
+        "gag": lambda q, new: injected(gag, domain, q, known(q), new),
         "shuffled": shuffled,
-        "zero": lambda q, new: injected(gag, domain, q, nulled(know(gag, q, domain)), new),
+        "zero": lambda q, new: injected(gag, domain, q, nulled(known(q)), new),
         "other": other,
-        "expert": lambda q, new: Arm([k.text for k in know(gag, q, domain)], 0.0),
-        "text": lambda q, new: with_text(gag, domain, q, [k.text for k in know(gag, q, domain)], new),
+        "expert": lambda q, new: Arm([k.text for k in known(q)], 0.0),
+        "text": lambda q, new: with_text(gag, domain, q, [k.text for k in known(q)], new),
     }
     for name in methods:
         if name in simple:
