@@ -1,5 +1,6 @@
 """Rules of the router: each turns query vectors into one score per domain, from the banks' additive statistics alone."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,11 @@ class Statistics:
         return torch.stack([bank.mean for bank in self.banks])
 
     @cached_property
+    def middle(self) -> torch.Tensor:
+        """The mean of the domains' means [Dq]."""
+        return self.means.mean(0)
+
+    @cached_property
     def whitened_means(self) -> torch.Tensor:
         """The domains' means where the scatter within the domains is a sphere [N, Dq]."""
         return self.whiten(self.means)
@@ -42,7 +48,7 @@ class Statistics:
 
     def whiten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Turn vectors [B, Dq], seen from the middle of the domains, so that a domain's questions scatter as a sphere."""
-        return torch.linalg.solve_triangular(self.root, (vectors - self.means.mean(0)).T, upper=False).T
+        return torch.linalg.solve_triangular(self.root.T, vectors - self.middle, upper=True, left=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Query:
     def squared(self) -> torch.Tensor:
         """Squared Mahalanobis distances to the domains' means [B, N]."""
         means = self.known.whitened_means
-        return self.whitened.square().sum(1, keepdim=True) + means.square().sum(1) - 2 * self.whitened @ means.T
+        return self.whitened.square().sum(1, keepdim=True) + means.square().sum(1) - 2 * (means @ self.whitened.T).T
 
     @property
     def nearest(self) -> torch.Tensor:
@@ -78,18 +84,23 @@ class Rule(Protocol):
 
 
 class _Centres:
-    """The prototypes of all domains, one under the other."""
+    """The prototypes of all domains, one under the other, those of domains with equally many together."""
 
     def __init__(self, centres: list[torch.Tensor]):
-        self._stacked = torch.cat(centres)  # [sum of P, Dq]
-        self._sizes = torch.tensor([len(c) for c in centres])
+        order = sorted(range(len(centres)), key=lambda i: len(centres[i]))
+        self._stacked = torch.cat([centres[i] for i in order])  # [sum of P, Dq]
+        self._groups = Counter(len(centres[i]) for i in order)  # domains by number of prototypes
+        self._places = torch.tensor(order).argsort()
 
     def best(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the best cosine of each domain, vectors [B, Dq] -> [B, N]; exact, a few centres in the cache at a time."""
-        cosines, asked = vectors.new_empty(len(self._stacked), len(vectors)), vectors.T
+        cosines, asked = vectors.new_empty(len(self._stacked), len(vectors)), vectors.T.contiguous()
         for start in range(0, len(self._stacked), CHUNK):
             torch.mm(self._stacked[start : start + CHUNK], asked, out=cosines[start : start + CHUNK])
-        return torch.segment_reduce(cosines, "max", lengths=self._sizes, axis=0).T
+        shapes = [(count, size, len(vectors)) for size, count in self._groups.items()]
+        groups = cosines.split([count * size for count, size, _ in shapes])
+        best = [group.view(shape).amax(1) for group, shape in zip(groups, shapes, strict=True)]
+        return torch.cat(best)[self._places].T
 
 
 class Ppr:
