@@ -33,6 +33,7 @@ class Calibration:
     losses: dict[str, float]  # log loss of each candidate, mean over the domains
     recalls: dict[str, float]  # share that it routes right, mean over the domains, before abstention
     questions: dict[str, int]  # held out, by domain
+    priors: dict[str, float]  # by domain, 1 where not named: their logarithms are added to the scores
 
 
 def load_calibration(path: Path) -> Calibration | None:
@@ -41,7 +42,7 @@ def load_calibration(path: Path) -> Calibration | None:
         return None
     try:
         found = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-        numbers = (found.alpha, found.reached, found.lead, found.far, *found.weights.values())
+        numbers = (found.alpha, found.reached, found.lead, found.far, *found.weights.values(), *found.priors.values())
         if not found.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
             raise ValueError("it names an unknown rule, or a number that is not finite")
         return found
@@ -62,7 +63,14 @@ def set_hash(names: list[str], known: Statistics) -> str:
     return hashlib.sha256("".join(pairs).encode()).hexdigest()
 
 
-def calibrate(names: list[str], known: Statistics, alpha: float, rule: str | None) -> Calibration | str:
+def log_priors(names: list[str], priors: dict[str, float]) -> torch.Tensor:
+    """Return what the scores of the domains gain by how often they are asked [N]; zeros where nothing is known of it."""
+    return torch.tensor([math.log(priors.get(name, 1.0)) for name in names])
+
+
+def calibrate(
+    names: list[str], known: Statistics, alpha: float, rule: str | None, priors: dict[str, float]
+) -> Calibration | str:
     """Decide from the held-out vectors, general first among `names`; return what is missing if there are too few.
 
     Each candidate is judged by its log loss at its own best temperature. Without a given rule, the first of `CANDIDATES` is
@@ -81,12 +89,12 @@ def calibrate(names: list[str], known: Statistics, alpha: float, rule: str | Non
     losses = {name: _losses(scores[name], truth) for name in weights}
     least = min(losses.values(), key=lambda each: float(each.mean()))
     best = next(name for name, each in losses.items() if _not_worse(each, least))
-    lead, reached = _lead(lead_over_general(scores[best][truth == 0]), alpha)
+    lead, reached = _lead(lead_over_general(scores[best][truth == 0] + log_priors(names, priors)), alpha)
     return Calibration(
         bank_set=set_hash(names, known), rule=best, alpha=alpha, reached=reached, weights=weights[best], lead=lead,
         far=FAR_SLACK * float(query.nearest[truth > 0].quantile(FAR_SHARE)),
         losses={name: round(float(each.mean()), 5) for name, each in losses.items()},
-        recalls={name: _recall(scores[name], truth) for name in weights}, questions=counts,
+        recalls={name: _recall(scores[name], truth) for name in weights}, questions=counts, priors=priors,
     )  # fmt: skip
 
 

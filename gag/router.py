@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gag.calibration import Calibration, calibrate, lead_over_general, set_hash
+from gag.calibration import Calibration, calibrate, lead_over_general, log_priors, set_hash
 from gag.encoder import QueryEncoder
 from gag.errors import SettingsError
 from gag.prototypes import Bank
@@ -63,6 +63,7 @@ class Router:
         self.calibration = None if settings.rule == "ppr" else self._calibrate(self._known, settings, saved)
         self.rule = self.calibration.rule if self.calibration else "ppr"
         self.lead = self.calibration.lead if self.calibration else settings.margin
+        self._gains = log_priors(self.names, self.calibration.priors if self.calibration else {})
         self._scorer = Blend(self._known, self.calibration.weights) if self.calibration else Ppr(self._known)
 
     def route(self, questions: list[str]) -> list[Route]:
@@ -83,7 +84,7 @@ class Router:
     def judge(self, vectors: torch.Tensor) -> Verdict:
         """Decide on encoded questions [B, Dq]: a specialist must lead general, and the question must lie near a domain."""
         query = Query(vectors, self._known)
-        scores = self._scorer.scores(query)  # [B, N]
+        scores = self._scorer.scores(query) + self._gains  # [B, N]
         if len(self.names) == 1:
             nowhere = torch.zeros(len(vectors), dtype=torch.long)
             return Verdict(scores, torch.full((len(vectors),), -torch.inf), None, nowhere, nowhere.bool())
@@ -114,11 +115,12 @@ class Router:
     def _calibrate(self, known: Statistics, settings: RouterSettings, saved: Calibration | None) -> Calibration | None:
         """Take what was saved for this very set of banks, or decide anew; None where the banks hold too little out."""
         asked = None if settings.rule == "auto" else settings.rule
-        if saved and saved.bank_set == set_hash(self.names, known) and asked in (None, saved.rule):
+        ours = saved and saved.bank_set == set_hash(self.names, known) and asked in (None, saved.rule)
+        if saved and ours and saved.priors == settings.priors:
             return saved
         if len(self.names) == 1:
             return None
-        made = calibrate(self.names, known, saved.alpha if saved else settings.alpha, asked)
+        made = calibrate(self.names, known, saved.alpha if saved else settings.alpha, asked, settings.priors)
         if isinstance(made, str):
             self.warning = f"the router is not calibrated and routes by ppr: {made}"
             return None

@@ -1,7 +1,7 @@
 """The settings of a project as models: frozen, a description on each field, unknown keys refused."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -191,10 +191,19 @@ class RouterSettings(Settings):
     max_questions: int = Field(default=10_000, ge=1, description="questions of a domain that its bank is made from")
     held_out: float = Field(default=0.2, ge=0, lt=1, description="share of them kept for calibration, at most 500")
     max_tokens: int = Field(default=256, ge=1, description="a question's tokens that the encoder reads")
+    priors: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="how often each domain is asked, as shares of any whole; 1 for one that is not named"
+    )
     margin: float = Field(default=0.0, ge=0, description="with ppr: how far a domain's score must lie above general's")
     keep_questions: bool = Field(default=False, description="a domain carries its questions, for `gag route --explain`")
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=980406, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _priors_need_probabilities(self) -> "RouterSettings":
+        if self.priors and self.rule == "ppr":
+            raise ValueError("router.priors weighs probabilities, and rule ppr, as published, has none; take rule auto")
+        return self
 
 
 class GeneralSettings(Settings):

@@ -1,10 +1,12 @@
 """The published rule, the closed-form rules, abstention, and banks that come, go and grow."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from gag.backbone import Backbone
 from gag.calibration import CANDIDATES, calibrate, load_calibration, save_calibration, set_hash
@@ -161,6 +163,20 @@ def test_the_promised_risk_holds_and_specialists_are_still_reached() -> None:
         assert (router.judge(cloud(1, 1000, 501)).chosen > 0).float().mean() > 0.9
 
 
+def test_given_priors_move_the_odds_and_keep_the_promised_risk() -> None:
+    plain, asked = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.1)), cloud(1, 50, 6)
+    often = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.1, priors={"metals": 8.0, "woods": 0.5}))
+    moved = (often.judge(asked).scores - plain.judge(asked).scores).mean(0)
+    assert moved.tolist() == pytest.approx([0.0, math.log(8), math.log(0.5)], abs=1e-4)
+    assert (often.judge(cloud(0, 3000, 500)).chosen > 0).float().mean() <= 0.14
+    again = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.1), often.calibration)
+    assert again.calibration == plain.calibration  # a calibration for other priors is not taken
+    with pytest.raises(ValidationError, match="take rule auto"):
+        RouterSettings(rule="ppr", priors={"metals": 2.0})
+    with pytest.raises(ValidationError):
+        RouterSettings(priors={"metals": 0.0})
+
+
 def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
     router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001))
     assert router.calibration is not None and router.calibration.reached == pytest.approx(1 / 101)
@@ -208,7 +224,7 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"weights": {"magic": 1.0}}, {"lead": float("nan")}, {"far": "x"}, {"weights": 3}, {"more": 1}]
+    "change", [{"weights": {"magic": 1.0}}, {"lead": float("nan")}, {"far": "x"}, {"weights": 3}, {"more": 1}, {"priors": [1]}]
 )
 def test_an_edited_calibration_is_refused(tmp_path, change: dict) -> None:
     saved = Router(CLOUDS, Cloud(), RouterSettings()).calibration
@@ -223,7 +239,7 @@ def test_an_edited_calibration_is_refused(tmp_path, change: dict) -> None:
 
 def test_calibration_says_what_is_missing() -> None:
     few = CLOUDS | {"woods": replace(CLOUDS["woods"], held_out=torch.zeros(3, WIDE.width))}
-    said = calibrate(list(few), Statistics(list(few.values())), 0.01, None)
+    said = calibrate(list(few), Statistics(list(few.values())), 0.01, None, {})
     assert said == "woods holds 3 questions out for calibration, 10 are needed"
 
 
