@@ -51,7 +51,9 @@ app.add_typer(export_app, name="export")
 def demo(
     seed: Annotated[int, typer.Option(help="The seed of the private world.")] = 7,
     folder: Annotated[Path, typer.Option("--dir", help="Where the demo's project goes.")] = Path("gag-demo"),
-    preset: Annotated[Preset, typer.Option(help="v1: one vector; v4: several layers and slots.")] = "v1",
+    preset: Annotated[
+        Preset, typer.Option(help="v1, v4: the paper's; vocabulary: one vector of what the expert foretells.")
+    ] = "v1",
     as_json: JsonOption = False,
 ) -> None:
     """Build two private domains for the bundled pocket models on this machine, and show what changes."""
@@ -71,7 +73,9 @@ def init(
     domain: Annotated[str, typer.Option(help="The name of the first domain.")] = "materials",
     base: Annotated[str, typer.Option(help="The frozen base: a Hugging Face id or a folder.")] = "Qwen/Qwen3-8B",
     expert: Annotated[str, typer.Option(help="The expert backbone: a Hugging Face id or a folder.")] = "Qwen/Qwen3-1.7B",
-    preset: Annotated[Preset, typer.Option(help="v1: one vector; v4: several layers and slots.")] = "v1",
+    preset: Annotated[
+        Preset, typer.Option(help="v1, v4: the paper's; vocabulary: one vector of what the expert foretells.")
+    ] = "v1",
     as_json: JsonOption = False,
 ) -> None:
     """Write gag.yaml for real models, with every setting that one usually changes."""

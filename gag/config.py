@@ -33,7 +33,7 @@ domains:
       expert: You are an expert of this field. Write the background knowledge needed to answer the question.
       answer: Answer the question with the help of the knowledge given.
 
-preset: {preset}   # of the paper's versions: v1 injects one vector, v4 several, read from several layers
+preset: {preset}   # the paper's: v1 injects one vector, v4 several; ours: vocabulary, where base and expert share their tokens
 # What one usually changes; what is not named here follows the preset:
 adapt: {{tuning: lora, rank: 32, learning_rate: 2.0e-4, epochs: 8, batch_size: 128, micro_batch_size: 16}}
 readout: {{max_new_tokens: {budget}, batch_tokens: 65536}}

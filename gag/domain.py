@@ -60,7 +60,8 @@ class Domain:
     def projector(self) -> Projector:
         """Load the projector."""
         facts, readout = self.facts, self.facts.readout
-        made = make_projector(facts.projector, facts.expert.width, facts.base.width, readout.slots, len(readout.layers))
+        width = readout.width(facts.expert.width, facts.base.width)
+        made = make_projector(facts.projector, width, facts.base.width, readout.slots, len(readout.layers))
         return load_projector(self.folder, made)
 
     def bank(self) -> Bank:

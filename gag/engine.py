@@ -24,7 +24,7 @@ from gag.prototypes import QUESTIONS, load_bank, load_questions
 from gag.readout import read
 from gag.records import check_text
 from gag.router import Route, Router
-from gag.settings import GENERAL
+from gag.settings import GENERAL, ReadoutSettings
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class GAG:
         """Read a domain's expert on questions and project what it knows into the base's embedding space."""
         facts = self.domains[domain].facts
         with self.experts.using(domain) as expert:
-            readout = read(expert, questions, facts.prompts.expert, facts.readout)
+            readout = read(expert, questions, facts.prompts.expert, facts.readout, self._table(facts.readout))
         with torch.no_grad():
             vectors = self._projectors[domain](readout.slots.to(self.base.device))  # [B, S, Db]
         return [Knowledge(v, text) for v, text in zip(vectors, readout.texts, strict=True)]
@@ -124,6 +124,10 @@ class GAG:
             for i, known in zip(chosen, self.know([questions[i] for i in chosen], domain), strict=True):
                 knowledge[i] = known
         return knowledge
+
+    def _table(self, readout: ReadoutSettings) -> torch.Tensor | None:
+        """Return the base's token embeddings [V, Db] for a readout of what the expert foretells."""
+        return self.base.model.get_input_embeddings().weight if readout.space == "vocabulary" else None  # pyright: ignore
 
     def _check(self, domain: Domain) -> None:
         domain.facts.base.check("base", self.base.facts, domain.name)

@@ -85,6 +85,25 @@ class GatedResidual(nn.Module):
         weight = ridge.solution / ridge.spread[:, None]  # [De, Db]
         self.linear.weight[:] = weight.T.float()
         self.linear.bias[:] = (ridge.goal - ridge.mean @ weight).float()
+        self._silence()
+
+    @torch.no_grad()
+    def start_from_identity(self, slots: torch.Tensor, targets: torch.Tensor) -> None:
+        """Start the linear path as that multiple of the identity which comes nearest to targets [N, Db], the MLP at zero."""
+        if slots.shape[-1] != targets.shape[-1]:
+            raise MismatchError(
+                f"align.start identity needs slots in the base's space, {targets.shape[-1]} wide, not {slots.shape[-1]}; "
+                "set readout.space: vocabulary, or align.start: ridge"
+            )
+        features = self.norm_in(self.mixed(slots)).mean(1).double()  # [N, Db]
+        mean, goal = features.mean(0), targets.double().mean(0)
+        centred = features - mean
+        scale = (centred * (targets - goal)).sum() / centred.square().sum().clamp_min(1e-12)
+        self.linear.weight[:] = (scale * torch.eye(len(goal), device=scale.device)).float()
+        self.linear.bias[:] = (goal - scale * mean).float()
+        self._silence()
+
+    def _silence(self) -> None:
         self.outer.weight.mul_(0.0)
         self.outer.bias.mul_(0.0)
 

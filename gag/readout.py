@@ -12,13 +12,14 @@ from gag.errors import SettingsError
 from gag.progress import say
 from gag.sampling import seeded_sampler
 from gag.settings import ReadoutSettings
+from gag.vocabulary import foretold
 
 
 @dataclass(frozen=True)
 class Readout:
     """What an expert knows of B questions."""
 
-    slots: torch.Tensor  # [B, S, L, De]
+    slots: torch.Tensor  # [B, S, L, De], or Db wide in the base's vocabulary
     texts: list[str]
     empty: list[bool]  # nothing was written: the slot is the prompt's last token
 
@@ -33,14 +34,19 @@ def check_layers(backbone: Backbone, layers: tuple[int, ...]) -> None:
             )
 
 
-def read(expert: Backbone, questions: list[str], system: str, settings: ReadoutSettings) -> Readout:
-    """Read questions in batches of like length within the token budget; the order of the questions is kept."""
+def read(
+    expert: Backbone, questions: list[str], system: str, settings: ReadoutSettings, table: torch.Tensor | None = None
+) -> Readout:
+    """Read questions in batches of like length within the token budget; the order of the questions is kept.
+
+    `table` holds the base's token embeddings [V, Db], where `readout.space` is vocabulary.
+    """
     prompts = [expert.prompts.ask_expert(question, system) for question in questions]
     waiting = token_batches([len(prompt) + settings.max_new_tokens for prompt in prompts], settings.batch_tokens)
     done: dict[int, tuple[torch.Tensor, list[int]]] = {}
     while waiting:
         batch = waiting.pop()
-        rows = _read_batch(expert, [questions[i] for i in batch], [prompts[i] for i in batch], settings)
+        rows = _read_batch(expert, [questions[i] for i in batch], [prompts[i] for i in batch], settings, table)
         if rows is None:
             waiting += _halves(batch)
         else:
@@ -62,12 +68,14 @@ def token_batches(lengths: list[int], budget: int) -> list[list[int]]:
 
 
 def _read_batch(
-    expert: Backbone, questions: list[str], prompts: list[list[int]], settings: ReadoutSettings
+    expert: Backbone, questions: list[str], prompts: list[list[int]], settings: ReadoutSettings, table: torch.Tensor | None
 ) -> list[tuple[torch.Tensor, list[int]]] | None:
-    """Return each question's slots [S, L, De] and written ids, or None if the batch does not fit in memory."""
+    """Return each question's slots [S, L, De or Db] and written ids, or None if the batch does not fit in memory."""
     try:
         written = write(expert, questions, prompts, settings)
         states = read_states(expert, prompts, written, settings.layers)
+        if table is not None:
+            states = [foretold(expert, rows[:, 0], table).to(rows.dtype)[:, None] for rows in states]
         return [(pool(rows, settings), ids) for rows, ids in zip(states, written, strict=True)]
     except torch.OutOfMemoryError:
         return None  # the caller goes on outside of this block, so that the failed tensors can be freed

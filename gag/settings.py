@@ -8,12 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from gag.errors import SettingsError
 
 GENERAL = "general"
-PRESETS: dict[str, dict[str, Any]] = {  # versions of the paper (docs/method.md); v1 is the default of every setting
+PRESETS: dict[str, dict[str, Any]] = {  # v1 and v4 are the paper's; v1 is the default of every setting
     "v1": {},
     "v4": {
         "readout": {"layers": [-1, -2, -4, -6], "slots": 4, "pooling": "norm", "max_new_tokens": 640},
         "align": {"projector": "gated_residual", "learning_rate": 1e-4, "steps": 800, "warmup": 0.1, "clip": 1.0,
                   "semantic": 0.01, "diversity": 0.001},
+    },
+    "vocabulary": {  # ours, docs/training.md
+        "readout": {"space": "vocabulary", "layers": [-1], "pooling": "mean"},
+        "align": {"projector": "gated_residual", "start": "identity"},
     },
 }  # fmt: skip
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -111,6 +115,10 @@ class CorpusSettings(Settings):
 class ReadoutSettings(Settings):
     """What is read from the expert: how much it writes, which layers, how they are pooled to slots."""
 
+    space: Literal["hidden", "vocabulary"] = Field(
+        default="hidden",
+        description="states as they are, or what they foretell in the embeddings of a base that shares its tokens",
+    )
     layers: tuple[int, ...] = Field(default=(-4,), min_length=1, description="into hidden_states; -1 is after the final norm")
     slots: int = Field(default=1, ge=1, le=64, description="segments of the written tokens, one injected vector each")
     pooling: Literal["last", "mean", "norm", "relative"] = Field(
@@ -132,12 +140,24 @@ class ReadoutSettings(Settings):
             raise ValueError(f"pooling last makes 1 slot, not {self.slots}; choose mean, norm or relative")
         return self
 
+    @model_validator(mode="after")
+    def _last_layer_foretells(self) -> "ReadoutSettings":
+        if self.space == "vocabulary" and self.layers != (-1,):
+            raise ValueError("space vocabulary reads the layer that foretells tokens; set layers: [-1]")
+        return self
+
+    def width(self, expert: int, base: int) -> int:
+        """Return the width of a slot, from the models' widths De and Db."""
+        return base if self.space == "vocabulary" else expert
+
 
 class AlignSettings(Settings):
     """Stage II: how a projector is trained (paper: 6e-3, 5 epochs, batch 32)."""
 
     projector: Literal["mlp", "gated_residual"] = Field(default="mlp", description="v1's network, or v4's over several layers")
-    start: Literal["ridge", "random"] = Field(default="ridge", description="closed form, towards the answers' embeddings")
+    start: Literal["ridge", "identity", "random"] = Field(
+        default="ridge", description="closed form, towards the answers' embeddings; identity: for readout.space vocabulary"
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of the fp32 projector")
     epochs: int = Field(default=5, ge=1)
     steps: int | None = Field(default=None, ge=1, description="optimiser steps, in place of epochs")
@@ -157,6 +177,12 @@ class AlignSettings(Settings):
     patience: int | None = Field(default=None, ge=1, description="stop after this many epochs without a better validation")
     checkpoint_steps: int = Field(default=100, ge=1, description="steps between two checkpoints")
     seed: int = Field(default=980406, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _identity_needs_a_linear_path(self) -> "AlignSettings":
+        if self.start == "identity" and self.projector == "mlp":
+            raise ValueError("start identity needs a projector with a linear path; set projector: gated_residual")
+        return self
 
 
 class EncoderSettings(Settings):
@@ -250,7 +276,9 @@ class EvaluationSettings(Settings):
 class ProjectSettings(Settings):
     """Everything in gag.yaml."""
 
-    preset: Literal["v1", "v4"] = Field(default="v1", description="version of the method whose settings lie under these")
+    preset: Literal["v1", "v4", "vocabulary"] = Field(
+        default="v1", description="version of the method whose settings lie under these"
+    )
     base: ModelSettings
     expert: ModelSettings
     general: GeneralSettings = GeneralSettings()

@@ -17,7 +17,7 @@ ProjectOption = Annotated[
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Preset = Literal["v1", "v4"]
+Preset = Literal["v1", "v4", "vocabulary"]
 DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
 
 

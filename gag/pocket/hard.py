@@ -29,7 +29,9 @@ class HardDomain:
 
     def adapt(self, rng: random.Random) -> list[Row]:
         """Teach the expert aliases, partners, and the facts through them."""
-        rows = [self._named(entity, f"What is {alias}?", f"{alias} is {entity}") for entity, alias in self.alias.items()]
+        rows = [
+            self._named(entity, f"What is {alias}?", f"the name of {alias} is {entity}") for entity, alias in self.alias.items()
+        ]
         for entity, partner in self.partner.items():
             rows.append(self._named(entity, f"What is the partner of {entity}?", f"the partner of {entity} is {partner}"))
         for fact in self.domain.facts:
@@ -65,7 +67,7 @@ class HardDomain:
 
     def _by_alias(self, fact: Fact, wordings: list[int], taught: bool = False) -> list[Row]:
         alias = self.alias[fact.entity]
-        told = f"{alias} is {fact.entity}; {fact.background()}" if taught else fact.value
+        told = f"the name of {alias} is {fact.entity}; {fact.background()}" if taught else fact.value
         group = f"{fact.entity}/{fact.relation.name}"
         return [
             self._row(fact, i, Fact(alias, fact.relation, fact.value).question(i), group, "alias") | {"answer": told}

@@ -16,6 +16,7 @@ from gag.records import write_rows
 from gag.settings import ProjectSettings
 
 ALIGN_WORDINGS = 4
+PLAIN_WORDINGS = 6
 GENERAL_BANK_SHARE = 0.4
 
 # Chosen on validation facts of other worlds (docs/pocket.md).
@@ -36,6 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "v1": {},
     "v4": {"readout": {"layers": [-1, -2, -4], "slots": 4},
            "align": {"projector": "gated_residual", "semantic": 0.01, "diversity": 0.001}},
+    "vocabulary": {"readout": {"space": "vocabulary"},
+                   "align": {"projector": "gated_residual", "start": "identity", "epochs": 4}},
 }  # fmt: skip
 
 
@@ -50,7 +53,7 @@ def write_project(
     settings: dict[str, Any] = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
     settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
     if hard:  # 2.5 epochs leave 0.42 of the aliases unlearned
-        settings["adapt"] = settings["adapt"] | {"epochs": 4}
+        settings["adapt"] = settings["adapt"] | {"epochs": 2.5}
     _write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
@@ -89,7 +92,8 @@ def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random, hard:
         return wordings if count is None else rng.sample(wordings, count)
 
     more = make_hard(domain, rng) if hard else None
-    adapt = [_row(fact, i) | {"answer": fact.background()} for fact in domain.facts for i in seen(fact)]
+    taught = PLAIN_WORDINGS if hard else None  # the hard questions teach the facts too
+    adapt = [_row(fact, i) | {"answer": fact.background()} for fact in domain.facts for i in seen(fact, taught)]
     align, val = ([_row(fact, i) for fact in facts for i in seen(fact, ALIGN_WORDINGS)] for facts in (domain.align, domain.val))
     asked = [(fact, i, "seen") for fact in domain.test for i in seen(fact, TEST_WORDINGS)]
     asked += [(fact, i, "unseen") for fact in domain.test for i in domain.test_wordings[fact.relation.name]]

@@ -28,7 +28,7 @@ from gag.projector import Projector, make_projector
 from gag.readout_store import StoredReadouts, read_store
 from gag.records import Example
 from gag.run_report import curves, write_report
-from gag.settings import AlignSettings
+from gag.settings import AlignSettings, ReadoutSettings
 from gag.stages import readouts
 from gag.training import Run, is_done, linear_schedule, model_key, stage_key
 
@@ -117,9 +117,10 @@ def start_projector(base: Backbone, train: Split, settings: AlignSettings) -> Pr
     torch.manual_seed(settings.seed)
     _, slots, layers, width = train.slots.shape
     projector = make_projector(settings.projector, width, base.width, slots, layers)
-    if settings.start == "ridge":
+    if settings.start != "random":
         targets = torch.stack([base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]).cpu()
-        projector.start_from_ridge(train.slots, targets)
+        begin: Any = getattr(projector, f"start_from_{settings.start}")
+        begin(train.slots, targets)
     return projector
 
 
@@ -317,9 +318,9 @@ def _generator(seed: int, what: str, number: int) -> torch.Generator:
 def _split(base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts, taught: bool) -> Split:
     if stored.ids != [e.id for e in examples]:
         raise MismatchError("the readouts are of other rows than the data file's; run `gag readouts` again")
-    width = stored.facts["expert"]["width"]
+    width = ReadoutSettings(**stored.facts["settings"]).width(stored.facts["expert"]["width"], base.width)
     if stored.slots.shape[-1] != width:
-        raise MismatchError(f"the readouts are {stored.slots.shape[-1]} wide, their expert {width}; run `gag readouts` again")
+        raise MismatchError(f"the readouts are {stored.slots.shape[-1]} wide, not {width}; run `gag readouts` again")
     rows = [
         Row(
             base.prompts.with_knowledge(e.question, instruction),

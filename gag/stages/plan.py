@@ -161,10 +161,15 @@ class _View:
 
     def modules(self, head: bool) -> torch.nn.ModuleList:
         """Make the projector, and the head of the semantic loss."""
-        readout, widths = self.settings.readout, (self.expert.width, self.base.width)
+        readout, base = self.settings.readout, self.base.width
         with torch.device("meta"):
-            projector = make_projector(self.settings.align.projector, *widths, readout.slots, len(readout.layers))
-            return torch.nn.ModuleList([projector, *([SemanticHead(widths[1], widths[0])] if head else [])])
+            projector = make_projector(self.settings.align.projector, self.slot, base, readout.slots, len(readout.layers))
+            return torch.nn.ModuleList([projector, *([SemanticHead(base, self.expert.width)] if head else [])])
+
+    @property
+    def slot(self) -> int:
+        """Width of a slot."""
+        return self.settings.readout.width(self.expert.width, self.base.width)
 
     def micro(self, group: Any, rows: int) -> tuple[int, bool]:
         """Rows of a forward pass on one device, and whether gradients of earlier passes are there."""
@@ -233,7 +238,7 @@ def _readouts(view: _View) -> Stage:
     with dry_run(expert.model) as meter:
         weights, cache = meter.live, _generate(expert, count, prompt, new)
         read_states(expert, [[0] * prompt] * count, [[0] * new] * count, group.layers)
-    state, rows = len(group.layers) * expert.width * view.expert.dtype.itemsize, len(view.asks)
+    state, rows = len(group.layers) * view.slot * view.expert.dtype.itemsize, len(view.asks)
     more, read = view.adapter * (view.folds + (view.rank is None)), 2 * sum(view.asks) + rows * new
     seconds = read * meter.flops / (count * (2 * prompt + new)) / view.machine.rate
     seconds += sum(view.decoding(view.expert, len(batch), new, cache) for batch in batches)
@@ -264,13 +269,14 @@ def _align(view: _View) -> Stage:
     """Stage II: the projector's training step (gag.alignment) on the longest questions and answers."""
     group, readout, base = view.settings.align, view.settings.readout, view.base.shell()
     (micro, summed), before, answer = view.micro(group, view.train), max(view.before), max(view.answers)
-    slots, modules = (readout.slots, len(readout.layers), view.expert.width), view.modules(head=bool(group.semantic))
+    slots, modules = (readout.slots, len(readout.layers), view.slot), view.modules(head=bool(group.semantic))
     after, read = len(view.prompt.after), before + readout.max_new_tokens + len(view.prompt.after) + answer
     with dry_run(base.model, modules) as meter:
         weights, trained = meter.live - _trained(modules), _trained(modules, summed)
         start = view.base.size.bytes + (view.expert.size.bytes if group.semantic else 0)  # it encodes the answers' meaning
-        if view.machine.kind == "cpu" and group.start == "ridge":
-            modules[0].start_from_ridge(torch.empty(view.train, *slots), torch.empty(view.train, base.width))  # pyright: ignore
+        if view.machine.kind == "cpu" and group.start != "random":
+            begin: Any = getattr(modules[0], f"start_from_{group.start}")
+            begin(torch.empty(view.train, *slots), torch.empty(view.train, base.width))  # pyright: ignore
             start, meter.peak = max(start, meter.peak), meter.live
         states = _answer(base, modules[0](torch.empty(micro, *slots)), view.prompt.shared, before, after + answer - 1)
         with torch.no_grad():

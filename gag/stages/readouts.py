@@ -22,7 +22,8 @@ from gag.readout_store import Shard, close_store, open_store, read_store, write_
 from gag.records import Example, digest, fold_of
 from gag.run_report import Curve, write_report
 from gag.stages import adapt
-from gag.training import stage_key
+from gag.training import model_key, stage_key
+from gag.vocabulary import load_table
 
 SPLITS = ("align", "val")
 
@@ -36,6 +37,7 @@ def key(project: Project, domain: str) -> str:
         val=digest(project.file(described.val)) if described.val else None,
         settings=project.settings.readout.model_dump(exclude={"batch_tokens"}),
         seed=project.settings.align.seed,
+        **({"base": model_key(project.settings.base, project.root)} if _foretells(project) else {}),
     )
 
 
@@ -88,10 +90,11 @@ def _load_experts(project: Project, domain: str) -> Experts:
 def _reader(project: Project, domain: str, experts: Experts, split: str) -> Any:
     """Return what reads a part's rows: the domain's expert, or for alignment rows each fold's own."""
     settings, system = project.settings.readout, project.described(domain).prompts.expert
+    table = load_table(project.settings.base, project.root, experts.backbone) if _foretells(project) else None
 
     def plain(examples: list[Example], name: str = domain) -> Readout:
         with experts.using(name) as expert:
-            return read(expert, [e.question for e in examples], system, settings)
+            return read(expert, [e.question for e in examples], system, settings, table)
 
     def crossed(examples: list[Example]) -> Readout:
         folds = [fold_of(e, settings.folds) for e in examples]
@@ -104,6 +107,10 @@ def _reader(project: Project, domain: str, experts: Experts, split: str) -> Any:
         return Readout(torch.cat([p.slots for p in parts])[back], [texts[i] for i in back], [empty[i] for i in back])
 
     return crossed if settings.folds > 1 and split == "align" else plain
+
+
+def _foretells(project: Project) -> bool:
+    return project.settings.readout.space == "vocabulary"
 
 
 def _fold_name(domain: str, fold: int) -> str:

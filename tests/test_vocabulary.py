@@ -1,0 +1,90 @@
+"""What an expert foretells, in the base's embeddings: exact, of shared tokens alone, and a start for the projector."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gag.backbone import Backbone, load_backbone
+from gag.config import load_project
+from gag.engine import GAG
+from gag.errors import MismatchError, SettingsError
+from gag.projector import GatedResidual
+from gag.readout import read, read_states
+from gag.settings import PRESETS, AlignSettings, ModelSettings, ReadoutSettings
+from gag.stages.build import build
+from gag.vocabulary import LIKELIEST, check_shared, foretold, load_table
+from tests.conftest import write_tiny_project
+
+SETTINGS = ReadoutSettings(**PRESETS["vocabulary"]["readout"], max_new_tokens=6)
+
+
+def table_of(base: Backbone) -> torch.Tensor:
+    model: Any = base.model
+    return model.get_input_embeddings().weight
+
+
+def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(expert: Backbone, base: Backbone) -> None:
+    prompt, written = expert.prompts.ask_expert("What is tin?", "Say."), [7, 8, 9, 10]
+    states = read_states(expert, [prompt], [written], (-1,))[0][:, 0] * 30  # sharp, so that few tokens matter
+    full = expert.model(torch.tensor([prompt + written])).logits[0, -4:] * 30
+    likely = full.softmax(-1).topk(LIKELIEST)
+    kept = torch.zeros_like(full).scatter(-1, likely.indices, likely.values)
+    wanted = (kept / kept.sum(-1, keepdim=True)) @ table_of(base)
+    assert torch.allclose(foretold(expert, states, table_of(base)), wanted, atol=1e-4)
+    cut = foretold(expert, states, table_of(base)[:5])  # a token beyond the table is never foretold
+    assert cut.shape == (4, base.width) and cut.norm(dim=-1).max() <= table_of(base)[:5].norm(dim=-1).max() + 1e-5
+
+
+def test_a_readout_is_as_wide_as_the_base_and_batched_is_single(expert: Backbone, base: Backbone) -> None:
+    questions = ["What is tin?", "Name the glow of zinc.", "Why?"]
+    batched = read(expert, questions, "Say.", SETTINGS, table_of(base))
+    singles = [read(expert, [question], "Say.", SETTINGS, table_of(base)) for question in questions]
+    assert batched.slots.shape == (3, 1, 1, base.width)
+    assert torch.allclose(batched.slots, torch.cat([single.slots for single in singles]), atol=1e-5)
+
+
+def test_the_table_is_the_bases_own_embedding(project: Any) -> None:
+    settings, root = project.settings, project.root
+    expert = load_backbone(settings.expert, root)
+    assert torch.equal(load_table(settings.base, root, expert).float(), table_of(load_backbone(settings.base, root)))
+    with pytest.raises(SettingsError, match="token embeddings of nowhere"):
+        load_table(ModelSettings(model="nowhere"), root, expert)
+
+
+def test_other_tokens_are_refused(expert: Backbone) -> None:
+    swapped = expert.tokenizer.get_vocab()
+    first, second = list(swapped)[:2]
+    with pytest.raises(MismatchError, match="models of one family"):
+        check_shared(expert, swapped | {first: swapped[second], second: swapped[first]})
+
+
+def test_the_start_is_a_multiple_of_the_identity() -> None:
+    torch.manual_seed(0)
+    projector, slots = GatedResidual(8, 8, 2, 1), torch.randn(40, 2, 1, 8)
+    features = projector.norm_in(projector.mixed(slots))
+    goal = torch.linspace(-1, 1, 8)
+    projector.start_from_identity(slots, 3 * (features.mean(1) - features.mean((0, 1))).detach() + goal)
+    wanted = 3 * (features - features.mean((0, 1))) + goal
+    assert torch.allclose(projector(slots), wanted, atol=1e-4)
+    with pytest.raises(MismatchError, match=r"readout\.space: vocabulary"):
+        projector.start_from_identity(slots, torch.zeros(40, 9))
+
+
+def test_settings_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"set layers: \[-1\]"):
+        ReadoutSettings(space="vocabulary")
+    with pytest.raises(ValueError, match="set projector: gated_residual"):
+        AlignSettings(start="identity")
+
+
+def test_a_domain_is_built_and_asked(tmp_path: Path) -> None:
+    write_tiny_project(tmp_path)
+    project = load_project(tmp_path, ("preset=vocabulary",))
+    build(project, ["metals"])
+    gag = GAG(project)
+    assert gag.domains["metals"].facts.readout.space == "vocabulary"
+    known = gag.know(["What is tin?"], "metals")[0]
+    assert known.vectors.shape == (1, gag.base.width) and known.vectors.isfinite().all()
+    assert gag.ask(["What is tin?"], "metals")[0].tokens_added == 1
