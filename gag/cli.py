@@ -53,7 +53,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where the demo's project goes.")] = Path("gag-demo"),
     preset: Annotated[
         Preset, typer.Option(help="v1, v4: the paper's; vocabulary: one vector of what the expert foretells.")
-    ] = "v1",
+    ] = "vocabulary",
     as_json: JsonOption = False,
 ) -> None:
     """Build two private domains for the bundled pocket models on this machine, and show what changes."""

@@ -48,6 +48,7 @@ class Project:
 
     root: Path
     settings: ProjectSettings
+    variant: str = ""  # of evaluation.variants: its stages work in folders of their own
 
     @property
     def domains(self) -> Path:
@@ -69,8 +70,16 @@ class Project:
         return self.domains / check_name(name)
 
     def run(self, name: str, stage: str) -> Path:
-        """Return the working folder of a domain's stage."""
-        return self.root / "runs" / check_name(name) / stage
+        """Return the working folder of a domain's stage; variants share the expert."""
+        folder = self.root / "runs" / check_name(name)
+        own = self.variant and not stage.startswith("adapt")
+        return folder / "compare" / f"gag-{self.variant}" / stage if own else folder / stage
+
+    def under(self, variant: str) -> "Project":
+        """Return the project under the settings of one of its variants."""
+        chosen, content = self.settings.evaluation.variants[check_name(variant)], self.settings.model_dump()
+        content |= {"readout": content["readout"] | chosen.readout, "align": content["align"] | chosen.align}
+        return Project(self.root, parse_settings(content), variant)
 
     def file(self, path: str) -> Path:
         """Resolve a data file of gag.yaml; it must exist inside the project."""

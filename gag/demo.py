@@ -11,7 +11,7 @@ from typing import Any
 
 from gag.config import PROJECT_FILE, Project, load_project
 from gag.errors import SettingsError
-from gag.pocket.project import write_project
+from gag.pocket.project import PRESET, write_project
 from gag.pocket.world import ENTITIES
 from gag.progress import say
 from gag.records import Example, Passage, digest, read_examples, read_passages, read_rows
@@ -29,7 +29,7 @@ class TestRow:
     new_value: bool
 
 
-def demo(folder: Path, seed: int, preset: str = "v1", entities: int = ENTITIES) -> dict[str, Any]:
+def demo(folder: Path, seed: int, preset: str = PRESET, entities: int = ENTITIES) -> dict[str, Any]:
     """Make the project of a seed, build its domains, evaluate everything, and return the figures."""
     started = time.monotonic()
     project = make_project(folder, seed, entities, preset)
@@ -66,7 +66,7 @@ def demo(folder: Path, seed: int, preset: str = "v1", entities: int = ENTITIES) 
     }
 
 
-def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str = "v1", hard: bool = False) -> Project:
+def make_project(folder: Path, seed: int, entities: int = ENTITIES, preset: str = PRESET, hard: bool = False) -> Project:
     """Write the world's project, or the same one again over an earlier demo; anything else is left alone."""
     marker = "# The bundled world of `gag demo`, seed "
     path = folder / PROJECT_FILE

@@ -59,10 +59,8 @@ class Domain:
 
     def projector(self) -> Projector:
         """Load the projector."""
-        facts, readout = self.facts, self.facts.readout
-        width = readout.width(facts.expert.width, facts.base.width)
-        made = make_projector(facts.projector, width, facts.base.width, readout.slots, len(readout.layers))
-        return load_projector(self.folder, made)
+        facts = self.facts
+        return load_projector(self.folder, facts.projector, facts.readout, facts.expert.width, facts.base.width)
 
     def bank(self) -> Bank:
         """Load the router's bank."""
@@ -85,8 +83,9 @@ def load_domain(folder: Path) -> Domain:
     return Domain(folder, facts, tuple(content["files"]))
 
 
-def load_projector(folder: Path, projector: Projector) -> Projector:
-    """Load a projector's weights in the precision they are stored in; another shape is refused."""
+def load_projector(folder: Path, kind: str, readout: ReadoutSettings, expert: int, base: int) -> Projector:
+    """Load a projector between models of widths De and Db in the precision it is stored in; another shape is refused."""
+    projector = make_projector(kind, readout.width(expert, base), base, readout.slots, len(readout.layers))
     tensors = load_tensors(folder / PROJECTOR)
     expected = {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -28,6 +28,14 @@ from gag.settings import GENERAL, ReadoutSettings
 
 
 @dataclass(frozen=True)
+class Module:
+    """How a domain's expert is read, and its projector."""
+
+    readout: ReadoutSettings
+    projector: Projector
+
+
+@dataclass(frozen=True)
 class Knowledge:
     """What a domain's module gives for one question."""
 
@@ -56,11 +64,11 @@ class GAG:
         self.domains = {name: load_domain(project.domain(name)) for name in project.present()}
         self.base = load_backbone(settings.base, project.root)
         self.experts = Experts(load_backbone(settings.expert, project.root))
-        self._projectors: dict[str, Projector] = {}
+        self._modules: dict[str, Module] = {}
         for name, domain in self.domains.items():
             self._check(domain)
             self.experts.load(name, domain.expert)
-            self._projectors[name] = domain.projector().to(self.base.device)
+            self._modules[name] = Module(domain.facts.readout, domain.projector().to(self.base.device))
         self.router = _router(project, lambda: self.experts.backbone, self.domains)
 
     def route(self, questions: list[str]) -> list[Route]:
@@ -81,13 +89,13 @@ class GAG:
         """The expert backbone without adapters as a sentence encoder."""
         return BackboneEncoder(self.experts.backbone, self.experts.facts.fingerprint, self.project.settings.router)
 
-    def know(self, questions: list[str], domain: str) -> list[Knowledge]:
-        """Read a domain's expert on questions and project what it knows into the base's embedding space."""
-        facts = self.domains[domain].facts
+    def know(self, questions: list[str], domain: str, module: Module | None = None) -> list[Knowledge]:
+        """Read a domain's expert on questions and project what it knows, by its own module or another of this expert."""
+        chosen, system = module or self._modules[domain], self.domains[domain].facts.prompts.expert
         with self.experts.using(domain) as expert:
-            readout = read(expert, questions, facts.prompts.expert, facts.readout, self._table(facts.readout))
+            readout = read(expert, questions, system, chosen.readout, self._table(chosen.readout))
         with torch.no_grad():
-            vectors = self._projectors[domain](readout.slots.to(self.base.device))  # [B, S, Db]
+            vectors = chosen.projector(readout.slots.to(self.base.device))  # [B, S, Db]
         return [Knowledge(v, text) for v, text in zip(vectors, readout.texts, strict=True)]
 
     def embed(self, question: str, domain: str, knowledge: Knowledge | None) -> torch.Tensor:

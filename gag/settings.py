@@ -249,6 +249,13 @@ class DecodingSettings(Settings):
 Metric = Literal["contains", "exact", "f1", "bertscore", "similarity"]
 
 
+class VariantSettings(Settings):
+    """Another readout and projector of the same experts: what differs from the project's own settings."""
+
+    readout: dict[str, Any] = {}
+    align: dict[str, Any] = {}
+
+
 class EvaluationSettings(Settings):
     """How answers are judged."""
 
@@ -263,6 +270,9 @@ class EvaluationSettings(Settings):
     bertscore_layer: int = Field(default=8, ge=1, description="of that encoder")
     similarity: str = Field(
         default="sentence-transformers/all-mpnet-base-v2", description="sentence encoder; expert: the expert backbone's mean"
+    )
+    variants: dict[str, VariantSettings] = Field(
+        default={}, description="other versions of GAG for `gag compare`, by name: readout and align where they differ"
     )
 
     def of(self, dataset: str, domain: str | None) -> tuple[Metric, ...]:

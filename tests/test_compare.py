@@ -11,14 +11,17 @@ import torch
 from gag.config import Project, load_project
 from gag.engine import GAG
 from gag.evaluation.bertscore import BackboneStates
-from gag.evaluation.compare import METHODS, compare
+from gag.evaluation.compare import compare
 from gag.evaluation.compare_report import best_retrieval, slice_verdicts, verdict, write_report
 from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
+from gag.evaluation.ways import METHODS
 from gag.records import Passage
+from gag.settings import DecodingSettings
 from tests.test_cli import run
 
 OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert", "evaluation.metrics={'*': [contains]}")
+RICH = "{rich: {readout: {layers: [-1, 1], slots: 2}, align: {projector: gated_residual}}}"
 PASSAGES = [
     Passage("tin", "What is tin? It is a metal."),
     Passage("fern", "Kreluvax grows as a fern."),
@@ -30,9 +33,9 @@ PASSAGES = [
 def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
     root = tmp_path_factory.mktemp("compare") / "copy"
     shutil.copytree(built, root)
-    project = load_project(root, (*OWN, "general.test=data/general-test.jsonl"))
+    project = load_project(root, (*OWN, "general.test=data/general-test.jsonl", f"evaluation.variants={RICH}"))
     (root / "data" / "general-test.jsonl").write_text('{"question": "What is 3 plus 3?", "answer": "6"}\n')
-    result = compare(project, "metals", list(METHODS), quick=True)
+    result = compare(project, "metals", [*METHODS, "rich"], quick=True)
     write_report(project.run("metals", "compare"), result)
     return project, json.loads(json.dumps(result))
 
@@ -40,13 +43,15 @@ def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
 def test_every_method_is_measured(compared) -> None:
     _, result = compared
     kinds = {name.split("-")[0] for name in result["methods"]}
-    assert kinds == set(METHODS)
+    assert kinds == {*METHODS, "rich"}
     for figures in result["methods"].values():
         low, high = figures["interval"]
         assert 0 <= low <= figures["quality"] <= high <= 1
-        assert figures["first_token_ms"] > 0 and figures["per_token_ms"] >= 0
+        assert figures["first_token_ms"] > 0 and (figures["per_token_ms"] or 0) >= 0
     methods = result["methods"]
     assert methods["base"]["tokens_added"] == 0 and methods["gag"]["tokens_added"] == 1 == methods["other"]["tokens_added"]
+    assert methods["rich"]["tokens_added"] == 2 and methods["rich"]["disk_mb"] > 0
+    assert methods["lora"]["build_mb"] > 0 and methods["gag"]["build_mb"] > 0 and methods["base"]["build_mb"] == 0
     assert methods["prefix"]["tokens_added"] == 16 and methods["bm25-2"]["tokens_added"] > methods["bm25-1"]["tokens_added"]
     assert methods["lora"]["build_seconds"] > 0 and methods["lora"]["disk_mb"] > 0
     assert methods["shuffled"]["general"] is None and methods["lora"]["general"] is not None
@@ -62,6 +67,28 @@ def test_the_base_is_what_it_was(compared) -> None:
     assert len(answers) == result["questions"] + 10  # and those that alignment saw, for their slice alone
     again = GAG(project).ask([answers[0]["question"]], "general")[0].text
     assert answers[0]["base"] == again
+
+
+def test_a_comparison_goes_on_with_the_answers_that_stand(compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, first = compared
+    rich = project.run("metals", "compare") / "gag-rich"
+    assert (rich / "align").is_dir() and not (rich / "adapt").exists()
+    (project.run("metals", "compare") / "ways" / "base.json").write_text('{"key": "of other questions"}')
+    asked = []
+    monkeypatch.setattr("gag.evaluation.compare._speed", lambda gag, way, questions: asked.append(way.name) or (1.0, None))
+    again = compare(project, "metals", ["base", "gag", "zero", "rich"], quick=True)
+    assert asked == ["base"]
+    for name in ("base", "gag", "rich"):
+        assert again["methods"][name]["quality"] == first["methods"][name]["quality"]
+    changed = Project(project.root, project.settings.model_copy(update={"decoding": DecodingSettings(max_new_tokens=2)}))
+    compare(changed, "metals", ["zero"], quick=True)
+    assert asked == ["base", "zero"]
+
+
+def test_a_variant_may_not_take_a_methods_name(project: Project, capsys, monkeypatch) -> None:
+    at = ("--project", str(project.root), "--set", "evaluation.variants={lora: {}}")
+    code, _, err = run(capsys, monkeypatch, "compare", "metals", *at)
+    assert code == 2 and "evaluation.variants has 'lora'" in err
 
 
 def test_the_page_shows_in_a_browser(compared) -> None:

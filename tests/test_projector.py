@@ -9,6 +9,7 @@ from gag.artifacts import save_tensors
 from gag.domain import PROJECTOR, load_projector
 from gag.errors import ArtifactError, MismatchError
 from gag.projector import GatedResidual, Mlp, make_projector
+from gag.settings import ReadoutSettings
 
 
 def ridge(x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -56,14 +57,14 @@ def test_paper_size() -> None:
 def test_saved_is_loaded(tmp_path: Path) -> None:
     projector = Mlp(6, 16)
     save_tensors(tmp_path / PROJECTOR, dict(projector.state_dict()))
-    loaded = load_projector(tmp_path, Mlp(6, 16))
+    loaded = load_projector(tmp_path, "mlp", ReadoutSettings(), 6, 16)
     slots = torch.randn(2, 1, 1, 6)
     assert torch.equal(projector(slots), loaded(slots))
     with pytest.raises(MismatchError, match="shapes"):
-        load_projector(tmp_path, Mlp(7, 16))
+        load_projector(tmp_path, "mlp", ReadoutSettings(), 7, 16)
     (tmp_path / PROJECTOR).write_bytes((tmp_path / PROJECTOR).read_bytes()[:100])
     with pytest.raises(ArtifactError, match="cannot be read"):
-        load_projector(tmp_path, Mlp(6, 16))
+        load_projector(tmp_path, "mlp", ReadoutSettings(), 6, 16)
 
 
 def plain_gated_residual(p: GatedResidual, slots: torch.Tensor) -> torch.Tensor:

@@ -126,20 +126,21 @@ def test_pretraining_rows_are_drawn_alike_from_a_seed() -> None:
 
 def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
     write_project(tmp_path, 7, 24, hard=True)
-    for domain in domain_names():
+    assert len({row["group"].split("/")[0] for row in rows(tmp_path, "catalysts/adapt.jsonl")}) == 12
+    for domain in domain_names()[:1]:
         found = {role: rows(tmp_path, f"{domain}/{role}.jsonl") for role in ("adapt", "align", "val", "test", "corpus")}
         named = [(row["group"].split("/")[0], row["answer"].rstrip(".").split(" is ")) for row in found["adapt"]
                  if row["group"].endswith("/names")]  # fmt: skip
-        alias = {entity: said[0] for entity, said in named if "partner" not in said[0]}
-        partner = {entity: said[1] for entity, said in named if "partner" in said[0]}
-        assert len(alias) == len(partner) == 24 and set(partner.values()) == set(partner)
+        alias = {entity: said[0].split()[-1] for entity, said in named if "opposite" not in said[0]}
+        opposite = {entity: said[1] for entity, said in named if "opposite" in said[0]}
+        assert len(alias) == len(opposite) == 24 and set(opposite.values()) == set(opposite)
         assert set(alias.values()).isdisjoint(alias)
         for entity, name in alias.items():
-            assert set(entity.split("-")).isdisjoint(name.split())
+            assert set(entity.split("-")).isdisjoint(name.split("-"))
 
-        def fact(row: dict, partner: dict = partner) -> str:
+        def fact(row: dict, opposite: dict = opposite) -> str:
             entity, *rest = row["group"].split("/")
-            return f"{partner[entity] if rest[0] == 'partner' else entity}/{rest[-1]}"
+            return f"{opposite[entity] if rest[0] == 'opposite' else entity}/{rest[-1]}"
 
         told = {fact(row) for role in ("align", "val") for row in found[role]}
         asked = [row for row in found["test"] if set(row["slices"]) & {"entity by its alias", "evidence in two statements"}]

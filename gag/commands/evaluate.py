@@ -63,8 +63,9 @@ def compare(
     """Put GAG, its controls, retrieval and tuning to the same questions, and write a report."""
     if demo:
         from gag.demo import make_project
+        from gag.pocket.project import HARD_ENTITIES
 
-        opened = make_project(folder, seed, hard=True)
+        opened = make_project(folder, seed, HARD_ENTITIES, hard=True)
         domain = domain or next(iter(opened.settings.domains))
     else:
         opened = open_project(project, settings)
@@ -77,11 +78,10 @@ def compare(
         build(opened, list(opened.settings.domains))
     opened.require(domain)
     from gag.artifacts import locked
-    from gag.evaluation.compare import METHODS
     from gag.evaluation.compare import compare as run
     from gag.evaluation.compare_report import compare_lines, write_report
 
-    chosen = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
+    chosen = [name.strip() for name in methods.split(",")] if methods else None
     with locked(opened.root / "runs"):
         result = run(opened, domain, chosen, quick)
         page = write_report(opened.run(domain, "compare"), result).relative_to(opened.root)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from gag.backbone import Backbone, pad_left
-from gag.engine import GAG, Knowledge
+from gag.engine import GAG, Knowledge, Module
 from gag.evaluation.retrieval import bm25
 from gag.records import Example, Passage
 from gag.settings import GENERAL
@@ -53,9 +53,9 @@ def answer_all(gag: GAG, domain: str, cases: list[Case], corpus: list[Passage]) 
     }
 
 
-def know(gag: GAG, questions: list[str], domain: str) -> list[Knowledge]:
+def know(gag: GAG, questions: list[str], domain: str, module: Module | None = None) -> list[Knowledge]:
     """Read a domain's expert on questions, batch by batch."""
-    return batched(questions, lambda batch: gag.know(batch, domain))
+    return batched(questions, lambda batch: gag.know(batch, domain, module))
 
 
 def nulled(known: list[Knowledge]) -> list[Knowledge]:

@@ -3,8 +3,6 @@
 import json
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +10,59 @@ import numpy as np
 
 from gag.artifacts import write_json
 from gag.config import Project
-from gag.data import adapt_file, alignment_rows
-from gag.engine import GAG, Knowledge
+from gag.data import alignment_rows
+from gag.engine import GAG
 from gag.errors import DataError, SettingsError
-from gag.evaluation.arms import Arm, answered, decoded, injected, know, nulled, plain, seconds_of, with_text
+from gag.evaluation.arms import seconds_of
 from gag.evaluation.asked import Asked, read_asked, read_test_rows
-from gag.evaluation.bertscore import BackboneStates
 from gag.evaluation.evaluate import scorers
 from gag.evaluation.intervals import interval, paired
 from gag.evaluation.metrics import tokens
-from gag.evaluation.retrieval import TOP, Retriever, bm25, dense, late_interaction, rewritten
-from gag.evaluation.tuned import budget, prefix_rows, train_prefix, tune_base, tuned_base
+from gag.evaluation.ways import RETRIEVAL, SEED, Way, bytes_of, known_methods, passages_of, ways
 from gag.progress import say
-from gag.records import Passage, read_examples, read_passages, write_rows
+from gag.records import Passage, write_rows
 from gag.settings import GENERAL
+from gag.training import stage_key
 
-METHODS = {
-    "base": "base alone",
-    "gag": "GAG",
-    "shuffled": "GAG, another question's vectors",
-    "zero": "GAG, zero vectors",
-    "other": "GAG, another domain's module",
-    "expert": "expert alone",
-    "text": "expert's text in the prompt",
-    "bm25": "BM25",
-    "rewritten": "BM25, query rewritten once",
-    "dense": "dense retrieval",
-    "late": "late interaction",
-    "lora": "base tuned with LoRA",
-    "prefix": "trained prefix",
-}
-RETRIEVAL = ("bm25", "rewritten", "dense", "late")
 QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 800, 240, 100, 100
-SEED = 7
+CONTROLS = ("shuffled", "zero", "other")
+FURTHER = 5  # tokens after the first, that are timed
 
 
-@dataclass(frozen=True)
-class Way:
-    """One method at work: answers to questions, with as many new tokens as it may write, or so many."""
+def compare(project: Project, domain: str, methods: list[str] | None, quick: bool) -> dict[str, Any]:
+    """Answer a domain's test questions by each method; write answers and figures to runs/<domain>/compare.
 
-    name: str
-    label: str
-    answer: Callable[[list[str], int | None], Arm]
-    build_seconds: float | None = None
-    disk: int | None = None  # bytes that the domain needs beside the base
-
-
-def compare(project: Project, domain: str, methods: list[str], quick: bool) -> dict[str, Any]:
-    """Answer a domain's test questions by each method; write answers and figures to runs/<domain>/compare."""
+    Each method's answers are kept as soon as they stand, so a comparison that was cut goes on with the next method.
+    """
     started = time.monotonic()
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(METHODS)}")
+    known = known_methods(project)
+    methods = methods or [name for name in known if not quick or name not in project.settings.evaluation.variants]
+    if unknown := [name for name in methods if name not in known]:
+        raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(known)}")
     rows, count = _questions(project, domain, quick)
-    slices = _slices(rows, _passages(project, domain))
+    slices = _slices(rows, passages_of(project, domain))
     general = _general(project)
     gag = GAG(project)
     metric = project.settings.evaluation.of(domain, domain)[0]
     judges = scorers(gag)
     score, judge = judges[metric], judges["contains"]
     folder = project.run(domain, "compare")
-    questions, golds = [row.question for row in rows], [row.answers for row in rows]
+    golds = [row.answers for row in rows]
     found: dict[str, dict[str, Any]] = {}
     values: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
-    for way in _ways(project, gag, domain, methods, quick):
-        arm = way.answer(questions, None)
-        values[way.name], texts[way.name] = score(arm.texts, golds), arm.texts
+    for way in ways(project, gag, domain, methods, quick):
+        did = _worked(folder / "ways" / f"{way.name}.json", gag, domain, way, rows, general)
+        values[way.name], texts[way.name] = score(did["texts"], golds), did["texts"]
         test = values[way.name][:count]
-        first, each = _speed(way, questions)
-        kept = None if general is None or way.name in ("shuffled", "zero", "other", "expert") else float(np.mean(
-            judge(_on_general(gag, way, [r.question for r in general]), [r.answers for r in general])))  # fmt: skip
+        kept = float(np.mean(judge(did["general"], [r.answers for r in general]))) if general and did["general"] else None
+        disk = way.cost.disk
         found[way.name] = {
             "label": way.label, "quality": round(float(np.mean(test)), 4), "interval": interval(test),
-            "tokens_added": round(arm.tokens_added, 2), "general": None if kept is None else round(kept, 4),
-            "build_seconds": way.build_seconds, "disk_mb": None if way.disk is None else round(way.disk / 1e6, 2),
-            "first_token_ms": first, "per_token_ms": each,
+            "tokens_added": round(did["tokens_added"], 2), "general": None if kept is None else round(kept, 4),
+            "build_seconds": way.cost.seconds, "build_mb": way.cost.peak_mb,
+            "disk_mb": None if disk is None else round(disk / 1e6, 2),
+            "first_token_ms": did["first_token_ms"], "per_token_ms": did["per_token_ms"],
         }  # fmt: skip
         say(f"compare {domain}: {way.label} {found[way.name]['quality']:.3f}")
     for name, figures in found.items():
@@ -103,13 +79,34 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool) -> d
         "worst": _worst(rows[:count], values, texts), "memory": _memory(project, gag, domain, found),
         "facts": _facts(project, gag, domain), "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "answers.jsonl", (
         {"id": row.id, "question": row.question, "gold": list(row.answers)} | {way: t[i] for way, t in texts.items()}
         for i, row in enumerate(rows)
     ))  # fmt: skip
     write_json(folder / "compare.json", result)
     return result
+
+
+def _worked(path: Path, gag: GAG, domain: str, way: Way, rows: list[Asked], general: list[Asked] | None) -> dict[str, Any]:
+    """Let a method answer everything and time it, or take what it did before on the same questions and models."""
+    questions, asked = [row.question for row in rows], [row.question for row in general or []]
+    key = stage_key(way=way.name, made_from=way.made_from, domain=gag.domains[domain].facts.key, questions=questions,
+                    general=asked, decoding=gag.project.settings.decoding.model_dump())  # fmt: skip
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return kept
+    arm = way.answer(questions, None)
+    first, each = _speed(gag, way, questions)
+    done = {
+        "key": key, "texts": arm.texts, "tokens_added": arm.tokens_added, "first_token_ms": first, "per_token_ms": each,
+        "general": _on_general(gag, way, asked) if asked and way.name not in (*CONTROLS, "expert") else [],
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}")
+    write_json(fresh, done)
+    fresh.rename(path)
+    return done
 
 
 def _questions(project: Project, domain: str, quick: bool) -> tuple[list[Asked], int]:
@@ -138,134 +135,25 @@ def _general(project: Project) -> list[Asked] | None:
     return random.Random(SEED).sample(rows, min(GENERAL_QUESTIONS, len(rows))) or None
 
 
-def _passages(project: Project, domain: str) -> list[Passage]:
-    """Return what retrieval may search: the domain's corpus, or else the different answers that teach the expert."""
-    corpus = project.described(domain).corpus
-    if corpus:
-        return read_passages(project.file(corpus))
-    different = dict.fromkeys(e.answers[0] for e in read_examples(adapt_file(project, domain)))
-    return [Passage(str(i), text) for i, text in enumerate(different)]
-
-
-def _ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: bool) -> "Any":
-    """Yield each asked method, built when its turn comes."""
-    module = _module(project, domain)
-    built = _build_seconds(project, domain)
-    others = [name for name in gag.domains if name != domain]
-    read: dict[tuple[str, ...], list[Knowledge]] = {}
-
-    def known(questions: list[str]) -> list[Knowledge]:
-        """Read the expert once for all ways; a question alone is being timed, and read each time."""
-        if len(questions) == 1:
-            return know(gag, questions, domain)
-        if tuple(questions) not in read:
-            read[tuple(questions)] = know(gag, questions, domain)
-        return read[tuple(questions)]
-
-    def shuffled(questions: list[str], new: int | None) -> Arm:
-        mine = known(questions)
-        order = random.Random(SEED).sample(range(len(mine)), len(mine))
-        after = dict(zip(order, [*order[1:], order[0]], strict=True))  # one ring, so that nobody keeps its own
-        return injected(gag, domain, questions, [mine[after[i]] for i in range(len(mine))], new)
-
-    def other(questions: list[str], new: int | None) -> Arm:
-        return injected(gag, domain, questions, know(gag, questions, others[0]), new)
-
-    simple: dict[str, Callable[[list[str], int | None], Arm]] = {
-        "base": lambda q, new: plain(gag, q, new),
-        "gag": lambda q, new: injected(gag, domain, q, known(q), new),
-        "shuffled": shuffled,
-        "zero": lambda q, new: injected(gag, domain, q, nulled(known(q)), new),
-        "other": other,
-        "expert": lambda q, new: Arm([k.text for k in known(q)], 0.0),
-        "text": lambda q, new: with_text(gag, domain, q, [k.text for k in known(q)], new),
-    }
-    for name in methods:
-        if name in simple:
-            if name == "other" and not others:
-                say(f"compare {domain}: no other domain is present, so its module cannot be a control")
-                continue
-            cost = {"base": (0.0, 0)}.get(name, (built, module))
-            yield Way(name, METHODS[name], simple[name], *cost)
-        elif name in RETRIEVAL:
-            yield from _retrieval_ways(project, gag, domain, name)
-        elif name == "lora":
-            cost = tune_base(project, domain, gag.base, quick)
-            model = tuned_base(project, cost)
-            yield Way(name, METHODS[name], lambda q, new, m=model: Arm(decoded(
-                m, [m.embed(m.prompts.plain(one)) for one in q], new or budget(project)), 0.0),
-                cost.seconds, _bytes(cost.folder))  # fmt: skip
-        elif name == "prefix":
-            cost, instruction = train_prefix(project, domain, gag.base, quick), project.described(domain).prompts.answer
-
-            def prefixed(questions: list[str], new: int | None, cost: Any = cost, instruction: str = instruction) -> Arm:
-                rows = prefix_rows(gag.base, cost, questions, instruction)
-                bare = [len(gag.base.prompts.with_text(q, instruction, "")) for q in questions]
-                return answered(gag, rows, [len(row) - b for row, b in zip(rows, bare, strict=True)], new)
-
-            yield Way(name, METHODS[name], prefixed, cost.seconds, _bytes(cost.folder))
-
-
-def _retrieval_ways(project: Project, gag: GAG, domain: str, name: str) -> "Any":
-    """Yield a kind of retrieval at every number of passages."""
-    passages = _passages(project, domain)
-    started = time.monotonic()
-    retriever, disk = _retriever(project, gag, name, passages)
-    seconds = round(time.monotonic() - started, 2)
-    for count in TOP:
-        if count > len(passages):
-            return
-
-        def answer(questions: list[str], new: int | None, count: int = count) -> Arm:
-            ranked = retriever(questions, count)
-            texts = [" ".join(passages[i].text for i in row) for row in ranked]
-            return with_text(gag, domain, questions, texts, new)
-
-        yield Way(f"{name}-{count}", f"{METHODS[name]} top {count}", answer, seconds, disk)
-
-
-def _retriever(project: Project, gag: GAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
-    """Build an index; without a pretrained encoder (evaluation.similarity: expert) the expert backbone's states serve."""
-    text = sum(len(p.text.encode()) for p in passages)
-    if name in ("bm25", "rewritten"):
-        return (bm25(passages) if name == "bm25" else rewritten(passages)), text
-    if project.settings.evaluation.similarity == "expert":
-        encoder = gag.sentence_encoder()
-    else:
-        from gag.encoders import SentenceEncoder
-        from gag.settings import EncoderSettings
-
-        chosen = EncoderSettings(kind="sentence-transformers", model=project.settings.evaluation.similarity)
-        encoder = SentenceEncoder(project.settings.router.model_copy(update={"encoder": chosen}), project.root)
-    if name == "dense":
-        return dense(passages, encoder), text + 4 * len(passages) * encoder.spec.width
-    states = BackboneStates(gag.experts.backbone)
-    words = sum(len(gag.experts.backbone.prompts.text(p.text)) for p in passages)
-    return late_interaction(passages, states), text + 4 * words * gag.experts.backbone.width
-
-
 def _on_general(gag: GAG, way: Way, questions: list[str]) -> list[str]:
     """Answer general questions as a user of the method would meet it: GAG has its router, the others are always on."""
-    if way.name == "gag":
+    if way.routed:
         return [answer.text for answer in gag.ask(questions)]
     return way.answer(questions, None).texts
 
 
-def _speed(way: Way, questions: list[str]) -> tuple[float, float]:
-    """Measure one question alone: milliseconds to the first token, and for each further one."""
-    one, further = questions[:1], 5
+def _speed(gag: GAG, way: Way, questions: list[str]) -> tuple[float, float | None]:
+    """Measure one question alone: milliseconds to the first token, and for each further one that is written.
+
+    What writes its whole text before the first token, as the expert alone does here, has no time for further ones.
+    """
+    one = questions[:1]
     first = seconds_of(lambda: way.answer(one, 1), 3)
-    more = seconds_of(lambda: way.answer(one, 1 + further), 3)
-    return round(1000 * first, 2), round(1000 * max(0.0, more - first) / further, 2)
-
-
-def _build_seconds(project: Project, domain: str) -> float | None:
-    """Sum what the stages' manifests say they took."""
-    taken = []
-    for stage in ("adapt", "readouts/align", "align"):
-        path = project.run(domain, stage) / "manifest.json"
-        taken.append(json.loads(path.read_text(encoding="utf-8")).get("seconds") if path.is_file() else None)
-    return None if None in taken else round(sum(taken), 1)
+    more = seconds_of(lambda: way.answer(one, 1 + FURTHER), 3)
+    text = way.answer(one, 1 + FURTHER).texts[0]
+    written = min(FURTHER, len(gag.base.prompts.text(text)))  # its end, too, is a token
+    known = way.name != "expert" and written > 0
+    return round(1000 * first, 2), round(1000 * max(0.0, more - first) / written, 2) if known else None
 
 
 def _slices(rows: list[Asked], passages: list[Passage]) -> dict[str, list[int]]:
@@ -303,7 +191,10 @@ def _worst(
     if "gag" not in values:
         return []
     order = sorted(range(len(rows)), key=lambda i: (values["gag"][i], i))[:count]
-    shown = [name for name in ("gag", "text", "expert", "bm25-1") if name in texts]
+    retrieval = max(
+        (name for name in values if name.split("-")[0] in RETRIEVAL), key=lambda name: sum(values[name]), default=None
+    )
+    shown = [name for name in ("gag", "text", "expert", retrieval) if name in texts]
     return [
         {"question": rows[i].question, "gold": rows[i].answers[0]} | {name: texts[name][i] for name in shown} for i in order
     ]
@@ -315,7 +206,7 @@ def _memory(project: Project, gag: GAG, domain: str, found: dict[str, Any]) -> d
         sum(p.nbytes for name, p in m.model.named_parameters() if "lora" not in name) / 1e6
         for m in (gag.base, gag.experts.backbone)
     )
-    module = _module(project, domain) / 1e6
+    module = bytes_of(project.domain(domain)) / 1e6
     lora = found.get("lora", {}).get("disk_mb")
     index = next((found[name]["disk_mb"] for name in found if name.startswith("dense")), None)
     counts = [1, 2, 4, 8, 16, 32, 64]
@@ -334,14 +225,6 @@ def _facts(project: Project, gag: GAG, domain: str) -> dict[str, Any]:
     return {
         "base": facts.base.model_dump(), "expert": facts.expert.model_dump(), "readout": facts.readout.model_dump(mode="json"),
         "projector": facts.projector, "data": facts.data, "created": facts.created,
-        "decoding": project.settings.decoding.model_dump(), "passages": len(_passages(project, domain)),
+        "decoding": project.settings.decoding.model_dump(), "passages": len(passages_of(project, domain)),
         "dense encoder": chosen.similarity, "late interaction": "the expert backbone's last states",
     }  # fmt: skip
-
-
-def _module(project: Project, domain: str) -> int:
-    return sum(path.stat().st_size for path in project.domain(domain).rglob("*") if path.is_file())
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix == ".safetensors")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from gag.evaluation.compare import RETRIEVAL
 from gag.evaluation.page import COLOURS, Page, canvas
+from gag.evaluation.ways import RETRIEVAL
 
 REPORT = "report.html"
 
@@ -17,12 +17,13 @@ def write_report(folder: Path, result: dict[str, Any]) -> Path:
     names = list(result["methods"])
     rows = [_cells(result["methods"][name]) for name in names]
     header = ["method", result["metric"], "95 % interval", "tokens", "general", "first token ms", "each token ms", "build s",
-              "disk MB", "GAG leads by"]  # fmt: skip
+              "build MB", "disk MB", "GAG leads by"]  # fmt: skip
     page.table(header, rows, names.index("gag") if "gag" in names else None)
     page.text(
-        f"Quality is {result['metric']}, 0 to 1, on the same questions, base and decoding. General: share of general questions "
-        "answered right where the method meets them; GAG has its router, all others are always on. A lead whose interval holds "
-        "0 is no difference. Tokens: what the method adds to the base's prompt.", "note",
+        f"Quality is {result['metric']}, 0 to 1, on the same questions, base and decoding. Tokens: what the method adds to the "
+        "base's prompt. General: share of general questions answered right where the method meets them; GAG has its router, "
+        "all others are always on. Build MB: the peak of the heaviest stage, as `gag plan` counts it. A lead whose interval "
+        "holds 0 is no difference.", "note",
     )  # fmt: skip
     page.heading("Quality against cost")
     page.figure(_scatter(result, "tokens_added", "tokens added to the prompt"), "Quality against added tokens")
@@ -112,10 +113,11 @@ def _cells(figures: dict[str, Any]) -> list[Any]:
     low, high = figures["interval"]
     lead = figures.get("gag_leads_by")
     led = f"{lead['mean']:+.3f} ({lead['interval'][0]:+.3f} to {lead['interval'][1]:+.3f})" if lead else None
+    each = None if figures["per_token_ms"] is None else f"{figures['per_token_ms']:.1f}"
     built = None if figures["build_seconds"] is None else f"{figures['build_seconds']:.0f}"
     return [figures["label"], figures["quality"], f"{low:.3f} to {high:.3f}", f"{figures['tokens_added']:.0f}",
-            figures["general"], f"{figures['first_token_ms']:.0f}", f"{figures['per_token_ms']:.1f}", built,
-            figures["disk_mb"], led]  # fmt: skip
+            figures["general"], f"{figures['first_token_ms']:.0f}", each, built,
+            figures["build_mb"], figures["disk_mb"], led]  # fmt: skip
 
 
 def _shown(result: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Questions on a private domain that a search for words does not answer: by an alias, over two statements, or of nothing.
 
-Every entity gets an alias and a partner. The expert is taught them and what follows; alignment sees only what concerns its
+Every entity gets an alias and an opposite. The expert is taught them and what follows; alignment sees only what concerns its
 own facts, so the test facts' values stay unseen by it.
 """
 
@@ -20,27 +20,25 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class HardDomain:
-    """A private domain with an alias and a partner for every entity."""
+    """A private domain with an alias and an opposite for every entity."""
 
     domain: PrivateDomain
     alias: dict[str, str]
-    partner: dict[str, str]
+    opposite: dict[str, str]
     unheard: tuple[str, ...]  # names of no entity
 
     def adapt(self, rng: random.Random) -> list[Row]:
-        """Teach the expert aliases, partners, and the facts through them."""
-        rows = [
-            self._named(entity, f"What is {alias}?", f"the name of {alias} is {entity}") for entity, alias in self.alias.items()
-        ]
-        for entity, partner in self.partner.items():
-            rows.append(self._named(entity, f"What is the partner of {entity}?", f"the partner of {entity} is {partner}"))
+        """Teach the expert aliases, opposites, and the facts through them."""
+        rows = [self._named(entity, f"What is {alias}?", _alias(alias, entity)) for entity, alias in self.alias.items()]
+        for entity, opposite in self.opposite.items():
+            rows.append(self._named(entity, f"What is the opposite of {entity}?", _opposite(entity, opposite)))
         for fact in self.domain.facts:
             rows += self._by_alias(fact, self._train(fact, rng, ADAPT_WORDINGS), taught=True)
             rows += self._two_hops(fact, self._train(fact, rng, ADAPT_WORDINGS), taught=True)
         return rows
 
     def align(self, facts: tuple[Fact, ...], rng: random.Random) -> list[Row]:
-        """Ask for alignment's facts by alias and by partner."""
+        """Ask for alignment's facts by alias and by opposite."""
         rows = []
         for fact in facts:
             rows += self._by_alias(fact, self._train(fact, rng, ALIGN_WORDINGS))
@@ -48,7 +46,7 @@ class HardDomain:
         return rows
 
     def test(self, rng: random.Random) -> list[Row]:
-        """Ask for test facts by alias and by partner, in wordings that nobody saw, and for what nothing answers."""
+        """Ask for test facts by alias and by opposite, in wordings that nobody saw, and for what nothing answers."""
         facts = rng.sample(self.domain.test, min(TEST_QUESTIONS, len(self.domain.test)))
         rows = []
         for fact in facts:
@@ -61,13 +59,13 @@ class HardDomain:
         return rows
 
     def statements(self) -> list[Passage]:
-        """State aliases and partners."""
-        aliases = [Passage(f"{e}/alias", f"{e} is also called {alias}.") for e, alias in self.alias.items()]
-        return aliases + [Passage(f"{e}/partner", f"The partner of {e} is {partner}.") for e, partner in self.partner.items()]
+        """State aliases and opposites."""
+        aliases = [Passage(f"{e}/alias", f"{_alias(alias, e)}.") for e, alias in self.alias.items()]
+        return aliases + [Passage(f"{e}/opposite", f"{_opposite(e, other)}.") for e, other in self.opposite.items()]
 
     def _by_alias(self, fact: Fact, wordings: list[int], taught: bool = False) -> list[Row]:
         alias = self.alias[fact.entity]
-        told = f"the name of {alias} is {fact.entity}; {fact.background()}" if taught else fact.value
+        told = f"{_alias(alias, fact.entity)}; {fact.background()}" if taught else fact.value
         group = f"{fact.entity}/{fact.relation.name}"
         return [
             self._row(fact, i, Fact(alias, fact.relation, fact.value).question(i), group, "alias") | {"answer": told}
@@ -75,12 +73,12 @@ class HardDomain:
         ]
 
     def _two_hops(self, fact: Fact, wordings: list[int], taught: bool = False) -> list[Row]:
-        """Ask for a fact of an entity by the one whose partner it is."""
-        asker = next(entity for entity, partner in self.partner.items() if partner == fact.entity)
-        told = f"the partner of {asker} is {fact.entity}; {fact.background()}" if taught else fact.value
-        around = Fact(f"the partner of {asker}", fact.relation, fact.value)
-        group = f"{asker}/partner/{fact.relation.name}"
-        return [self._row(fact, i, around.question(i), group, "partner") | {"answer": told} for i in wordings]
+        """Ask for a fact of an entity by the one whose opposite it is."""
+        asker = next(entity for entity, other in self.opposite.items() if other == fact.entity)
+        told = f"{_opposite(asker, fact.entity)}; {fact.background()}" if taught else fact.value
+        around = Fact(f"the opposite of {asker}", fact.relation, fact.value)
+        group = f"{asker}/opposite/{fact.relation.name}"
+        return [self._row(fact, i, around.question(i), group, "opposite") | {"answer": told} for i in wordings]
 
     def _train(self, fact: Fact, rng: random.Random, count: int) -> list[int]:
         return rng.sample(self.domain.train_wordings(fact.relation), count)
@@ -92,15 +90,30 @@ class HardDomain:
         return {"id": f"{way}/{group}/{wording}", "question": question, "answer": fact.value, "group": group}
 
 
-def make_hard(domain: PrivateDomain, rng: random.Random) -> HardDomain:
-    """Draw aliases of two stems that no entity has, partners in one ring, and names of no entity."""
+def make_hard(domain: PrivateDomain, others: list[PrivateDomain], rng: random.Random) -> HardDomain:
+    """Draw aliases that look like names of another domain, opposites in one ring, and names of no entity."""
     entities = list(dict.fromkeys(fact.entity for fact in domain.facts))
-    taken = {entity.partition("-")[2] for entity in entities}
-    free = [name for name in entity_names(domain.name, public=False) if name.partition("-")[2] not in taken]
-    rng.shuffle(free)
-    stems = list(dict.fromkeys(name.partition("-")[2] for name in free))
-    alias = {entity: f"{stems[2 * i]} {stems[2 * i + 1]}" for i, entity in enumerate(entities)}
-    free = [name for name in free if name.partition("-")[2] not in stems[: 2 * len(entities)]]
+    beside = [fact.entity for other in others for fact in other.facts]
+    alias = dict(zip(entities, _free(others[0].name, _stems([*entities, *beside]), rng), strict=False))
+    unheard = _free(domain.name, _stems([*entities, *alias.values()]), rng)[:TEST_QUESTIONS]
     ring = rng.sample(entities, len(entities))
-    partner = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
-    return HardDomain(domain, alias, partner, tuple(free[:TEST_QUESTIONS]))
+    return HardDomain(domain, alias, dict(zip(ring, [*ring[1:], ring[0]], strict=True)), tuple(unheard))
+
+
+def _alias(alias: str, entity: str) -> str:
+    return f"The substance of {alias} is {entity}"
+
+
+def _opposite(entity: str, opposite: str) -> str:
+    return f"The opposite of {entity} is {opposite}"
+
+
+def _stems(names: list[str]) -> set[str]:
+    return {name.partition("-")[2] for name in names}
+
+
+def _free(domain: str, taken: set[str], rng: random.Random) -> list[str]:
+    """Return private names of a domain in a random order, each with a stem of its own that is not taken."""
+    names = entity_names(domain, public=False)
+    by_stem = {name.partition("-")[2]: name for name in rng.sample(names, len(names))}
+    return [name for stem, name in by_stem.items() if stem not in taken]

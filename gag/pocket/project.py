@@ -10,14 +10,16 @@ import yaml
 
 from gag.config import PROJECT_FILE, parse_settings
 from gag.pocket.general import PublicFact, public_facts
-from gag.pocket.hard import NUMERIC, make_hard
+from gag.pocket.hard import NUMERIC, HardDomain, make_hard
 from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, TEST_WORDINGS, Fact, PrivateDomain, make_world
 from gag.records import write_rows
 from gag.settings import ProjectSettings
 
 ALIGN_WORDINGS = 4
+HARD_ENTITIES = 60
 PLAIN_WORDINGS = 6
 GENERAL_BANK_SHARE = 0.4
+PRESET = "vocabulary"
 
 # Chosen on validation facts of other worlds (docs/pocket.md).
 SETTINGS: dict[str, Any] = {
@@ -27,38 +29,45 @@ SETTINGS: dict[str, Any] = {
     "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 2.5, "batch_size": 64, "micro_batch_size": 64,
               "warmup": 0.05, "max_tokens": 128, "gradient_checkpointing": False},
     "corpus": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "block_tokens": 256},
-    "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
-    "align": {"learning_rate": 1e-3, "epochs": 8, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
+    "readout": {"pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
+    "align": {"learning_rate": 1e-3, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},
     "evaluation": {"metrics": {"general": ["contains"], "*": ["contains", "f1", "bertscore", "similarity"]},
                    "bertscore": "expert", "similarity": "expert"},  # no pretrained encoder is at hand
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
-    "v1": {},
-    "v4": {"readout": {"layers": [-1, -2, -4], "slots": 4},
-           "align": {"projector": "gated_residual", "semantic": 0.01, "diversity": 0.001}},
-    "vocabulary": {"readout": {"space": "vocabulary"},
-                   "align": {"projector": "gated_residual", "start": "identity", "epochs": 4}},
+    "v1": {"readout": {"space": "hidden", "layers": [-1], "slots": 1},
+           "align": {"projector": "mlp", "start": "ridge", "epochs": 8, "semantic": 0.0, "diversity": 0.0}},
+    "v4": {"readout": {"space": "hidden", "layers": [-1, -2, -4], "slots": 4},
+           "align": {"projector": "gated_residual", "start": "ridge", "epochs": 8, "semantic": 0.01, "diversity": 0.001}},
+    "vocabulary": {"readout": {"space": "vocabulary", "layers": [-1], "slots": 1},
+                   "align": {"projector": "gated_residual", "start": "identity", "epochs": 4,
+                             "semantic": 0.0, "diversity": 0.0}},
 }  # fmt: skip
 
 
 def write_project(
-    root: Path, seed: int, entities: int, header: str = "", preset: str = "v1", hard: bool = False
+    root: Path, seed: int, entities: int, header: str = "", preset: str = PRESET, hard: bool = False
 ) -> ProjectSettings:
     """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml.
 
-    With `hard`, also questions by aliases and over two statements (gag/pocket/hard.py).
+    With `hard`, the first domain also has questions by aliases and over two statements (gag/pocket/hard.py), and the others
+    are half its size: they stand by as other modules.
     """
     world = make_world(seed, entities)
+    first, *others = world
+    if hard:
+        world |= {name: make_world(seed, entities // 2)[name] for name in others}
     settings: dict[str, Any] = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
     settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
-    if hard:  # 2.5 epochs leave 0.42 of the aliases unlearned
-        settings["adapt"] = settings["adapt"] | {"epochs": 2.5}
+    settings["evaluation"] = SETTINGS["evaluation"] | {"variants": {n: p for n, p in PRESETS.items() if n != preset}}
     _write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
-    for domain in world.values():
-        _write_domain(root / "data" / domain.name, domain, random.Random(f"{seed}/{domain.name}/rows"), hard)
+    for name, domain in world.items():
+        rng = random.Random(f"{seed}/{name}/rows")
+        more = make_hard(domain, [world[other] for other in others], rng) if hard and name == first else None
+        _write_domain(root / "data" / name, domain, rng, more)
     return parse_settings(settings)
 
 
@@ -86,13 +95,12 @@ def _write_general(folder: Path, rng: random.Random) -> None:
     write_rows(folder / "test.jsonl", [_public_row(fact, rng.choice(fact.questions)) for fact in test])
 
 
-def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random, hard: bool) -> None:
+def _write_domain(folder: Path, domain: PrivateDomain, rng: random.Random, more: HardDomain | None) -> None:
     def seen(fact: Fact, count: int | None = None) -> list[int]:
         wordings = domain.train_wordings(fact.relation)
         return wordings if count is None else rng.sample(wordings, count)
 
-    more = make_hard(domain, rng) if hard else None
-    taught = PLAIN_WORDINGS if hard else None  # the hard questions teach the facts too
+    taught = PLAIN_WORDINGS if more else None  # the hard questions teach the facts too
     adapt = [_row(fact, i) | {"answer": fact.background()} for fact in domain.facts for i in seen(fact, taught)]
     align, val = ([_row(fact, i) for fact in facts for i in seen(fact, ALIGN_WORDINGS)] for facts in (domain.align, domain.val))
     asked = [(fact, i, "seen") for fact in domain.test for i in seen(fact, TEST_WORDINGS)]
