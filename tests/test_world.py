@@ -126,7 +126,7 @@ def test_pretraining_rows_are_drawn_alike_from_a_seed() -> None:
 
 def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
     write_project(tmp_path, 7, 24, hard=True)
-    assert len({row["group"].split("/")[0] for row in rows(tmp_path, "catalysts/adapt.jsonl")}) == 12
+    assert len({row["group"].split("/")[0] for row in rows(tmp_path, "catalysts/adapt.jsonl")}) == 8
     for domain in domain_names()[:1]:
         found = {role: rows(tmp_path, f"{domain}/{role}.jsonl") for role in ("adapt", "align", "val", "test", "corpus")}
         named = [(row["group"].split("/")[0], row["answer"].rstrip(".").split(" is ")) for row in found["adapt"]

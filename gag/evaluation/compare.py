@@ -24,7 +24,7 @@ from gag.records import Passage, write_rows
 from gag.settings import GENERAL
 from gag.training import stage_key
 
-QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 800, 240, 100, 100
+QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 500, 240, 100, 100
 CONTROLS = ("shuffled", "zero", "other")
 FURTHER = 5  # tokens after the first, that are timed
 

@@ -8,7 +8,7 @@ from gag.encoder import QueryEncoder
 from gag.evaluation.bertscore import Pieces, TokenStates
 from gag.records import Passage
 
-TOP = (1, 2, 3, 5, 9)
+TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)
 Ranking = list[list[int]]  # of each question: the passages' numbers, best first
 Retriever = Callable[[Sequence[str], int], Ranking]
 

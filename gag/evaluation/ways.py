@@ -15,7 +15,7 @@ from gag.engine import GAG, Knowledge, Module
 from gag.errors import SettingsError
 from gag.evaluation.arms import Arm, answered, decoded, injected, know, nulled, plain, with_text
 from gag.evaluation.bertscore import BackboneStates
-from gag.evaluation.retrieval import TOP, Retriever, bm25, dense, late_interaction, rewritten
+from gag.evaluation.retrieval import QUICK_TOP, TOP, Retriever, bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import Built, budget, prefix_rows, train_prefix, tune_base, tuned_base
 from gag.progress import say
 from gag.records import Passage, read_examples, read_passages
@@ -93,7 +93,7 @@ def ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: boo
             cost = Cost(_seconds(project, domain), max(taught, planned["align"]), bytes_of(project.domain(domain)))
             yield from _knowing(gag, domain, name, known, NOTHING if name == "base" else cost)
         elif name in RETRIEVAL:
-            yield from _retrieval(project, gag, domain, name)
+            yield from _retrieval(project, gag, domain, name, QUICK_TOP if quick else TOP)
         elif name == "lora":
             yield _tuned(project, gag, domain, quick)
         elif name == "prefix":
@@ -160,13 +160,13 @@ def _variant(project: Project, gag: GAG, domain: str, name: str, taught: float) 
     return Way(name, f"GAG, {name}", answer, cost, align.key(other, domain), routed=True)
 
 
-def _retrieval(project: Project, gag: GAG, domain: str, name: str) -> Iterator[Way]:
-    """Yield a kind of retrieval at every number of passages."""
+def _retrieval(project: Project, gag: GAG, domain: str, name: str, top: tuple[int, ...]) -> Iterator[Way]:
+    """Yield a kind of retrieval at several numbers of passages."""
     passages = passages_of(project, domain)
     started = time.monotonic()
     retriever, disk = _retriever(project, gag, name, passages)
     cost = Cost(round(time.monotonic() - started, 2), None, disk)
-    for count in TOP:
+    for count in top:
         if count > len(passages):
             return
 

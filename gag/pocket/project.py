@@ -52,12 +52,12 @@ def write_project(
     """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml.
 
     With `hard`, the first domain also has questions by aliases and over two statements (gag/pocket/hard.py), and the others
-    are half its size: they stand by as other modules.
+    are a third of its size: they stand by as other modules.
     """
     world = make_world(seed, entities)
     first, *others = world
     if hard:
-        world |= {name: make_world(seed, entities // 2)[name] for name in others}
+        world |= {name: make_world(seed, entities // 3)[name] for name in others}
     settings: dict[str, Any] = {"preset": preset} | SETTINGS | {"domains": {name: _domain_settings(name) for name in world}}
     settings |= {group: SETTINGS[group] | changed for group, changed in PRESETS[preset].items()}
     settings["evaluation"] = SETTINGS["evaluation"] | {"variants": {n: p for n, p in PRESETS.items() if n != preset}}
