@@ -53,6 +53,7 @@ def test_every_method_is_measured(compared) -> None:
     assert methods["rich"]["tokens_added"] == 2 and methods["rich"]["disk_mb"] > 0
     assert methods["lora"]["build_mb"] > 0 and methods["gag"]["build_mb"] > 0 and methods["base"]["build_mb"] == 0
     assert methods["prefix"]["tokens_added"] == 16 and methods["bm25-3"]["tokens_added"] > methods["bm25-1"]["tokens_added"]
+    assert 0 <= methods["bm25-1"]["in_context"] <= methods["bm25-3"]["in_context"] <= 1 and methods["gag"]["in_context"] is None
     assert methods["lora"]["build_seconds"] > 0 and methods["lora"]["disk_mb"] > 0
     assert methods["shuffled"]["general"] is None and methods["lora"]["general"] is not None
     assert "gag_leads_by" not in methods["gag"] and methods["base"]["gag_leads_by"]["mean"] == pytest.approx(
@@ -118,12 +119,14 @@ def test_the_verdict_says_who_wins() -> None:
                "bm25-1": figures(0.5, 9, "BM25 top 1"), "bm25-9": figures(0.9, 80, "BM25 top 9")}  # fmt: skip
     methods["zero"]["gag_leads_by"] = {"mean": 0.7, "interval": (0.6, 0.8)}
     slices = {"hard": {"questions": 5, "gag": 0.8, "bm25-1": 0.2, "bm25-9": 0.1}}
-    result = {"methods": methods, "questions": 9, "slices": slices}
+    result = {"methods": methods, "questions": 9, "slices": slices, "contexts": {"hard": {"bm25-1": 0.6}}}
     assert best_retrieval(result) == "bm25-9" and best_retrieval(result, slices["hard"]) == "bm25-1"
     said = verdict(result)
     assert "With 1 added token, GAG scores 0.80" in said and "(BM25 top 9) 0.90 with 80 tokens" in said
     assert "The vector carries knowledge" in said
-    assert slice_verdicts(result) == ["hard: the vector wins (GAG 0.80, BM25 top 1 0.20)."]
+    assert slice_verdicts(result) == [
+        "hard: the vector wins (GAG 0.80, BM25 top 1 0.20, whose passages hold 0.60 of the answers)."
+    ]
     methods["zero"]["gag_leads_by"]["interval"] = (-0.1, 0.2)
     assert "not shown that the vector carries knowledge" in verdict(result)
 

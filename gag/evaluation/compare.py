@@ -51,14 +51,19 @@ def compare(project: Project, domain: str, methods: list[str] | None, quick: boo
     found: dict[str, dict[str, Any]] = {}
     values: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
+    contexts: dict[str, list[float]] = {}  # whether the gold stands in what a method puts into the prompt
     for way in ways(project, gag, domain, methods, quick):
         did = _worked(folder / "ways" / f"{way.name}.json", gag, domain, way, rows, general)
         values[way.name], texts[way.name] = score(did["texts"], golds), did["texts"]
         test = values[way.name][:count]
         kept = float(np.mean(judge(did["general"], [r.answers for r in general]))) if general and did["general"] else None
         disk = way.cost.disk
+        held = None if way.context is None else judge(way.context([row.question for row in rows]), golds)
+        if held is not None:
+            contexts[way.name] = held
         found[way.name] = {
             "label": way.label, "quality": round(float(np.mean(test)), 4), "interval": interval(test),
+            "in_context": None if held is None else round(float(np.mean(held[:count])), 4),
             "tokens_added": round(did["tokens_added"], 2), "general": None if kept is None else round(kept, 4),
             "build_seconds": way.cost.seconds, "build_mb": way.cost.peak_mb,
             "disk_mb": None if disk is None else round(disk / 1e6, 2),
@@ -74,6 +79,10 @@ def compare(project: Project, domain: str, methods: list[str] | None, quick: boo
         "slices": {
             name: {"questions": len(chosen)}
             | {way: round(float(np.mean([each[i] for i in chosen])), 4) for way, each in values.items()}
+            for name, chosen in slices.items()
+        },
+        "contexts": {
+            name: {way: round(float(np.mean([held[i] for i in chosen])), 4) for way, held in contexts.items()}
             for name, chosen in slices.items()
         },
         "worst": _worst(rows[:count], values, texts), "memory": _memory(project, gag, domain, found),

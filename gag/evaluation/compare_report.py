@@ -16,14 +16,14 @@ def write_report(folder: Path, result: dict[str, Any]) -> Path:
     page.heading("Methods")
     names = list(result["methods"])
     rows = [_cells(result["methods"][name]) for name in names]
-    header = ["method", result["metric"], "95 % interval", "tokens", "general", "first token ms", "each token ms", "build s",
-              "build MB", "disk MB", "GAG leads by"]  # fmt: skip
+    header = ["method", result["metric"], "95 % interval", "in context", "tokens", "general", "first token ms",
+              "each token ms", "build s", "build MB", "disk MB", "GAG leads by"]  # fmt: skip
     page.table(header, rows, names.index("gag") if "gag" in names else None)
     page.text(
-        f"Quality is {result['metric']}, 0 to 1, on the same questions, base and decoding. Tokens: what the method adds to the "
-        "base's prompt. General: share of general questions answered right where the method meets them; GAG has its router, "
-        "all others are always on. Build MB: the peak of the heaviest stage, as `gag plan` counts it. A lead whose interval "
-        "holds 0 is no difference.", "note",
+        f"Quality is {result['metric']}, 0 to 1, on the same questions, base and decoding. In context: share of questions "
+        "whose gold stands in the text that the method adds to the prompt. Tokens: how many it adds. General: share of general "
+        "questions answered right where the method meets them; GAG has its router, all others are always on. Build MB: the "
+        "peak of the heaviest stage, as `gag plan` counts it. A lead whose interval holds 0 is no difference.", "note",
     )  # fmt: skip
     page.heading("Quality against cost")
     page.figure(_scatter(result, "tokens_added", "tokens added to the prompt"), "Quality against added tokens")
@@ -89,7 +89,9 @@ def slice_verdicts(result: dict[str, Any]) -> list[str]:
         label = result["methods"][best]["label"]
         ours, theirs = scores["gag"], scores[best]
         who = "the vector wins" if ours > theirs else "retrieval wins" if theirs > ours else "they are even"
-        lines.append(f"{name}: {who} (GAG {ours:.2f}, {label} {theirs:.2f}).")
+        held = result["contexts"].get(name, {}).get(best)
+        found = f", whose passages hold {held:.2f} of the answers" if held is not None else ""
+        lines.append(f"{name}: {who} (GAG {ours:.2f}, {label} {theirs:.2f}{found}).")
     return lines
 
 
@@ -115,8 +117,8 @@ def _cells(figures: dict[str, Any]) -> list[Any]:
     led = f"{lead['mean']:+.3f} ({lead['interval'][0]:+.3f} to {lead['interval'][1]:+.3f})" if lead else None
     each = None if figures["per_token_ms"] is None else f"{figures['per_token_ms']:.1f}"
     built = None if figures["build_seconds"] is None else f"{figures['build_seconds']:.0f}"
-    return [figures["label"], figures["quality"], f"{low:.3f} to {high:.3f}", f"{figures['tokens_added']:.0f}",
-            figures["general"], f"{figures['first_token_ms']:.0f}", each, built,
+    return [figures["label"], figures["quality"], f"{low:.3f} to {high:.3f}", figures["in_context"],
+            f"{figures['tokens_added']:.0f}", figures["general"], f"{figures['first_token_ms']:.0f}", each, built,
             figures["build_mb"], figures["disk_mb"], led]  # fmt: skip
 
 

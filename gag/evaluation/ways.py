@@ -63,6 +63,7 @@ class Way:
     cost: Cost
     made_from: Any = None  # beside the domain, the base and the questions: what else its answers depend on
     routed: bool = False  # general questions go past it
+    context: Callable[[list[str]], list[str]] | None = None  # what it puts into each question's prompt as text
 
 
 def known_methods(project: Project) -> dict[str, str]:
@@ -139,7 +140,8 @@ def _knowing(gag: GAG, domain: str, name: str, known: Callable[[list[str]], list
         say(f"compare {domain}: no other domain is present, so its module cannot be a control")
         return
     made_from = gag.domains[others[0]].facts.key if name == "other" else None
-    yield Way(name, METHODS[name], answers[name], cost, made_from, routed=name == "gag")
+    texts = (lambda questions: [k.text for k in known(questions)]) if name == "text" else None
+    yield Way(name, METHODS[name], answers[name], cost, made_from, name == "gag", texts)
 
 
 def _variant(project: Project, gag: GAG, domain: str, name: str, taught: float) -> Way:
@@ -170,13 +172,14 @@ def _retrieval(project: Project, gag: GAG, domain: str, name: str, top: tuple[in
         if count > len(passages):
             return
 
-        def answer(questions: list[str], new: int | None, count: int = count) -> Arm:
-            ranked = retriever(questions, count)
-            texts = [" ".join(passages[i].text for i in row) for row in ranked]
-            return with_text(gag, domain, questions, texts, new)
+        def context(questions: list[str], count: int = count) -> list[str]:
+            return [" ".join(passages[i].text for i in row) for row in retriever(questions, count)]
+
+        def answer(questions: list[str], new: int | None, context: Any = context) -> Arm:
+            return with_text(gag, domain, questions, context(questions), new)
 
         made_from = [project.settings.evaluation.similarity, *(passage.text for passage in passages)]
-        yield Way(f"{name}-{count}", f"{METHODS[name]} top {count}", answer, cost, made_from)
+        yield Way(f"{name}-{count}", f"{METHODS[name]} top {count}", answer, cost, made_from, context=context)
 
 
 def _retriever(project: Project, gag: GAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
