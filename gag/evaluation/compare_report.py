@@ -114,7 +114,7 @@ def compare_lines(result: dict[str, Any]) -> list[str]:
 def _cells(figures: dict[str, Any]) -> list[Any]:
     low, high = figures["interval"]
     lead = figures.get("gag_leads_by")
-    led = f"{lead['mean']:+.3f} ({lead['interval'][0]:+.3f} to {lead['interval'][1]:+.3f})" if lead else None
+    led = f"{lead['mean']:+.2f} ({lead['interval'][0]:+.2f} to {lead['interval'][1]:+.2f})" if lead else None
     each = None if figures["per_token_ms"] is None else f"{figures['per_token_ms']:.1f}"
     built = None if figures["build_seconds"] is None else f"{figures['build_seconds']:.0f}"
     return [figures["label"], figures["quality"], f"{low:.3f} to {high:.3f}", figures["in_context"],
@@ -141,14 +141,15 @@ def _scatter(result: dict[str, Any], key: str, label: str) -> Any:
         x, y = [m[key] for m in members], [m["quality"] for m in members]
         legend = members[0]["label"].partition(" top ")[0]
         ours = legend == "GAG"
-        axes.plot(x, y, marker="*" if ours else "o", markersize=13 if ours else 5, linewidth=1, label=legend,
+        marker = "*" if ours else "os^"[i // len(COLOURS) % 3]  # colours come again with another shape
+        axes.plot(x, y, marker=marker, markersize=13 if ours else 5, linewidth=1, label=legend,
                   color=COLOURS[i % len(COLOURS)], linestyle="-" if len(members) > 1 else "none",
                   zorder=3 if ours else 2)  # fmt: skip
     axes.set_xlabel(label)
     axes.set_ylabel(result["metric"])
     axes.set_ylim(-0.03, 1.05)
     axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_xlim(left=-0.3)
+    axes.set_xlim(-0.3, 1.3 * max(figures[key] for figures in result["methods"].values()))
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     figure.set_size_inches(5.2, 4.8)

@@ -10,7 +10,7 @@ COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#ad1a72", "#64473a", "#6940a5", "#9
 _STYLE = """
 :root{color-scheme:light;--line:#dcdcd8;--soft:#6b6a66;--strong:#1b1b19;--mark:#eef5f8}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:68rem;padding:1.2rem 1rem 3rem;color:var(--strong);
+body{margin:0 auto;max-width:78rem;padding:1.2rem 1rem 3rem;color:var(--strong);
   font:16px/1.5 system-ui,sans-serif;background:#fff}
 h1{font-size:1.45rem;line-height:1.25;margin:.4rem 0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 p{margin:.5rem 0}.verdict{font-size:1.1rem;background:var(--mark);padding:.8rem 1rem;border-radius:.4rem}
@@ -18,7 +18,8 @@ p{margin:.5rem 0}.verdict{font-size:1.1rem;background:var(--mark);padding:.8rem 
 .wide{overflow-x:auto;margin:.4rem 0}
 table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 th,td{padding:.32rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;vertical-align:top}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem}thead th{color:var(--soft);font-weight:600}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem}
+thead th{color:var(--soft);font-weight:600;white-space:normal}
 tr.ours td{font-weight:700;background:var(--mark)}
 table.words td{white-space:normal;text-align:left;min-width:8rem}table.words th{text-align:left}
 figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:40rem}figcaption{color:var(--soft);font-size:.88rem}
