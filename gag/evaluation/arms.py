@@ -91,14 +91,14 @@ def decoded(model: Backbone, rows: list[torch.Tensor], new: int) -> list[str]:
     return batched(rows, lambda batch: [model.prompts.decode(ids) for ids in model.generate(pad_left(batch), new)])
 
 
-def seconds_of(work: Callable[[], object], rounds: int = 5) -> float:
-    """Return the median seconds of some work, after one warm-up."""
+def times_of(work: Callable[[], object], rounds: int = 5) -> list[float]:
+    """Return the seconds of some work in each round, least first, after one warm-up."""
     taken = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
         work()
         taken.append(time.perf_counter() - started)
-    return sorted(taken[1:])[rounds // 2]
+    return sorted(taken[1:])
 
 
 def batched(items: list[A], work: Callable[[list[A]], list[B]]) -> list[B]:
