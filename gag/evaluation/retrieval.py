@@ -6,6 +6,7 @@ import torch
 
 from gag.encoder import QueryEncoder
 from gag.evaluation.bertscore import Pieces, TokenStates
+from gag.evaluation.metrics import tokens
 from gag.records import Passage
 
 TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)
@@ -29,12 +30,16 @@ def bm25(passages: list[Passage]) -> Retriever:
 
 
 def rewritten(passages: list[Passage]) -> Retriever:
-    """Search twice: the query is rewritten once with the words of the best passage, which stays first."""
+    """Search twice, for evidence in two steps: the words that the best passage shares with the query give way to its others; it stays first."""
     search = bm25(passages)
+
+    def rewrite(question: str, passage: str) -> str:
+        asked, said = tokens(question), tokens(passage)
+        return " ".join([word for word in asked if word not in said] + [word for word in said if word not in asked])
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
         first = [row[0] for row in search(questions, 1)]
-        again = search([f"{q} {passages[i].text}" for q, i in zip(questions, first, strict=True)], count)
+        again = search([rewrite(q, passages[i].text) for q, i in zip(questions, first, strict=True)], count)
         return [[i, *(j for j in row if j != i)][:count] for i, row in zip(first, again, strict=True)]
 
     return retrieve
