@@ -30,7 +30,7 @@ def bm25(passages: list[Passage]) -> Retriever:
 
 
 def rewritten(passages: list[Passage]) -> Retriever:
-    """Search twice, for evidence in two steps: the words that the best passage shares with the query give way to its others; it stays first."""
+    """Search twice: words that the best passage shares with the query give way to its others; it stays first."""
     search = bm25(passages)
 
     def rewrite(question: str, passage: str) -> str:
