@@ -5,6 +5,8 @@ embeddings. So a token that alignment never saw has its place in the base's spac
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,15 @@ def foretold(expert: Backbone, states: torch.Tensor, table: torch.Tensor) -> tor
     return torch.cat(found).to(states.device)
 
 
-def check_shared(expert: Backbone, base_tokens: dict[str, int]) -> None:
+def base_tokens(base: ModelSettings, root: Path) -> dict[str, int]:
+    """Read a base's tokens and their numbers, without its weights."""
+    with _explained(base):
+        return AutoTokenizer.from_pretrained(_source(base, root), revision=base.revision, trust_remote_code=False).get_vocab()
+
+
+def check_shared(expert: Backbone, tokens: dict[str, int]) -> None:
     """Refuse a base whose tokens have other numbers than the expert's."""
-    if expert.tokenizer.get_vocab() != base_tokens:
+    if expert.tokenizer.get_vocab() != tokens:
         raise MismatchError(
             f"readout.space vocabulary needs a base with the tokens of the expert {expert.name}; choose models of one family, "
             "or set readout.space: hidden"
@@ -43,11 +51,9 @@ def check_shared(expert: Backbone, base_tokens: dict[str, int]) -> None:
 
 
 def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tensor:
-    """Load the base's token embeddings alone from its weight files, beside its expert [V, Db]; see `check_shared`."""
-    folder = root / base.model
-    source, known = str(folder) if folder.is_dir() else base.model, {"revision": base.revision}
-    try:
-        check_shared(expert, AutoTokenizer.from_pretrained(source, trust_remote_code=False, **known).get_vocab())
+    """Load the base's token embeddings alone from its weight files, beside its expert [V, Db]."""
+    source, known = _source(base, root), {"revision": base.revision}
+    with _explained(base):
         with torch.device("meta"):
             shell: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **known))
         name = next(n for n, p in shell.named_parameters() if p is shell.get_input_embeddings().weight)
@@ -55,6 +61,18 @@ def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tenso
         part = json.loads(Path(index).read_bytes())["weight_map"][name] if index else _WHOLE
         with safe_open(str(cached_file(source, part, **known)), "pt") as weights:
             return weights.get_tensor(name).to(expert.device)
+
+
+def _source(base: ModelSettings, root: Path) -> str:
+    return str(root / base.model) if (root / base.model).is_dir() else base.model
+
+
+@contextmanager
+def _explained(base: ModelSettings) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SettingsError(f"the token embeddings of {base.model} cannot be read: {reason}; name a whole model") from error
+        raise SettingsError(
+            f"the tokens of {base.model} or their embeddings cannot be read: {reason}; name a whole model"
+        ) from error

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gag.comparison import run_comparison
 from gag.config import Project, load_project
 from gag.engine import GAG
 from gag.evaluation.bertscore import BackboneStates
-from gag.evaluation.compare import compare
-from gag.evaluation.compare_report import best_retrieval, slice_verdicts, verdict, write_report
+from gag.evaluation.compare_report import best_retrieval, slice_verdicts, verdict
 from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
 from gag.evaluation.ways import METHODS
@@ -35,8 +35,7 @@ def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
     shutil.copytree(built, root)
     project = load_project(root, (*OWN, "general.test=data/general-test.jsonl", f"evaluation.variants={RICH}"))
     (root / "data" / "general-test.jsonl").write_text('{"question": "What is 3 plus 3?", "answer": "6"}\n')
-    result = compare(project, "metals", [*METHODS, "rich"], quick=True)
-    write_report(project.run("metals", "compare"), result)
+    result, _ = run_comparison(project, "metals", [*METHODS, "rich"], quick=True)
     return project, json.loads(json.dumps(result))
 
 
@@ -74,22 +73,27 @@ def test_a_comparison_goes_on_with_the_answers_that_stand(compared, monkeypatch:
     project, first = compared
     rich = project.run("metals", "compare") / "gag-rich"
     assert (rich / "align").is_dir() and not (rich / "adapt").exists()
-    (project.run("metals", "compare") / "ways" / "base.json").write_text('{"key": "of other questions"}')
+    kept = project.run("metals", "compare") / "ways"
+    (kept / "base.json").write_text('{"key": "of other questions"}')
+    (kept / "text.json").write_bytes((kept / "text.json").read_bytes()[:40])  # cut
     asked = []
     monkeypatch.setattr("gag.evaluation.compare._speed", lambda gag, way, questions: asked.append(way.name) or (1.0, None))
-    again = compare(project, "metals", ["base", "gag", "zero", "rich"], quick=True)
-    assert asked == ["base"]
+    again, _ = run_comparison(project, "metals", ["base", "gag", "text", "rich"], quick=True)
+    assert asked == ["base", "text"]
     for name in ("base", "gag", "rich"):
         assert again["methods"][name]["quality"] == first["methods"][name]["quality"]
     changed = Project(project.root, project.settings.model_copy(update={"decoding": DecodingSettings(max_new_tokens=2)}))
-    compare(changed, "metals", ["zero"], quick=True)
-    assert asked == ["base", "zero"]
+    run_comparison(changed, "metals", ["zero"], quick=True)
+    assert asked == ["base", "text", "zero"]
 
 
 def test_a_variant_may_not_take_a_methods_name(project: Project, capsys, monkeypatch) -> None:
     at = ("--project", str(project.root), "--set", "evaluation.variants={lora: {}}")
     code, _, err = run(capsys, monkeypatch, "compare", "metals", *at)
     assert code == 2 and "evaluation.variants has 'lora'" in err
+    at = ("--project", str(project.root), "--set", "evaluation.variants={new: {readout: {slotz: 2}}}")
+    code, _, err = run(capsys, monkeypatch, "compare", "metals", "--methods", "base,new", *at)
+    assert code == 2 and "did you mean slots" in err
 
 
 def test_the_page_shows_in_a_browser(compared) -> None:

@@ -9,7 +9,7 @@ NOUNS = ["backbone", "expert", "sampling", "vocabulary", "readout", "readout_sto
          "prototypes", "rules", "calibration", "router", "alignment", "losses", "metering", "machine", "run_report",
          "tracking", "training", "encoders", "meaning", "sft", "domain", "engine", "evidence"]  # fmt: skip
 WINGS = ["stages", "evaluation", "pocket"]
-ROOF = ["demo", "demo_report", "commands", "cli", "__main__", "__init__"]
+ROOF = ["demo", "demo_report", "comparison", "commands", "cli", "__main__", "__init__"]
 ORDER = {name: i for i, name in enumerate(GROUND + NOUNS)}
 
 
@@ -31,7 +31,7 @@ def allowed(owner: str, target: str) -> bool:
     if owner in ROOF:
         return True
     if owner in WINGS:
-        return target in ORDER or target == owner or (owner, target) == ("evaluation", "stages")  # it builds what it compares
+        return target in ORDER or target == owner
     return target in ORDER and ORDER[target] < ORDER[owner]
 
 

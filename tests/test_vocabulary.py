@@ -13,6 +13,7 @@ from gag.errors import MismatchError, SettingsError
 from gag.projector import GatedResidual
 from gag.readout import read, read_states
 from gag.settings import PRESETS, AlignSettings, ModelSettings, ReadoutSettings
+from gag.stages.adapt import adapt
 from gag.stages.build import build
 from gag.vocabulary import LIKELIEST, check_shared, foretold, load_table
 from tests.conftest import write_tiny_project
@@ -49,7 +50,7 @@ def test_the_table_is_the_bases_own_embedding(project: Any) -> None:
     settings, root = project.settings, project.root
     expert = load_backbone(settings.expert, root)
     assert torch.equal(load_table(settings.base, root, expert).float(), table_of(load_backbone(settings.base, root)))
-    with pytest.raises(SettingsError, match="token embeddings of nowhere"):
+    with pytest.raises(SettingsError, match="tokens of nowhere or their embeddings"):
         load_table(ModelSettings(model="nowhere"), root, expert)
 
 
@@ -58,6 +59,14 @@ def test_other_tokens_are_refused(expert: Backbone) -> None:
     first, second = list(swapped)[:2]
     with pytest.raises(MismatchError, match="models of one family"):
         check_shared(expert, swapped | {first: swapped[second], second: swapped[first]})
+
+
+def test_other_tokens_are_refused_before_the_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_project(tmp_path)
+    monkeypatch.setattr("gag.stages.adapt.base_tokens", lambda base, root: {"other": 0})
+    with pytest.raises(MismatchError, match="models of one family"):
+        adapt(load_project(tmp_path, ("preset=vocabulary",)), "metals")
+    assert not (tmp_path / "runs" / "metals" / "adapt").exists()
 
 
 def test_the_start_is_a_multiple_of_the_identity() -> None:

@@ -77,12 +77,10 @@ def compare(
 
         build(opened, list(opened.settings.domains))
     opened.require(domain)
-    from gag.artifacts import locked
-    from gag.evaluation.compare import compare as run
-    from gag.evaluation.compare_report import compare_lines, write_report
+    from gag.comparison import run_comparison
+    from gag.evaluation.compare_report import compare_lines
 
     chosen = [name.strip() for name in methods.split(",")] if methods else None
-    with locked(opened.root / "runs"):
-        result = run(opened, domain, chosen, quick)
-        page = write_report(opened.run(domain, "compare"), result).relative_to(opened.root)
-    finish(as_json, {**result, "report": str(page)}, "\n".join([*compare_lines(result), f"[{page}]"]))
+    result, page = run_comparison(opened, domain, chosen, quick)
+    where = page.relative_to(opened.root)
+    finish(as_json, {**result, "report": str(where)}, "\n".join([*compare_lines(result), f"[{where}]"]))

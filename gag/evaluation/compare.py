@@ -12,13 +12,13 @@ from gag.artifacts import write_json
 from gag.config import Project
 from gag.data import alignment_rows
 from gag.engine import GAG
-from gag.errors import DataError, SettingsError
+from gag.errors import DataError
 from gag.evaluation.arms import times_of
 from gag.evaluation.asked import Asked, read_asked, read_test_rows
 from gag.evaluation.evaluate import scorers
 from gag.evaluation.intervals import interval, paired
 from gag.evaluation.metrics import tokens
-from gag.evaluation.ways import RETRIEVAL, SEED, Way, bytes_of, known_methods, passages_of, ways
+from gag.evaluation.ways import RETRIEVAL, SEED, Way, bytes_of, passages_of, ways
 from gag.progress import say
 from gag.records import Passage, write_rows
 from gag.settings import GENERAL
@@ -29,16 +29,12 @@ CONTROLS = ("shuffled", "zero", "other")
 FURTHER = 5  # tokens after the first, that are timed
 
 
-def compare(project: Project, domain: str, methods: list[str] | None, quick: bool) -> dict[str, Any]:
+def compare(project: Project, domain: str, methods: list[str], quick: bool, peaks: dict[str, float]) -> dict[str, Any]:
     """Answer a domain's test questions by each method; write answers and figures to runs/<domain>/compare.
 
     Each method's answers are kept as soon as they stand, so a comparison that was cut goes on with the next method.
     """
     started = time.monotonic()
-    known = known_methods(project)
-    methods = methods or [name for name in known if not quick or name not in project.settings.evaluation.variants]
-    if unknown := [name for name in methods if name not in known]:
-        raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(known)}")
     rows, count = _questions(project, domain, quick)
     slices = _slices(rows, passages_of(project, domain))
     general = _general(project)
@@ -52,7 +48,7 @@ def compare(project: Project, domain: str, methods: list[str] | None, quick: boo
     values: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
     contexts: dict[str, list[float]] = {}  # whether the gold stands in what a method puts into the prompt
-    for way in ways(project, gag, domain, methods, quick):
+    for way in ways(project, gag, domain, methods, quick, peaks):
         did = _worked(folder / "ways" / f"{way.name}.json", gag, domain, way, rows, general)
         values[way.name], texts[way.name] = score(did["texts"], golds), did["texts"]
         test = values[way.name][:count]
@@ -101,10 +97,9 @@ def _worked(path: Path, gag: GAG, domain: str, way: Way, rows: list[Asked], gene
     questions, asked = [row.question for row in rows], [row.question for row in general or []]
     key = stage_key(way=way.name, made_from=way.made_from, domain=gag.domains[domain].facts.key, questions=questions,
                     general=asked, decoding=gag.project.settings.decoding.model_dump())  # fmt: skip
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            return kept
+    kept = _kept(path)
+    if kept.get("key") == key:
+        return kept
     arm = way.answer(questions, None)
     first, each = _speed(gag, way, questions)
     done = {
@@ -116,6 +111,15 @@ def _worked(path: Path, gag: GAG, domain: str, way: Way, rows: list[Asked], gene
     write_json(fresh, done)
     fresh.rename(path)
     return done
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Read what a method did before; a file that was cut or edited counts for nothing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _questions(project: Project, domain: str, quick: bool) -> tuple[list[Asked], int]:

@@ -19,8 +19,6 @@ from gag.evaluation.retrieval import QUICK_TOP, TOP, Retriever, bm25, dense, lat
 from gag.evaluation.tuned import Built, budget, prefix_rows, train_prefix, tune_base, tuned_base
 from gag.progress import say
 from gag.records import Passage, read_examples, read_passages
-from gag.stages import align, readouts
-from gag.stages.plan import plan
 
 METHODS = {
     "base": "base alone",
@@ -75,10 +73,8 @@ def known_methods(project: Project) -> dict[str, str]:
     return dict([first, second]) | variants | dict(others)
 
 
-def ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: bool) -> Iterator[Way]:
-    """Yield each asked method, built when its turn comes."""
-    planned = {stage.name: round(stage.peak / 1e6, 1) for stage in plan(project, domain).stages}
-    taught = max(planned["adapt"], planned["readouts"])
+def ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: bool, peaks: dict[str, float]) -> Iterator[Way]:
+    """Yield each asked method; baselines are built when their turn comes, variants are there. `peaks` are MB of memory."""
     read: dict[tuple[str, ...], list[Knowledge]] = {}
 
     def known(questions: list[str]) -> list[Knowledge]:
@@ -91,16 +87,16 @@ def ways(project: Project, gag: GAG, domain: str, methods: list[str], quick: boo
 
     for name in methods:
         if name in ("base", "gag", "shuffled", "zero", "other", "expert", "text"):
-            cost = Cost(_seconds(project, domain), max(taught, planned["align"]), bytes_of(project.domain(domain)))
+            cost = Cost(_seconds(project, domain), peaks["gag"], bytes_of(project.domain(domain)))
             yield from _knowing(gag, domain, name, known, NOTHING if name == "base" else cost)
         elif name in RETRIEVAL:
             yield from _retrieval(project, gag, domain, name, QUICK_TOP if quick else TOP)
         elif name == "lora":
-            yield _tuned(project, gag, domain, quick)
+            yield _tuned(project, gag, domain, quick, peaks["lora"])
         elif name == "prefix":
-            yield _prefixed(project, gag, domain, quick, planned["align"])
+            yield _prefixed(project, gag, domain, quick, peaks["prefix"])
         else:
-            yield _variant(project, gag, domain, name, taught)
+            yield _variant(project, gag, domain, name, peaks[name])
 
 
 def passages_of(project: Project, domain: str) -> list[Passage]:
@@ -144,22 +140,19 @@ def _knowing(gag: GAG, domain: str, name: str, known: Callable[[list[str]], list
     yield Way(name, METHODS[name], answers[name], cost, made_from, name == "gag", texts)
 
 
-def _variant(project: Project, gag: GAG, domain: str, name: str, taught: float) -> Way:
-    """Build another readout and projector of the same expert."""
+def _variant(project: Project, gag: GAG, domain: str, name: str, peak: float) -> Way:
+    """Load another readout and projector of the same expert."""
     other = project.under(name)
-    readouts.readouts(other, domain)
-    folder, settings = align.align(other, domain), other.settings
+    folder, settings = other.run(domain, "align"), other.settings
     widths = gag.experts.facts.width, gag.base.width
     projector = load_projector(folder, settings.align.projector, settings.readout, *widths).to(gag.base.device)
     module = Module(settings.readout, projector)
-    planned = next(stage.peak for stage in plan(other, domain).stages if stage.name == "align")
     disk = bytes_of(gag.domains[domain].expert) + (folder / PROJECTOR).stat().st_size
 
     def answer(questions: list[str], new: int | None) -> Arm:
         return injected(gag, domain, questions, know(gag, questions, domain, module), new)
 
-    cost = Cost(_seconds(other, domain), max(taught, round(planned / 1e6, 1)), disk)
-    return Way(name, f"GAG, {name}", answer, cost, align.key(other, domain), routed=True)
+    return Way(name, f"GAG, {name}", answer, Cost(_seconds(other, domain), peak, disk), _key(folder), routed=True)
 
 
 def _retrieval(project: Project, gag: GAG, domain: str, name: str, top: tuple[int, ...]) -> Iterator[Way]:
@@ -202,24 +195,20 @@ def _retriever(project: Project, gag: GAG, name: str, passages: list[Passage]) -
     return late_interaction(passages, states), text + 4 * words * gag.experts.backbone.width
 
 
-def _tuned(project: Project, gag: GAG, domain: str, quick: bool) -> Way:
+def _tuned(project: Project, gag: GAG, domain: str, quick: bool, peak: float) -> Way:
     """Tune a copy of the base."""
     built = tune_base(project, domain, gag.base, quick)
-    model, settings = tuned_base(project, built), project.settings
-    # planned as the expert's tuning, of the base
-    lora = settings.adapt.model_copy(update={"tuning": "lora"})
-    planned = plan(Project(project.root, settings.model_copy(update={"expert": settings.base, "adapt": lora})), domain)
-    peak = next(stage.peak for stage in planned.stages if stage.name == "adapt")
+    model = tuned_base(project, built)
 
     def answer(questions: list[str], new: int | None) -> Arm:
         rows = [model.embed(model.prompts.plain(question)) for question in questions]
         return Arm(decoded(model, rows, new or budget(project)), 0.0)
 
-    return Way("lora", METHODS["lora"], answer, Cost(built.seconds, round(peak / 1e6, 1), _weights(built)), _key(built))
+    return Way("lora", METHODS["lora"], answer, Cost(built.seconds, peak, _weights(built)), _key(built.folder))
 
 
 def _prefixed(project: Project, gag: GAG, domain: str, quick: bool, peak: float) -> Way:
-    """Train a prefix; its passes are alignment's."""
+    """Train a prefix."""
     built, instruction = train_prefix(project, domain, gag.base, quick), project.described(domain).prompts.answer
 
     def answer(questions: list[str], new: int | None) -> Arm:
@@ -227,7 +216,7 @@ def _prefixed(project: Project, gag: GAG, domain: str, quick: bool, peak: float)
         bare = [len(gag.base.prompts.with_text(question, instruction, "")) for question in questions]
         return answered(gag, rows, [len(row) - b for row, b in zip(rows, bare, strict=True)], new)
 
-    return Way("prefix", METHODS["prefix"], answer, Cost(built.seconds, peak, _weights(built)), _key(built))
+    return Way("prefix", METHODS["prefix"], answer, Cost(built.seconds, peak, _weights(built)), _key(built.folder))
 
 
 def _seconds(project: Project, domain: str) -> float | None:
@@ -241,5 +230,5 @@ def _weights(built: Built) -> int:
     return sum(path.stat().st_size for path in built.folder.rglob("*.safetensors"))
 
 
-def _key(built: Built) -> str:
-    return read_manifest(built.folder)["key"]
+def _key(folder: Path) -> str:
+    return read_manifest(folder)["key"]

@@ -23,6 +23,7 @@ from gag.run_report import curves, write_report
 from gag.settings import AdaptSettings
 from gag.sft import Tuning, tune
 from gag.training import Run, is_done, model_key, stage_key
+from gag.vocabulary import base_tokens, check_shared
 
 CUT_SHARE = 0.01
 Rows = list[dict[str, list[int]]]
@@ -87,9 +88,16 @@ def adapt(project: Project, domain: str) -> Path:
 def _encode(project: Project, domain: str, examples: list[Example]) -> tuple[Rows, Tuning | None]:
     """Encode the rows and the corpus; the backbone that knows how is gone before tuning loads its own."""
     backbone = load_backbone(project.settings.expert, project.root)
-    check_layers(backbone, project.settings.readout.layers)
+    check_readable(project, backbone)
     prompt = project.described(domain).prompts.expert
     return tokenise(backbone, examples, prompt, project.settings.adapt.max_tokens), _corpus(project, domain, backbone)
+
+
+def check_readable(project: Project, backbone: Backbone) -> None:
+    """Refuse, before hours of tuning, a readout that this expert or this base does not allow."""
+    check_layers(backbone, project.settings.readout.layers)
+    if project.settings.readout.space == "vocabulary":
+        check_shared(backbone, base_tokens(project.settings.base, project.root))
 
 
 def tokenise(backbone: Backbone, examples: list[Example], system: str, max_tokens: int) -> Rows:

@@ -21,9 +21,8 @@ from gag.config import Project
 from gag.errors import ArtifactError, MismatchError, SettingsError
 from gag.expert import ADAPTER, Experts
 from gag.progress import say
-from gag.readout import check_layers
 from gag.records import digest
-from gag.stages.adapt import key
+from gag.stages.adapt import check_readable, key
 
 ADAPTER_CONFIG, CONFIG, GENERATION = "adapter_config.json", "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,7 +42,7 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
         facts = {"key": wanted, "from": source.resolve().name, "rows": 0, "seconds": 0}
         with writing(folder, facts) as temporary:
             backbone, expert = load_backbone(project.settings.expert, project.root), temporary / "expert"
-            check_layers(backbone, project.settings.readout.layers)
+            check_readable(project, backbone)
             expert.mkdir()
             (_take_adapter if adapter else _take_weights)(source, expert, backbone)
     ranks.wait()

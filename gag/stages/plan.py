@@ -28,6 +28,7 @@ from gag.prompts import Prompts
 from gag.readout import check_layers, read_states, token_batches
 from gag.records import read_examples, read_passages, read_questions
 from gag.settings import ModelSettings
+from gag.vocabulary import CHUNK
 
 WIDTH = 110
 LAYER_SECONDS = 7e-4  # a layer's least on a GPU for a decoded token
@@ -240,6 +241,8 @@ def _readouts(view: _View) -> Stage:
         read_states(expert, [[0] * prompt] * count, [[0] * new] * count, group.layers)
     state, rows = len(group.layers) * view.slot * view.expert.dtype.itemsize, len(view.asks)
     more, read = view.adapter * (view.folds + (view.rank is None)), 2 * sum(view.asks) + rows * new
+    if group.space == "vocabulary":  # the base's embeddings, and a chunk's logits, probabilities and their order
+        more += view.base.vocabulary * view.base.width * view.base.dtype.itemsize + 12 * CHUNK * view.expert.vocabulary
     seconds = read * meter.flops / (count * (2 * prompt + new)) / view.machine.rate
     seconds += sum(view.decoding(view.expert, len(batch), new, cache) for batch in batches)
     disk, peak = {"store": rows * group.slots * state}, meter.peak + more

@@ -17,7 +17,7 @@ from gag.data import align_file, alignment_rows
 from gag.errors import ArtifactError
 from gag.expert import Experts
 from gag.progress import bar, say
-from gag.readout import Readout, check_layers, read
+from gag.readout import Readout, read
 from gag.readout_store import Shard, close_store, open_store, read_store, write_parts
 from gag.records import Example, digest, fold_of
 from gag.run_report import Curve, write_report
@@ -80,7 +80,7 @@ def _load_experts(project: Project, domain: str) -> Experts:
     if not ranks.decide(lambda: is_current(folder, adapt.key(project, domain))):
         raise ArtifactError(f"the expert of {domain} is not there, or was made from other inputs; run `gag adapt {domain}`")
     experts = Experts(load_backbone(project.settings.expert, project.root))
-    check_layers(experts.backbone, project.settings.readout.layers)
+    adapt.check_readable(project, experts.backbone)
     experts.load(domain, folder / "expert")
     for fold in adapt.folds(project):
         experts.load(_fold_name(domain, fold), folder / f"fold-{fold}")
