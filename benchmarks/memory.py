@@ -162,7 +162,7 @@ def paper_figures() -> dict[str, float]:
     figures: dict[str, float] = {}
     for preset, kind, slots, layers in (("v1", "mlp", 1, 1), ("v4", "gated_residual", 4, 4)):
         with torch.device("meta"):
-            projector = make_projector(kind, 2048, 4096, slots, layers)
+            projector = make_projector(kind, (slots, layers, 2048), 4096)
         bank = 32 * 2048 * 4
         figures[f"module_mb_{preset}"] = (sum(p.numel() * 2 for p in projector.parameters()) + bank) / 1e6
         figures[f"store_kb_a_question_{preset}"] = slots * layers * 2048 * 2 / 1000

@@ -85,7 +85,7 @@ def load_domain(folder: Path) -> Domain:
 
 def load_projector(folder: Path, kind: str, readout: ReadoutSettings, expert: int, base: int) -> Projector:
     """Load a projector between models of widths De and Db in the precision it is stored in; another shape is refused."""
-    projector = make_projector(kind, readout.width(expert, base), base, readout.slots, len(readout.layers))
+    projector = make_projector(kind, readout.shape(expert, base), base)
     tensors = load_tensors(folder / PROJECTOR)
     expected = {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

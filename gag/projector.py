@@ -111,8 +111,9 @@ class GatedResidual(nn.Module):
 Projector = Mlp | GatedResidual
 
 
-def make_projector(kind: str, expert_width: int, base_width: int, slots: int, layers: int) -> Projector:
-    """Make a projector of a kind (`mlp` or `gated_residual`) in float32, with random weights."""
+def make_projector(kind: str, shape: tuple[int, int, int], base_width: int) -> Projector:
+    """Make a projector of a kind (`mlp` or `gated_residual`) for slots [S, L, De] in float32, with random weights."""
+    slots, layers, expert_width = shape
     if kind == "mlp":
         return Mlp(expert_width, base_width)
     if kind == "gated_residual":

@@ -146,9 +146,9 @@ class ReadoutSettings(Settings):
             raise ValueError("space vocabulary reads the layer that foretells tokens; set layers: [-1]")
         return self
 
-    def width(self, expert: int, base: int) -> int:
-        """Return the width of a slot, from the models' widths De and Db."""
-        return base if self.space == "vocabulary" else expert
+    def shape(self, expert: int, base: int) -> tuple[int, int, int]:
+        """Return the shape of a question's slots from the models' widths: [S, L, De], or Db wide in the vocabulary's space."""
+        return self.slots, len(self.layers), base if self.space == "vocabulary" else expert
 
 
 class AlignSettings(Settings):

@@ -247,7 +247,7 @@ def test_micro_batches_and_batch_size_do_not_matter(base: Backbone, rich: Split,
         results.append(train_projector(base, rich, rich, settings, run(tmp_path / str(size)))[0].state_dict())
     for other in results[1:]:
         assert all(torch.allclose(results[0][n], other[n], rtol=1e-4, atol=1e-5) for n in other)
-    projector = make_projector("mlp", 24, base.width, 1, 1)
+    projector = make_projector("mlp", (1, 1, 24), base.width)
     single = Split(rich.rows, rich.slots[:, :1, :1])
     reader = Reader(base, rich.rows[0].prompt)
     losses = [mean_loss(reader, base, copy.deepcopy(projector), single, size) for size in (1, 4)]

@@ -116,7 +116,7 @@ def start_projector(base: Backbone, train: Split, settings: AlignSettings) -> Pr
     """Start in closed form, towards the mean of the base's own embeddings of each answer, or at random."""
     torch.manual_seed(settings.seed)
     _, slots, layers, width = train.slots.shape
-    projector = make_projector(settings.projector, width, base.width, slots, layers)
+    projector = make_projector(settings.projector, (slots, layers, width), base.width)
     if settings.start != "random":
         targets = torch.stack([base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]).cpu()
         begin: Any = getattr(projector, f"start_from_{settings.start}")
@@ -318,7 +318,7 @@ def _generator(seed: int, what: str, number: int) -> torch.Generator:
 def _split(base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts, taught: bool) -> Split:
     if stored.ids != [e.id for e in examples]:
         raise MismatchError("the readouts are of other rows than the data file's; run `gag readouts` again")
-    width = ReadoutSettings(**stored.facts["settings"]).width(stored.facts["expert"]["width"], base.width)
+    width = ReadoutSettings(**stored.facts["settings"]).shape(stored.facts["expert"]["width"], base.width)[-1]
     if stored.slots.shape[-1] != width:
         raise MismatchError(f"the readouts are {stored.slots.shape[-1]} wide, not {width}; run `gag readouts` again")
     rows = [

@@ -145,6 +145,7 @@ class _View:
         self.corpus = sum(len(theirs.answer(p.text)) for p in read_passages(corpus)) if corpus else 0
         self.questions = [len(theirs.text(q)) for q in dict.fromkeys(read_questions(questions_file(project, domain)))]
         self.domains = len({domain, *project.present()})
+        self.slots = self.settings.readout.shape(self.expert.width, self.base.width)
 
     @property
     def rank(self) -> int | None:
@@ -162,15 +163,9 @@ class _View:
 
     def modules(self, head: bool) -> torch.nn.ModuleList:
         """Make the projector, and the head of the semantic loss."""
-        readout, base = self.settings.readout, self.base.width
         with torch.device("meta"):
-            projector = make_projector(self.settings.align.projector, self.slot, base, readout.slots, len(readout.layers))
-            return torch.nn.ModuleList([projector, *([SemanticHead(base, self.expert.width)] if head else [])])
-
-    @property
-    def slot(self) -> int:
-        """Width of a slot."""
-        return self.settings.readout.width(self.expert.width, self.base.width)
+            projector = make_projector(self.settings.align.projector, self.slots, self.base.width)
+            return torch.nn.ModuleList([projector, *([SemanticHead(self.base.width, self.expert.width)] if head else [])])
 
     def micro(self, group: Any, rows: int) -> tuple[int, bool]:
         """Rows of a forward pass on one device, and whether gradients of earlier passes are there."""
@@ -239,13 +234,13 @@ def _readouts(view: _View) -> Stage:
     with dry_run(expert.model) as meter:
         weights, cache = meter.live, _generate(expert, count, prompt, new)
         read_states(expert, [[0] * prompt] * count, [[0] * new] * count, group.layers)
-    state, rows = len(group.layers) * view.slot * view.expert.dtype.itemsize, len(view.asks)
+    state, rows = math.prod(view.slots) * view.expert.dtype.itemsize, len(view.asks)
     more, read = view.adapter * (view.folds + (view.rank is None)), 2 * sum(view.asks) + rows * new
-    if group.space == "vocabulary":  # the base's embeddings, and a chunk's logits, probabilities and their order
+    if group.space == "vocabulary":  # the base's embeddings; a chunk's logits, probabilities and order
         more += view.base.vocabulary * view.base.width * view.base.dtype.itemsize + 12 * CHUNK * view.expert.vocabulary
     seconds = read * meter.flops / (count * (2 * prompt + new)) / view.machine.rate
     seconds += sum(view.decoding(view.expert, len(batch), new, cache) for batch in batches)
-    disk, peak = {"store": rows * group.slots * state}, meter.peak + more
+    disk, peak = {"store": rows * state}, meter.peak + more
     return Stage("readouts", rows, read, weights + more, peak, seconds / view.machine.count, disk)
 
 
@@ -272,16 +267,16 @@ def _align(view: _View) -> Stage:
     """Stage II: the projector's training step (gag.alignment) on the longest questions and answers."""
     group, readout, base = view.settings.align, view.settings.readout, view.base.shell()
     (micro, summed), before, answer = view.micro(group, view.train), max(view.before), max(view.answers)
-    slots, modules = (readout.slots, len(readout.layers), view.slot), view.modules(head=bool(group.semantic))
+    modules = view.modules(head=bool(group.semantic))
     after, read = len(view.prompt.after), before + readout.max_new_tokens + len(view.prompt.after) + answer
     with dry_run(base.model, modules) as meter:
         weights, trained = meter.live - _trained(modules), _trained(modules, summed)
         start = view.base.size.bytes + (view.expert.size.bytes if group.semantic else 0)  # it encodes the answers' meaning
         if view.machine.kind == "cpu" and group.start != "random":
             begin: Any = getattr(modules[0], f"start_from_{group.start}")
-            begin(torch.empty(view.train, *slots), torch.empty(view.train, base.width))  # pyright: ignore
+            begin(torch.empty(view.train, *view.slots), torch.empty(view.train, base.width))
             start, meter.peak = max(start, meter.peak), meter.live
-        states = _answer(base, modules[0](torch.empty(micro, *slots)), view.prompt.shared, before, after + answer - 1)
+        states = _answer(base, modules[0](torch.empty(micro, *view.slots)), view.prompt.shared, before, after + answer - 1)
         with torch.no_grad():
             taught = _forward(base.model, micro, 0, read)[:, -answer:].flatten(0, 1) if group.distill else None
         labels, states = torch.zeros(micro * answer, dtype=torch.long), states[:, -answer:]
