@@ -178,7 +178,7 @@ def _router(project: Project, expert: Callable[[], Backbone], domains: dict[str,
 
 
 def _forced(domain: str) -> Route:
-    return Route(domain, 1.0, {}, "asked for")
+    return Route(domain, 1.0, "asked for")
 
 
 def _checked(questions: list[str]) -> list[str]:

@@ -17,8 +17,7 @@ class Route:
     """Where a question goes, and why."""
 
     domain: str
-    score: float  # of the chosen domain: its probability, or its best cosine where the router is not calibrated
-    scores: dict[str, float]
+    score: float  # of the domain: its probability, or its best cosine where the router is not calibrated
     reason: str
 
 
@@ -73,13 +72,16 @@ class Router:
     def route_vectors(self, vectors: torch.Tensor) -> list[Route]:
         """Route encoded questions [B, Dq]."""
         verdict = self.judge(vectors)
-        shown = verdict.scores.softmax(1) if self.calibration else verdict.scores
-        rows = zip(shown.tolist(), verdict.chosen.tolist(), verdict.leads.tolist(), verdict.strangers.tolist(), strict=True)
+        scores = self._shown(verdict).gather(1, verdict.chosen[:, None])[:, 0]
+        rows = zip(verdict.chosen.tolist(), scores.tolist(), verdict.leads.tolist(), verdict.strangers.tolist(), strict=True)
         return [
-            Route(self.names[chosen], scores[chosen], dict(zip(self.names, scores, strict=True)),
-                  self._reason(chosen, lead, stranger))
-            for scores, chosen, lead, stranger in rows
-        ]  # fmt: skip
+            Route(self.names[chosen], score, self._reason(chosen, lead, stranger)) for chosen, score, lead, stranger in rows
+        ]
+
+    def scores(self, question: str) -> dict[str, float]:
+        """Score a question for every domain."""
+        shown = self._shown(self.judge(self.encoder.encode([question])))
+        return dict(zip(self.names, shown[0].tolist(), strict=True))
 
     def judge(self, vectors: torch.Tensor) -> Verdict:
         """Decide on encoded questions [B, Dq]: a specialist must lead general, and the question must lie near a domain."""
@@ -103,6 +105,9 @@ class Router:
             cosine, place = (bank.centres @ vector).max(0)
             found[name] = Nearest(int(place), int(bank.sizes[place]), float(cosine))
         return found
+
+    def _shown(self, verdict: Verdict) -> torch.Tensor:
+        return verdict.scores.softmax(1) if self.calibration else verdict.scores
 
     def _reason(self, chosen: int, lead: float, stranger: bool) -> str:
         best = "nearest prototype" if self.calibration is None else f"best by {self.rule}"

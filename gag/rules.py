@@ -35,6 +35,11 @@ class Statistics:
         return self.whiten(self.means)
 
     @cached_property
+    def squares(self) -> torch.Tensor:
+        """Their squared lengths [N]."""
+        return self.whitened_means.square().sum(1)
+
+    @cached_property
     def root(self) -> torch.Tensor:
         """The lower Cholesky factor [Dq, Dq] of the shrunk covariance within the domains.
 
@@ -66,8 +71,8 @@ class Query:
     @cached_property
     def squared(self) -> torch.Tensor:
         """Squared Mahalanobis distances to the domains' means [B, N]."""
-        means = self.known.whitened_means
-        return self.whitened.square().sum(1, keepdim=True) + means.square().sum(1) - 2 * (means @ self.whitened.T).T
+        products = (self.known.whitened_means @ self.whitened.T).T
+        return self.whitened.square().sum(1, keepdim=True) + self.known.squares - 2 * products
 
     @property
     def nearest(self) -> torch.Tensor:

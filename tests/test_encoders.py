@@ -98,7 +98,7 @@ def test_a_project_names_its_encoder(bert: Path, tmp_path: Path) -> None:
     from gag.engine import load_router
 
     router = load_router(load_project(root))
-    assert router.banks[0].encoder.width == 16 and router.route(["What is in metals number 2?"])[0].scores
+    assert router.banks[0].encoder.width == 16 and router.route(["What is in metals number 2?"])[0].domain == "metals"
 
     def never() -> None:
         raise AssertionError("the expert is not needed")

@@ -119,7 +119,7 @@ def test_without_domains_everything_is_general(project: Project) -> None:
 
 def test_the_light_router_is_the_engines(gag: GAG) -> None:
     light, full = load_router(gag.project).route(QUESTIONS), gag.route(QUESTIONS)
-    assert [route.scores for route in light] == [route.scores for route in full]
+    assert light == full
 
 
 def test_another_base_or_expert_is_refused(project: Project) -> None:

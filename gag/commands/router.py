@@ -28,9 +28,9 @@ def route(
 
     router = load_router(opened)
     chosen = router.route([question])[0]
-    scores = sorted(chosen.scores.items(), key=lambda pair: -pair[1])
-    lines = [f"{'->' if name == chosen.domain else '  '} {name:<20} {score:.4f}" for name, score in scores]
-    result, lines = asdict(chosen), [*lines, f"[{chosen.reason}]"]
+    scores = dict(sorted(router.scores(question).items(), key=lambda pair: -pair[1]))
+    lines = [f"{'->' if name == chosen.domain else '  '} {name:<20} {score:.4f}" for name, score in scores.items()]
+    result, lines = asdict(chosen) | {"scores": scores}, [*lines, f"[{chosen.reason}]"]
     if explain:
         from gag.engine import explain_route
 
