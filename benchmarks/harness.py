@@ -55,7 +55,8 @@ def make_backbone(role: str, shapes: str, device: str) -> Backbone:
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
-    """Return the options that every benchmark has."""
+    """Return the options that every benchmark has; loading shows no progress."""
+    transformers.utils.logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -30,22 +30,19 @@ def main() -> None:
         def scorer() -> BertScorer:
             return BertScorer(TransformerStates(str(folder), LAYER, folder, args.device))
 
-        few = 5  # a call per pair takes long: a few stand for all
+        few, some = (min(n, args.pairs) for n in (20, 200))  # these take long: some stand for all
         loaded = scorer()
         seconds = alternate(
             {
                 "once": lambda: loaded.score(said, [(g,) for g in gold]),
                 "a call per pair": lambda: [scorer().score([s], [(g,)]) for s, g in zip(said[:few], gold[:few], strict=True)],
-                "loaded, pair by pair": lambda: [loaded.score([s], [(g,)]) for s, g in [*zip(said, gold, strict=True)][:200]],
+                "loaded, pair by pair": lambda: [loaded.score([s], [(g,)]) for s, g in [*zip(said, gold, strict=True)][:some]],
             }, args.rounds, args.device,
         )  # fmt: skip
         together = loaded.score(said[:50], [(g,) for g in gold[:50]])
         alone = [loaded.score([s], [(g,)])[0] for s, g in zip(said[:50], gold[:50], strict=True)]
-    rate = {
-        "once": args.pairs / seconds["once"],
-        "each": few / seconds["a call per pair"],
-        "loaded": 200 / seconds["loaded, pair by pair"],
-    }
+    pairs = {"once": args.pairs, "a call per pair": few, "loaded, pair by pair": some}
+    rate = {way: pairs[way] / taken for way, taken in seconds.items()}
     figures = {
         "speedup_call_per_pair": rate["once"] / rate["a call per pair"],
         "speedup_pair_by_pair": rate["once"] / rate["loaded, pair by pair"],

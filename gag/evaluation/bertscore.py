@@ -1,6 +1,6 @@
 """BERTScore's F1 and sentence similarity: answers against golds by the states of an encoder that is loaded once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from gag.errors import SettingsError
 from gag.prompts import plain_tokenizer
 
 CHUNK = 500  # word pieces; a longer text is cut, and all pairs of chunks count by their mean length
-BATCH = 64
+BATCH = 1536  # word pieces encoded at once, padding included: what a layer makes of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,13 @@ class TransformerStates:
         self._plain = plain_tokenizer(self._tokenizer)
 
     def pieces(self, texts: list[str]) -> list[list[Pieces]]:
-        """Encode texts chunk by chunk, chunks of like length together."""
+        """Encode texts chunk by chunk."""
         before, after = self._frame()
         rows = [_cut(self._plain.encode(text.strip(), add_special_tokens=False).ids) for text in texts]
-        chunks = [(i, [*before, *ids, *after]) for i, cut in enumerate(rows) for ids in cut]
-        found: list[list[Pieces]] = [[] for _ in texts]
-        encoded: dict[int, Pieces] = {}
-        order = sorted(range(len(chunks)), key=lambda c: len(chunks[c][1]))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            encoded |= zip(chosen, self._encode([chunks[c][1] for c in chosen], len(before), len(after)), strict=True)
-        for place, (text, _) in enumerate(chunks):
-            found[text].append(encoded[place])
-        return found
+        framed = [[[*before, *ids, *after] for ids in cut] for cut in rows]
+        return _encoded(framed, lambda chunks: self._encode(chunks, len(before), len(after)))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _encode(self, rows: list[list[int]], before: int, after: int) -> list[Pieces]:
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
@@ -103,23 +95,18 @@ class BackboneStates:
     def __init__(self, backbone: Backbone):
         self._backbone = backbone
 
-    @torch.no_grad()
     def pieces(self, texts: list[str]) -> list[list[Pieces]]:
         """Encode texts chunk by chunk."""
-        rows = [_cut(self._backbone.prompts.text(text.strip())) for text in texts]
-        flat = [(i, ids) for i, cut in enumerate(rows) for ids in cut]
-        found: list[list[Pieces]] = [[] for _ in texts]
-        decoder = self._backbone.model.get_decoder()
-        for start in range(0, len(flat), BATCH):
-            part = flat[start : start + BATCH]
-            inputs = pad_left([self._backbone.embed(ids) for _, ids in part])
-            states = decoder(
-                inputs_embeds=inputs.embeds, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
-            ).last_hidden_state
-            units = torch.nn.functional.normalize(states.float().cpu(), dim=-1)
-            for (text, ids), unit in zip(part, units, strict=True):
-                found[text].append(Pieces(unit[len(unit) - len(ids) :], torch.ones(len(ids))))
-        return found
+        return _encoded([_cut(self._backbone.prompts.text(text.strip())) for text in texts], self._encode)
+
+    @torch.inference_mode()
+    def _encode(self, rows: list[list[int]]) -> list[Pieces]:
+        inputs = pad_left([self._backbone.embed(ids) for ids in rows])
+        states = self._backbone.model.get_decoder()(
+            inputs_embeds=inputs.embeds, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
+        ).last_hidden_state
+        units = torch.nn.functional.normalize(states.float().cpu(), dim=-1)
+        return [Pieces(unit[len(unit) - len(ids) :], torch.ones(len(ids))) for ids, unit in zip(rows, units, strict=True)]
 
 
 class BertScorer:
@@ -151,6 +138,20 @@ def sentence_similarity(encoder: Any, answers: Sequence[str], golds: Sequence[tu
 
 def _cut(ids: list[int]) -> list[list[int]]:
     return [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+
+
+def _encoded(rows: list[list[list[int]]], encode: Callable[[list[list[int]]], list[Pieces]]) -> list[list[Pieces]]:
+    """Encode the chunks of each text, chunks of like length together."""
+    order = sorted((len(ids), text, place) for text, cut in enumerate(rows) for place, ids in enumerate(cut))
+    batches: list[list[tuple[int, int]]] = [[]]
+    for length, text, place in order:
+        if batches[-1] and (len(batches[-1]) + 1) * length > BATCH:
+            batches.append([])
+        batches[-1].append((text, place))
+    found: dict[tuple[int, int], Pieces] = {}
+    for batch in filter(None, batches):
+        found |= zip(batch, encode([rows[text][place] for text, place in batch]), strict=True)
+    return [[found[text, place] for place in range(len(cut))] for text, cut in enumerate(rows)]
 
 
 def _f1(said: list[Pieces], gold: list[Pieces]) -> float:
