@@ -1,10 +1,12 @@
 """BERTScore of many pairs by a scorer that is loaded once, against a call that loads it for every pair.
 
-The encoder is a random one at BERT-small's shape (4 layers of 512): the speed does not depend on its weights.
+The encoder is a random one at BERT-small's shape (4 layers of 512, a vocabulary of 30,522): the speed does not depend on its
+weights, but loading it depends on their number, the vocabulary's included.
 """
 
 import random
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from benchmarks.harness import alternate, options, report
 from gag.evaluation.bertscore import BertScorer, TransformerStates
 
 LAYER = 3
+VOCABULARY, CONTROL = 30_522, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def main() -> None:
@@ -22,7 +25,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     args = parser.parse_args()
     rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghij", k=4)) for _ in range(2000)]
+    words = ["".join(letters) for letters in rng.sample([*product("abcdefghij", repeat=5)], VOCABULARY - len(CONTROL))]
     said, gold = ([" ".join(rng.choices(words, k=rng.randint(5, 40))) for _ in range(args.pairs)] for _ in range(2))
     with tempfile.TemporaryDirectory() as name:
         folder = _encoder(Path(name), words)
@@ -53,11 +56,11 @@ def main() -> None:
 
 
 def _encoder(folder: Path, words: list[str]) -> Path:
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)])}
+    vocabulary = {token: i for i, token in enumerate([*CONTROL, *words])}
     BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
     torch.manual_seed(0)
     shape = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **shape)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=VOCABULARY, **shape)).save_pretrained(folder)
     return folder
 
 
