@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from benchmarks.harness import alternate, make_backbone, options, report
-from gag.alignment import Reader, Row
-from gag.backbone import Backbone
-from gag.losses import label_loss
-from gag.projector import Mlp
-from gag.prompts import KnowledgePrompt
+from gag.models.backbone import Backbone
+from gag.models.prompts import KnowledgePrompt
+from gag.projection.alignment import Reader, Row
+from gag.projection.losses import label_loss
+from gag.projection.projector import Mlp
 
 SHARED, QUESTION, CLOSING, ANSWER = 70, 30, 9, 50
 CURVE_STEPS, CURVE_RATE = 20, 1e-3
@@ -27,7 +27,9 @@ def make_rows(count: int, vocabulary: int) -> list[Row]:
         return torch.randint(2, vocabulary, (n,), generator=generator).tolist()
 
     shared, closing = draw(SHARED), draw(CLOSING)
-    return [Row(KnowledgePrompt(shared + draw(QUESTION), closing, SHARED), draw(ANSWER), []) for _ in range(count)]
+    return [
+        Row(KnowledgePrompt(shared + draw(QUESTION), closing, SHARED), draw(ANSWER), []) for _ in range(count)
+    ]
 
 
 def plain_loss(base: Backbone, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
@@ -78,7 +80,9 @@ def curve(base: Backbone, loss_of: Any, slots: torch.Tensor, rows: list[Row]) ->
 def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
-    parser.add_argument("--batch", type=int, default=32, help="rows in a micro-batch (the default of align.micro_batch_size)")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="rows in a micro-batch (the default of align.micro_batch_size)"
+    )
     args = parser.parse_args()
     base = make_backbone("base", args.shapes, args.device)
     rows = make_rows(args.batch, base.model.config.vocab_size)
@@ -114,7 +118,13 @@ def main() -> None:
         floors["loss_curve_difference"] = ("<=", 1e-4)
     elif full:
         figures["peak_memory_gb"], floors["peak_memory_gb"] = memory / 1e9, ("<=", 26.0)
-    report(args, "align", figures, floors, [f"{way:<10} {1000 * taken:>9.1f} ms a step" for way, taken in seconds.items()])
+    report(
+        args,
+        "align",
+        figures,
+        floors,
+        [f"{way:<10} {1000 * taken:>9.1f} ms a step" for way, taken in seconds.items()],
+    )
 
 
 def make_width(shapes: str) -> int:

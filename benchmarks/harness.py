@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gag.backbone import Backbone
+from gag.models.backbone import Backbone
 
 QWEN3 = {  # the published architecture numbers
     "base": {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288,
@@ -48,7 +48,10 @@ def make_backbone(role: str, shapes: str, device: str) -> Backbone:
         model = Qwen3ForCausalLM._from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = 1
     backbone = Backbone(
-        model.eval().requires_grad_(False), PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast), "random", None
+        model.eval().requires_grad_(False),
+        PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast),
+        "random",
+        None,
     )
     backbone.__dict__["prompts"] = Ids()
     return backbone
@@ -79,7 +82,9 @@ def alternate(ways: dict[str, Callable[[], Any]], rounds: int, device: str) -> d
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def report(args: Any, name: str, figures: dict[str, float], floors: dict[str, tuple[str, float]], lines: list[str]) -> None:
+def report(
+    args: Any, name: str, figures: dict[str, float], floors: dict[str, tuple[str, float]], lines: list[str]
+) -> None:
     """Print a table, and with --json one object as the last line; a floor is (">=" or "<=", value)."""
     held = {
         key: {"floor": value, "holds": figures[key] >= value if sign == ">=" else figures[key] <= value}

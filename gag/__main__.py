@@ -1,5 +1,5 @@
 """`python -m gag`: the same verbs, also under torchrun and accelerate launch."""
 
-from gag.cli import main
+from gag.commands.app import main
 
 main()

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads would wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two workers on two cores: more threads would wait for each other
 
 import shutil
 from importlib.resources import files
@@ -14,10 +16,10 @@ import torch
 import yaml
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from gag.backbone import Backbone, load_backbone
-from gag.config import Project, load_project
-from gag.records import write_rows
-from gag.settings import ModelSettings
+from gag.models.backbone import Backbone, load_backbone
+from gag.project.project import Project, load_project
+from gag.project.rows import write_rows
+from gag.project.settings import ModelSettings
 
 TOKENIZER = Path(str(files("gag.pocket") / "assets" / "tokenizer"))
 METALS = ["copper", "nickel", "cobalt", "zinc", "tin", "iron", "lead", "gold"]
@@ -31,7 +33,9 @@ def make_model(folder: Path, width: int, seed: int, **changes: Any) -> Path:
     shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True,
              "initializer_range": 0.2} | changes  # fmt: skip
-    config = Qwen3Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **shape)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **shape
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -67,7 +71,11 @@ def write_tiny_project(root: Path, **changes: Any) -> Path:
         "align": {"epochs": 2, "batch_size": 4},
         "decoding": {"max_new_tokens": 4, "batch_size": 3},
         "domains": {
-            d: {"train": f"data/{d}.jsonl", "test": f"data/{d}-test.jsonl", "prompts": {"expert": "Say.", "answer": "Tell."}}
+            d: {
+                "train": f"data/{d}.jsonl",
+                "test": f"data/{d}-test.jsonl",
+                "prompts": {"expert": "Say.", "answer": "Tell."},
+            }
             for d in ("metals", "plants")
         },
     }

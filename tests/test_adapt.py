@@ -7,16 +7,19 @@ import pytest
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from gag.backbone import load_backbone
-from gag.config import Project, load_project
 from gag.errors import ArtifactError, DataError, MismatchError, MissingExtraError
-from gag.readout_store import read_store
-from gag.records import fold_of, read_examples, read_rows, write_rows
+from gag.models.backbone import load_backbone
+from gag.project.project import Project, load_project
+from gag.project.rows import fold_of, read_examples, read_rows, write_rows
+from gag.readout.store import read_store
 from gag.stages.adapt import adapt, folds, tokenise
 from gag.stages.readouts import readouts
 from tests.conftest import write_tiny_project
 
-CORPUS = [{"id": str(i), "text": f"Metal number {i} is called {name}. " * (1 + i % 3)} for i, name in enumerate("abcdefghij")]
+CORPUS = [
+    {"id": str(i), "text": f"Metal number {i} is called {name}. " * (1 + i % 3)}
+    for i, name in enumerate("abcdefghij")
+]
 
 
 class Killed(BaseException):
@@ -41,7 +44,9 @@ def same(left: Path, right: Path) -> bool:
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(
+    tmp_path: Path, tuning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = (f"adapt.tuning={tuning}", "adapt.micro_batch_size=2")
     whole = adapt(tiny(tmp_path / "whole", *settings, corpus=True), "metals")
     project, steps = tiny(tmp_path / "killed", *settings, corpus=True), []
@@ -59,7 +64,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, tuning: str, monkeypat
             adapt(project, "metals")
     scratch = project.run("metals", "adapt.unfinished") / "expert-trainer"
     newest = max(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    shutil.copytree(newest, scratch / "checkpoint-99", ignore=shutil.ignore_patterns("manifest.json"))  # half-written
+    shutil.copytree(
+        newest, scratch / "checkpoint-99", ignore=shutil.ignore_patterns("manifest.json")
+    )  # half-written
     again = adapt(project, "metals")
     assert steps[-1] > 3 and steps.count(0) < 8  # it went on, and did not start from the beginning each time
     assert same(whole / "expert", again / "expert")
@@ -78,7 +85,9 @@ def test_a_corpus_is_read_before_the_questions(tmp_path: Path) -> None:
         adapt(project, "metals")
 
 
-def test_cross_fitting_reads_each_row_by_an_expert_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_fitting_reads_each_row_by_an_expert_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = tiny(tmp_path / "p", "readout.folds=2", "adapt.learning_rate=0.05")
     taught: dict[str, set] = {}
     from gag.stages import adapt as stage
@@ -105,16 +114,22 @@ def test_cross_fitting_reads_each_row_by_an_expert_without_it(tmp_path: Path, mo
     assert crossed.ids == straight.ids and not crossed.slots.equal(straight.slots)
 
 
-def test_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_run_with_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = tiny(tmp_path / "p")
     monkeypatch.setattr(Trainer, "training_step", lambda *_, **__: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         adapt(project, "metals")
     described = project.run("metals", "adapt.unfinished") / "inputs.json"
-    with pytest.raises(MismatchError, match=r"unfinished run with other inputs \(settings.rank: 4 there, 8 here\)"):
+    with pytest.raises(
+        MismatchError, match=r"unfinished run with other inputs \(settings.rank: 4 there, 8 here\)"
+    ):
         adapt(load_project(project.root, ("adapt.epochs=4", "adapt.rank=8")), "metals")
     described.write_text("{")
-    with pytest.raises(ArtifactError, match=r"runs/metals/adapt.unfinished/inputs.json cannot be read; remove"):
+    with pytest.raises(
+        ArtifactError, match=r"runs/metals/adapt.unfinished/inputs.json cannot be read; remove"
+    ):
         adapt(project, "metals")
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.alignment import Reader, Row
-from gag.backbone import Backbone, weights_hash
 from gag.errors import DataError, MismatchError
-from gag.injection import inject
-from gag.losses import diversity_loss, label_loss, semantic_loss
-from gag.projector import Mlp, make_projector
-from gag.settings import AlignSettings
+from gag.models.backbone import Backbone, weights_hash
+from gag.project.run import Run
+from gag.project.settings import AlignSettings
+from gag.projection.alignment import Reader, Row
+from gag.projection.injection import inject
+from gag.projection.losses import diversity_loss, label_loss, semantic_loss
+from gag.projection.projector import Mlp, make_projector
 from gag.stages.align import Split, mean_loss, start_projector, train_projector
-from gag.training import Run
 
 QUESTIONS = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Why?", "Name the glow of zinc."]
 ANSWERS = ["gold", "pale violet", "two hundred small drops", "copper"]
@@ -42,7 +42,11 @@ def split(rows: list[Row]) -> Split:
 def rich(rows: list[Row]) -> Split:
     """Three slots of two layers, and meanings."""
     generator = torch.Generator().manual_seed(0)
-    return Split(rows, torch.randn(len(rows), 3, 2, 24, generator=generator), torch.randn(len(rows), 10, generator=generator))
+    return Split(
+        rows,
+        torch.randn(len(rows), 3, 2, 24, generator=generator),
+        torch.randn(len(rows), 10, generator=generator),
+    )
 
 
 def run(folder: Path, **inputs: str) -> Run:
@@ -69,7 +73,7 @@ def plain_loss(base: Backbone, vectors: torch.Tensor, rows: list[Row]) -> torch.
 def test_fast_path_is_the_plain_forward_in_loss_and_gradient(
     base: Backbone, rows: list[Row], slots: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gag.losses.CHUNK", chunk)
+    monkeypatch.setattr("gag.projection.losses.CHUNK", chunk)
     torch.manual_seed(0)
     projector = Mlp(24, base.width)
     states = torch.randn(len(rows), slots, 1, 24)
@@ -114,7 +118,9 @@ def test_distillation_is_the_divergence_from_the_answers_given_text(base: Backbo
     reader = Reader(base, rows[0].prompt)
     read = reader.read(torch.randn(len(rows), 1, base.width), rows)
     taught = reader.read_text(rows)
-    extra = label_loss(base, read.before, read.labels, taught, 0.5) - label_loss(base, read.before, read.labels)
+    extra = label_loss(base, read.before, read.labels, taught, 0.5) - label_loss(
+        base, read.before, read.labels
+    )
     expected, place = 0.0, 0
     for row in rows:
         ids = torch.tensor([row.taught + row.answer[:-1]])
@@ -139,10 +145,14 @@ def test_extra_losses_are_their_formulas() -> None:
     assert semantic_loss(a, b).item() == pytest.approx(sum(1 - c for c in cosines), rel=1e-5)
 
 
-def test_training_lowers_the_loss_and_leaves_the_base_alone(base: Backbone, split: Split, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_leaves_the_base_alone(
+    base: Backbone, split: Split, tmp_path: Path
+) -> None:
     before = weights_hash(base.model)
     settings = AlignSettings(epochs=150, batch_size=2, learning_rate=1e-2, start="random")
-    start = mean_loss(Reader(base, split.rows[0].prompt), base, start_projector(base, split, settings), split, 4)
+    start = mean_loss(
+        Reader(base, split.rows[0].prompt), base, start_projector(base, split, settings), split, 4
+    )
     _, best = train_projector(base, split, split, settings, run(tmp_path))
     assert best < start - 1
     assert weights_hash(base.model) == before
@@ -167,7 +177,13 @@ class Killed(BaseException):
 @pytest.mark.parametrize("kill_at", [1, 4, 5, 9])
 def test_a_killed_run_goes_on_bit_for_bit(base: Backbone, rich: Split, tmp_path: Path, kill_at: int) -> None:
     settings = AlignSettings(
-        projector="gated_residual", epochs=5, batch_size=2, learning_rate=1e-2, noise=0.2, semantic=0.1, checkpoint_steps=2
+        projector="gated_residual",
+        epochs=5,
+        batch_size=2,
+        learning_rate=1e-2,
+        noise=0.2,
+        semantic=0.1,
+        checkpoint_steps=2,
     )
     whole, best = train_projector(base, rich, rich, settings, run(tmp_path / "whole"))
     run_there = run(tmp_path / "killed")
@@ -187,9 +203,13 @@ def test_a_killed_run_goes_on_bit_for_bit(base: Backbone, rich: Split, tmp_path:
     (run_there.folder / "step-00000099").mkdir()  # half-written: stepped over
     again, best_again = train_projector(base, rich, rich, settings, run(tmp_path / "killed"))
     assert best_again == best
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     logs = [
-        (tmp_path / name / "runs" / "metals" / "align.unfinished" / "log.jsonl").read_text() for name in ("whole", "killed")
+        (tmp_path / name / "runs" / "metals" / "align.unfinished" / "log.jsonl").read_text()
+        for name in ("whole", "killed")
     ]
     assert logs[0] == logs[1]
 
@@ -223,7 +243,9 @@ def test_the_best_epoch_is_kept(base: Backbone, split: Split, tmp_path: Path) ->
 
 
 def test_patience_stops_early(base: Backbone, split: Split, tmp_path: Path) -> None:
-    other = Split([replace(row, answer=split.rows[i - 1].answer) for i, row in enumerate(split.rows)], split.slots)
+    other = Split(
+        [replace(row, answer=split.rows[i - 1].answer) for i, row in enumerate(split.rows)], split.slots
+    )
     settings = AlignSettings(epochs=200, batch_size=4, learning_rate=1e-2, patience=2, start="random")
     there = run(tmp_path)
     train_projector(base, split, other, settings, there)
@@ -242,7 +264,13 @@ def test_micro_batches_and_batch_size_do_not_matter(base: Backbone, rich: Split,
     results = []
     for size in (1, 3, 32):
         settings = AlignSettings(
-            projector="gated_residual", epochs=2, batch_size=4, micro_batch_size=size, semantic=0.1, diversity=0.1, noise=0.1
+            projector="gated_residual",
+            epochs=2,
+            batch_size=4,
+            micro_batch_size=size,
+            semantic=0.1,
+            diversity=0.1,
+            noise=0.1,
         )
         results.append(train_projector(base, rich, rich, settings, run(tmp_path / str(size)))[0].state_dict())
     for other in results[1:]:

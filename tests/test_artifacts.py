@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.artifacts import is_current, locked, read_manifest, recover, save_tensors, writing
 from gag.errors import ArtifactError
+from gag.project.artifacts import is_current, locked, read_manifest, recover, save_tensors, writing
 
 
 def write(folder: Path, value: float, key: str = "k") -> None:
@@ -76,7 +76,11 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path / "runs"), pytest.raises(ArtifactError, match="another process"), locked(tmp_path / "runs"):
+    with (
+        locked(tmp_path / "runs"),
+        pytest.raises(ArtifactError, match="another process"),
+        locked(tmp_path / "runs"),
+    ):
         pass
     with locked(tmp_path / "runs"):
         pass

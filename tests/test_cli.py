@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gag import cli
-from gag.artifacts import read_manifest
-from gag.config import Project
+from gag.commands import app as cli
+from gag.project.artifacts import read_manifest
+from gag.project.project import Project
 from tests.conftest import write_tiny_project
 
 
@@ -23,7 +23,9 @@ def process(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **kwargs)
 
 
-def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+def run(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
     """Call the command line in this process -> exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["gag", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -33,7 +35,7 @@ def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *argumen
 
 
 def test_help_imports_no_torch_and_is_fast() -> None:
-    code = "import sys; sys.argv = ['gag', '--help']\nfrom gag.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['gag', '--help']\nfrom gag.commands.app import main\ntry: main()\nexcept SystemExit: pass\n"
     check = "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules), 'heavy import'"
     result = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -44,7 +46,10 @@ def test_ask_route_and_domains_in_real_processes(project: Project) -> None:
     where = ("--project", str(project.root), "--json")
     asked = process("ask", "What is in metals number 2?", *where)
     assert asked.returncode == 0, asked.stderr
-    assert asked.stderr.startswith("the router is not calibrated and routes by ppr: ") and asked.stderr.count("\n") == 1
+    assert (
+        asked.stderr.startswith("the router is not calibrated and routes by ppr: ")
+        and asked.stderr.count("\n") == 1
+    )
     answer = json.loads(asked.stdout.splitlines()[-1])
     assert answer["route"]["domain"] == "metals" and answer["tokens_added"] == 1
     routed = json.loads(process("route", "What is in plants number 2?", *where).stdout)
@@ -95,7 +100,10 @@ def test_what_was_harmed_is_built_again(project: Project, capsys, monkeypatch) -
 
 def test_a_killed_removal_is_finished(project: Project, capsys, monkeypatch) -> None:
     (project.domains / ".metals.gone" / "rest").mkdir(parents=True)
-    assert run(capsys, monkeypatch, "domains", "remove", "metals", "--yes", "--project", str(project.root))[0] == 0
+    assert (
+        run(capsys, monkeypatch, "domains", "remove", "metals", "--yes", "--project", str(project.root))[0]
+        == 0
+    )
     assert [path.name for path in project.domains.iterdir()] == ["plants"]
 
 
@@ -126,7 +134,11 @@ def spoil(project: Project, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "arguments", "words"),
     [
-        ("nothing", ["ask", "x", "--domain", "woods"], "no domain 'woods' here (present: general, metals, plants)"),
+        (
+            "nothing",
+            ["ask", "x", "--domain", "woods"],
+            "no domain 'woods' here (present: general, metals, plants)",
+        ),
         ("nothing", ["ask", " "], "the question is empty"),
         ("nothing", ["ask", "x", "--set", "algin.epochs=2"], "unknown setting algin; did you mean align?"),
         ("setting", ["ask", "x"], "unknown setting algin; did you mean align?"),
@@ -146,7 +158,9 @@ def spoil(project: Project, what: str) -> None:
         ("no bank", ["route", "x"], "no general bank yet"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(project: Project, capsys, monkeypatch, what, arguments, words) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(
+    project: Project, capsys, monkeypatch, what, arguments, words
+) -> None:
     spoil(project, what)
     kept = {p: p.read_bytes() for p in project.root.rglob("*") if p.is_file() and p.name != ".lock"}
     code, out, err = run(capsys, monkeypatch, *arguments, "--project", str(project.root))
@@ -165,7 +179,9 @@ def test_no_project_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
 def test_a_killed_build_goes_on(tmp_path: Path) -> None:
     root = write_tiny_project(tmp_path / "p", align={"epochs": 300, "checkpoint_steps": 20})
     build = [sys.executable, "-m", "gag", "build", "metals", "--project", str(root)]
-    child = subprocess.Popen(build, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        build, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 90
     unfinished = root / "runs" / "metals" / "align.unfinished"
     while not list(unfinished.glob("step-*")) and time.monotonic() < deadline:
@@ -186,14 +202,16 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
     assert not list(root.rglob("*.new"))
 
 
-def test_a_full_disk_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    import gag.artifacts
-    from gag import cli
+def test_a_full_disk_is_one_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import gag.project.artifacts
+    from gag.commands import app as cli
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gag.artifacts, "save_file", full)
+    monkeypatch.setattr(gag.project.artifacts, "save_file", full)
     arguments = ["gag", "align", "metals", "--project", str(project.root), "--set", "align.epochs=3"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stop:
@@ -211,7 +229,8 @@ def test_shards_run_side_by_side_and_join(tmp_path: Path) -> None:
     root = write_tiny_project(tmp_path / "p")
     assert process("adapt", "metals", "--project", str(root)).returncode == 0
     commands = [
-        [sys.executable, "-m", "gag", "readouts", "metals", "--shard", f"{i}/2", "--project", str(root)] for i in (1, 2)
+        [sys.executable, "-m", "gag", "readouts", "metals", "--shard", f"{i}/2", "--project", str(root)]
+        for i in (1, 2)
     ]
     children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     spoken = [child.communicate()[1] for child in children]

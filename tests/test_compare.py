@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.comparison import run_comparison
-from gag.config import Project, load_project
-from gag.engine import GAG
+from gag.engine.engine import GAG
 from gag.evaluation.bertscore import BackboneStates
-from gag.evaluation.compare_report import best_retrieval, slice_verdicts, verdict
+from gag.evaluation.comparison import run_comparison
+from gag.evaluation.methods import METHODS
+from gag.evaluation.report import best_retrieval, slice_verdicts, verdict
 from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
-from gag.evaluation.ways import METHODS
-from gag.records import Passage
-from gag.settings import DecodingSettings
+from gag.project.project import Project, load_project
+from gag.project.rows import Passage
+from gag.project.settings import DecodingSettings
 from tests.test_cli import run
 
 OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert", "evaluation.metrics={'*': [contains]}")
@@ -33,7 +33,9 @@ PASSAGES = [
 def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
     root = tmp_path_factory.mktemp("compare") / "copy"
     shutil.copytree(built, root)
-    project = load_project(root, (*OWN, "general.test=data/general-test.jsonl", f"evaluation.variants={RICH}"))
+    project = load_project(
+        root, (*OWN, "general.test=data/general-test.jsonl", f"evaluation.variants={RICH}")
+    )
     (root / "data" / "general-test.jsonl").write_text('{"question": "What is 3 plus 3?", "answer": "6"}\n')
     result, _ = run_comparison(project, "metals", [*METHODS, "rich"], quick=True)
     return project, json.loads(json.dumps(result))
@@ -48,11 +50,24 @@ def test_every_method_is_measured(compared) -> None:
         assert 0 <= low <= figures["quality"] <= high <= 1
         assert figures["first_token_ms"] > 0 and (figures["per_token_ms"] or 0) >= 0
     methods = result["methods"]
-    assert methods["base"]["tokens_added"] == 0 and methods["gag"]["tokens_added"] == 1 == methods["other"]["tokens_added"]
+    assert (
+        methods["base"]["tokens_added"] == 0
+        and methods["gag"]["tokens_added"] == 1 == methods["other"]["tokens_added"]
+    )
     assert methods["rich"]["tokens_added"] == 2 and methods["rich"]["disk_mb"] > 0
-    assert methods["lora"]["build_mb"] > 0 and methods["gag"]["build_mb"] > 0 and methods["base"]["build_mb"] == 0
-    assert methods["prefix"]["tokens_added"] == 16 and methods["bm25-3"]["tokens_added"] > methods["bm25-1"]["tokens_added"]
-    assert 0 <= methods["bm25-1"]["in_context"] <= methods["bm25-3"]["in_context"] <= 1 and methods["gag"]["in_context"] is None
+    assert (
+        methods["lora"]["build_mb"] > 0
+        and methods["gag"]["build_mb"] > 0
+        and methods["base"]["build_mb"] == 0
+    )
+    assert (
+        methods["prefix"]["tokens_added"] == 16
+        and methods["bm25-3"]["tokens_added"] > methods["bm25-1"]["tokens_added"]
+    )
+    assert (
+        0 <= methods["bm25-1"]["in_context"] <= methods["bm25-3"]["in_context"] <= 1
+        and methods["gag"]["in_context"] is None
+    )
     assert methods["lora"]["build_seconds"] > 0 and methods["lora"]["disk_mb"] > 0
     assert methods["shuffled"]["general"] is None and methods["lora"]["general"] is not None
     assert "gag_leads_by" not in methods["gag"] and methods["base"]["gag_leads_by"]["mean"] == pytest.approx(
@@ -63,7 +78,10 @@ def test_every_method_is_measured(compared) -> None:
 
 def test_the_base_is_what_it_was(compared) -> None:
     project, result = compared
-    answers = [json.loads(line) for line in (project.run("metals", "compare") / "answers.jsonl").read_text().splitlines()]
+    answers = [
+        json.loads(line)
+        for line in (project.run("metals", "compare") / "answers.jsonl").read_text().splitlines()
+    ]
     assert len(answers) == result["questions"] + 10  # and those that alignment saw, for their slice alone
     again = GAG(project).ask([answers[0]["question"]], "general")[0].text
     assert answers[0]["base"] == again
@@ -77,12 +95,16 @@ def test_a_comparison_goes_on_with_the_answers_that_stand(compared, monkeypatch:
     (kept / "base.json").write_text('{"key": "of other questions"}')
     (kept / "text.json").write_bytes((kept / "text.json").read_bytes()[:40])  # cut
     asked = []
-    monkeypatch.setattr("gag.evaluation.compare._speed", lambda gag, way, questions: asked.append(way.name) or (1.0, None))
+    monkeypatch.setattr(
+        "gag.evaluation.compare._speed", lambda gag, way, questions: asked.append(way.name) or (1.0, None)
+    )
     again, _ = run_comparison(project, "metals", ["base", "gag", "text", "rich"], quick=True)
     assert asked == ["base", "text"]
     for name in ("base", "gag", "rich"):
         assert again["methods"][name]["quality"] == first["methods"][name]["quality"]
-    changed = Project(project.root, project.settings.model_copy(update={"decoding": DecodingSettings(max_new_tokens=2)}))
+    changed = Project(
+        project.root, project.settings.model_copy(update={"decoding": DecodingSettings(max_new_tokens=2)})
+    )
     run_comparison(changed, "metals", ["zero"], quick=True)
     assert asked == ["base", "text", "zero"]
 
@@ -109,7 +131,11 @@ def test_the_page_shows_in_a_browser(compared) -> None:
                  "--disable-background-networking", "--disable-component-update", f"--window-size={width},900",
                  f"--user-data-dir={page.parent / f'profile-{width}'}", "--enable-logging=stderr"]  # fmt: skip
         shown = subprocess.run(
-            [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=60
+            [browser, *flags, "--dump-dom", page.as_uri()],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         assert shown.stdout.count("<svg") == 3 and shown.stdout.count("<figcaption") == 3
         assert "CONSOLE" not in shown.stderr

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gag.config import Project, find_project, load_project, parse_settings, write_example
 from gag.errors import RoutingError, SettingsError
-from gag.settings import check_name
+from gag.project.project import Project, find_project, load_project, parse_settings, write_example
+from gag.project.settings import check_name
 
 MODELS = {"base": {"model": "b"}, "expert": {"model": "e"}}
 
@@ -53,7 +53,9 @@ def test_example_is_valid_and_is_not_overwritten(tmp_path: Path) -> None:
         write_example(tmp_path, "materials", "x", "y")
 
 
-@pytest.mark.parametrize("override", ["align.epochs", "=3", "align.epochs.deep=3", "align.epochs=[", "align.epohcs=3"])
+@pytest.mark.parametrize(
+    "override", ["align.epochs", "=3", "align.epochs.deep=3", "align.epochs=[", "align.epohcs=3"]
+)
 def test_wrong_overrides_are_refused(tmp_path: Path, override: str) -> None:
     write_example(tmp_path, "materials", "x", "y")
     with pytest.raises(SettingsError):
@@ -67,7 +69,9 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         load_project(tmp_path)
 
 
-def test_the_project_is_found_upwards_and_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_is_found_upwards_and_by_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_example(tmp_path / "one", "materials", "x", "y")
     monkeypatch.delenv("GAG_PROJECT", raising=False)
     monkeypatch.chdir(tmp_path / "one" / "data")
@@ -100,7 +104,11 @@ def test_unknown_domains_are_refused(project: Project) -> None:
 def test_a_preset_lies_under_what_is_written() -> None:
     models = {"base": {"model": "b"}, "expert": {"model": "e"}}
     plain = parse_settings({**models, "preset": "v4"})
-    assert plain.readout.layers == (-1, -2, -4, -6) and plain.readout.slots == 4 and plain.readout.pooling == "norm"
+    assert (
+        plain.readout.layers == (-1, -2, -4, -6)
+        and plain.readout.slots == 4
+        and plain.readout.pooling == "norm"
+    )
     assert plain.align.projector == "gated_residual" and plain.align.steps == 800
     mixed = parse_settings({**models, "preset": "v4", "readout": {"slots": 2}, "align": {"clip": 3}})
     assert mixed.readout.slots == 2 and mixed.readout.layers == (-1, -2, -4, -6)

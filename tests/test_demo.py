@@ -5,24 +5,35 @@ from pathlib import Path
 
 import pytest
 
-from gag.data import check
-from gag.demo import demo, make_project
-from gag.demo_report import ARMS, show
+from gag.commands.demo import demo, make_project
+from gag.commands.demo_report import ARMS, show
 from gag.errors import SettingsError
-from gag.pocket.project import SETTINGS
+from gag.pocket.write import SETTINGS
+from gag.project.inputs import check
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("demo") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SETTINGS, "adapt", SETTINGS["adapt"] | {"epochs": 7})  # a fifth of the rows, so more rounds of them
+        patch.setitem(
+            SETTINGS, "adapt", SETTINGS["adapt"] | {"epochs": 7}
+        )  # a fifth of the rows, so more rounds of them
         return demo(folder, seed=3, entities=16), folder
 
 
 def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:
     result = json.loads(json.dumps(figures[0]))
-    assert {"seed", "seconds", "peak_rss_mb", "domains", "general", "routing", "tokens_added", "stages"} <= set(result)
+    assert {
+        "seed",
+        "seconds",
+        "peak_rss_mb",
+        "domains",
+        "general",
+        "routing",
+        "tokens_added",
+        "stages",
+    } <= set(result)
     for scores in result["domains"].values():
         for wordings in ("seen_wordings", "unseen_wordings"):
             assert set(scores[wordings]) == set(ARMS)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from gag.artifacts import save_tensors
-from gag.config import load_project, parse_settings
-from gag.encoders import CachedEncoder, GivenVectors, TransformerEncoder, make_encoder
 from gag.errors import DataError, SettingsError
-from gag.records import write_rows
-from gag.settings import EncoderSettings, RouterSettings
+from gag.project.artifacts import save_tensors
+from gag.project.project import load_project, parse_settings
+from gag.project.rows import write_rows
+from gag.project.settings import EncoderSettings, RouterSettings
+from gag.routing.encoders import CachedEncoder, GivenVectors, TransformerEncoder, make_encoder
 from tests.conftest import TOKENIZER, write_tiny_project
 
 
@@ -24,7 +24,9 @@ def bert(tmp_path_factory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     backend = tokenizer.backend_tokenizer
     end = tokenizer.eos_token
-    backend.post_processor = TemplateProcessing(single=f"{end} $A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    backend.post_processor = TemplateProcessing(
+        single=f"{end} $A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -48,9 +50,15 @@ def test_a_transformer_is_pooled_over_its_own_tokens(bert: Path) -> None:
         states = model(ids).last_hidden_state[0].detach()
         assert torch.allclose(vector, torch.nn.functional.normalize(states.mean(0), dim=0), atol=1e-5)
     first = TransformerEncoder(settings(bert, pooling="first"), bert)
-    assert first.spec.pooling == "first" and first.spec != encoder.spec and first.spec.fingerprint == encoder.spec.fingerprint
+    assert (
+        first.spec.pooling == "first"
+        and first.spec != encoder.spec
+        and first.spec.fingerprint == encoder.spec.fingerprint
+    )
     assert not torch.allclose(first.encode(questions), vectors, atol=1e-3)
-    assert encoder.spec.max_tokens == 40 and encoder.spec.width == 16  # no more than the model has positions for
+    assert (
+        encoder.spec.max_tokens == 40 and encoder.spec.width == 16
+    )  # no more than the model has positions for
 
 
 def test_what_a_user_types_is_no_control_token_and_may_be_long(bert: Path) -> None:
@@ -95,10 +103,13 @@ def test_a_project_names_its_encoder(bert: Path, tmp_path: Path) -> None:
     from gag.stages.build import build
 
     build(load_project(root), ["metals", "plants"])
-    from gag.engine import load_router
+    from gag.engine.engine import load_router
 
     router = load_router(load_project(root))
-    assert router.banks[0].encoder.width == 16 and router.route(["What is in metals number 2?"])[0].domain == "metals"
+    assert (
+        router.banks[0].encoder.width == 16
+        and router.route(["What is in metals number 2?"])[0].domain == "metals"
+    )
 
     def never() -> None:
         raise AssertionError("the expert is not needed")
@@ -107,4 +118,6 @@ def test_a_project_names_its_encoder(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be loaded"):
         TransformerEncoder(settings(tmp_path / "nothing"), tmp_path)
     with pytest.raises(SettingsError, match="needs a model"):
-        parse_settings({"base": {"model": "b"}, "expert": {"model": "e"}, "router": {"encoder": {"kind": "transformer"}}})
+        parse_settings(
+            {"base": {"model": "b"}, "expert": {"model": "e"}, "router": {"encoder": {"kind": "transformer"}}}
+        )

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gag.backbone import load_backbone, pad_left, weights_hash
-from gag.config import Project, load_project
-from gag.engine import GAG, load_router
+from gag.engine.engine import GAG, load_router
+from gag.engine.registry import verify_domains
 from gag.errors import ArtifactError, DataError, MismatchError, RoutingError, SettingsError
 from gag.evaluation.general import evaluate_general
-from gag.expert import Experts
-from gag.injection import inject
-from gag.records import Example
-from gag.settings import GENERAL
-from gag.stages.domains import verify_domains
+from gag.models.backbone import load_backbone, pad_left, weights_hash
+from gag.models.experts import Experts
+from gag.project.project import Project, load_project
+from gag.project.rows import Example
+from gag.project.settings import GENERAL
+from gag.projection.injection import inject
 from tests.conftest import make_model
 
 QUESTIONS = ["What is in metals number 2?", "What is 3 plus 3?", "Which one is in plants number 5?", "Why not?",
@@ -63,12 +63,16 @@ def test_one_vector_stands_where_the_knowledge_was(gag: GAG) -> None:
 def test_a_tokens_own_embedding_is_the_token(gag: GAG) -> None:
     prompt = gag.base.prompts.with_knowledge("Why?", "Tell.")
     ids = gag.base.prompts.text("copper")
-    assert torch.equal(inject(gag.base, prompt, gag.base.embed(ids)), gag.base.embed(prompt.before + ids + prompt.after))
+    assert torch.equal(
+        inject(gag.base, prompt, gag.base.embed(ids)), gag.base.embed(prompt.before + ids + prompt.after)
+    )
 
 
 def test_generation_from_embeddings_is_generation_from_ids(gag: GAG) -> None:
     ids = gag.base.prompts.plain("What is tin?")
-    written = gag.base.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=6)[0, len(ids) :].tolist()
+    written = gag.base.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=6)[
+        0, len(ids) :
+    ].tolist()
     ours = gag.base.generate(pad_left([gag.base.embed(ids)]), 6)[0]
     assert written[: len(ours)] == ours
 
@@ -120,7 +124,9 @@ def test_without_domains_everything_is_general(project: Project) -> None:
 def test_the_light_router_is_the_engines(gag: GAG) -> None:
     light = load_router(gag.project)
     assert light.route(QUESTIONS) == gag.route(QUESTIONS)
-    assert [light.scores(question) for question in QUESTIONS] == [gag.router.scores(question) for question in QUESTIONS]
+    assert [light.scores(question) for question in QUESTIONS] == [
+        gag.router.scores(question) for question in QUESTIONS
+    ]
 
 
 def test_another_base_or_expert_is_refused(project: Project) -> None:
@@ -138,7 +144,9 @@ def test_another_expert_is_refused(project: Project) -> None:
         GAG(project)
 
 
-@pytest.mark.parametrize("name", ["projector.safetensors", "bank.safetensors", "expert/adapter_model.safetensors", "README.md"])
+@pytest.mark.parametrize(
+    "name", ["projector.safetensors", "bank.safetensors", "expert/adapter_model.safetensors", "README.md"]
+)
 def test_an_edited_domain_is_refused(project: Project, name: str) -> None:
     file = project.domain("metals") / name
     file.write_bytes(file.read_bytes()[:-3] + b"abc")
@@ -176,7 +184,9 @@ def test_a_changed_tokenizer_is_another_model(project: Project) -> None:
 
 
 def test_a_domain_with_another_encoder_limit_is_refused(project: Project) -> None:
-    with pytest.raises(MismatchError, match=r"max_tokens 256, expected 9.*run `gag (build|prototypes) .*set `router`"):
+    with pytest.raises(
+        MismatchError, match=r"max_tokens 256, expected 9.*run `gag (build|prototypes) .*set `router`"
+    ):
         verify_domains(load_project(project.root, ("router.max_tokens=9",)), [])
 
 
@@ -187,7 +197,9 @@ def test_injection_keeps_every_token_in_place(gag: GAG, question: str, instructi
     row = inject(gag.base, prompt, vectors)
     cut = len(prompt.before)
     assert torch.equal(row[cut : cut + slots], vectors)
-    assert torch.equal(torch.cat([row[:cut], row[cut + slots :]]), gag.base.embed(prompt.before + prompt.after))
+    assert torch.equal(
+        torch.cat([row[:cut], row[cut + slots :]]), gag.base.embed(prompt.before + prompt.after)
+    )
 
 
 def test_an_adapter_of_another_shape_is_refused(project: Project, tmp_path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.config import Project, load_project
-from gag.engine import GAG
+from gag.engine.engine import GAG
+from gag.engine.evidence import support
 from gag.errors import MismatchError
-from gag.evaluation.asked import read_asked, read_test_rows
 from gag.evaluation.evaluate import ANSWERS, evaluate
-from gag.evidence import support
-from gag.records import write_rows
+from gag.evaluation.labelled import read_asked, read_test_rows
+from gag.project.project import Project, load_project
+from gag.project.rows import write_rows
 from gag.stages.prototypes import add_questions
 from tests.test_cli import run
 
@@ -35,7 +35,12 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def judged(project: Project, tmp_path: Path) -> tuple[Project, Path]:
     rows = [
-        {"id": "a", "question": "What is in metals number 2?", "answer": ["cobalt", "zinc\u2028"], "label": 1},
+        {
+            "id": "a",
+            "question": "What is in metals number 2?",
+            "answer": ["cobalt", "zinc\u2028"],
+            "label": 1,
+        },
         {"id": "b", "question": "What is in plants number 3?", "answer": "thistle", "domain": "plants"},
         {"id": "c", "question": "What is 1 plus 1?", "answer": "2", "label": 0, "dataset_name": "sums"},
         {"id": "d", "question": "What is 2 plus 1?", "answer": [], "label": 0, "dataset_name": "sums"},
@@ -54,11 +59,18 @@ def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> Non
     summary = json.loads(out.splitlines()[-1])
     assert set(summary["datasets"]) == {"metals", "plants", "sums", "glass"} and summary["without_gold"] == 1
     assert set(summary["datasets"]["metals"]["oracle"]) == {"bertscore", "similarity"}
-    assert set(summary["datasets"]["sums"]["routed"]) == {"contains"} and summary["datasets"]["sums"]["questions"] == 1
+    assert (
+        set(summary["datasets"]["sums"]["routed"]) == {"contains"}
+        and summary["datasets"]["sums"]["questions"] == 1
+    )
     for found in summary["datasets"].values():
         for metric in found["oracle"].values():
             assert metric["interval"][0] <= metric["mean"] <= metric["interval"][1]
-    answers = [json.loads(line) for line in (project.root / summary["folder"] / ANSWERS).read_text().split("\n") if line]
+    answers = [
+        json.loads(line)
+        for line in (project.root / summary["folder"] / ANSWERS).read_text().split("\n")
+        if line
+    ]
     assert [a["id"] for a in answers] == list("abcde")
     assert all((a["support"] is None) == (a["route"] == "general" or not a["routed"]) for a in answers)
     assert answers[4]["oracle"] == GAG(project).ask(["Which one is in glass number 1?"], "general")[0].text
@@ -90,9 +102,19 @@ def test_a_killed_run_goes_on_and_another_runs_answers_are_refused(judged, monke
         ({"question": "a?", "answer": [], "domain": "metals"}, "nothing to score"),
     ],
 )
-def test_rows_that_cannot_be_scored_are_one_line(project: Project, tmp_path: Path, capsys, monkeypatch, row, said) -> None:
+def test_rows_that_cannot_be_scored_are_one_line(
+    project: Project, tmp_path: Path, capsys, monkeypatch, row, said
+) -> None:
     write_rows(tmp_path / "rows.jsonl", [row])
-    code, _, err = run(capsys, monkeypatch, "evaluate", "--file", str(tmp_path / "rows.jsonl"), "--project", str(project.root))
+    code, _, err = run(
+        capsys,
+        monkeypatch,
+        "evaluate",
+        "--file",
+        str(tmp_path / "rows.jsonl"),
+        "--project",
+        str(project.root),
+    )
     assert code == 2 and said in err and err.count("\n") == 1
     assert not (project.root / "runs" / "evaluation").exists()
 
@@ -101,7 +123,9 @@ def test_a_data_set_without_a_metric_is_refused(judged) -> None:
     project, file = judged
     from gag.errors import SettingsError
 
-    bare = load_project(project.root, ("labels={'0': general, '1': metals}", "evaluation.metrics={general: [contains]}", *OWN))
+    bare = load_project(
+        project.root, ("labels={'0': general, '1': metals}", "evaluation.metrics={general: [contains]}", *OWN)
+    )
     with pytest.raises(SettingsError, match="no metric for the data set 'metals'"):
         evaluate(bare, "bare", read_asked(file, bare.settings.labels))
 
@@ -117,7 +141,9 @@ def test_support_is_the_difference_of_log_probabilities(project: Project) -> Non
         from dataclasses import replace
 
         ids = gag.base.prompts.text("cobalt")
-        row = torch.cat([gag.embed(questions[0], "metals", replace(known[0], vectors=vectors)), gag.base.embed(ids)])
+        row = torch.cat(
+            [gag.embed(questions[0], "metals", replace(known[0], vectors=vectors)), gag.base.embed(ids)]
+        )
         logits = gag.base.model(inputs_embeds=row[None]).logits[0].log_softmax(-1)
         return sum(float(logits[len(row) - len(ids) - 1 + i, t]) for i, t in enumerate(ids)) / len(ids)
 
@@ -134,7 +160,9 @@ def test_an_answer_carries_its_evidence_where_asked(project: Project, capsys, mo
     assert answer["evidence"]["questions"] == []
     code, out, _ = run(capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "general", *at)
     assert json.loads(out.splitlines()[-1])["evidence"] == {"support": None, "questions": []}
-    code, out, _ = run(capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "metals", *at[:3])
+    code, out, _ = run(
+        capsys, monkeypatch, "ask", "What is in metals number 2?", "--domain", "metals", *at[:3]
+    )
     assert "[support " in out and "against zero vectors]" in out
 
 
@@ -146,8 +174,15 @@ def test_rows_of_several_files_keep_their_own_answers(project: Project) -> None:
     opened = load_project(project.root, sets)
     rows = read_test_rows(opened, ["general", "metals"])
     evaluate(opened, "both", rows)
-    answers = [json.loads(line) for line in (project.root / "runs/evaluation/both" / ANSWERS).read_text().split("\n") if line]
-    assert [(a["question"], a["gold"]) for a in answers] == [("general?", ["general"]), ("metals?", ["metals"])]
+    answers = [
+        json.loads(line)
+        for line in (project.root / "runs/evaluation/both" / ANSWERS).read_text().split("\n")
+        if line
+    ]
+    assert [(a["question"], a["gold"]) for a in answers] == [
+        ("general?", ["general"]),
+        ("metals?", ["metals"]),
+    ]
 
 
 def test_a_changed_router_is_another_run(judged, monkeypatch) -> None:

@@ -13,16 +13,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gag.artifacts import read_manifest
-from gag.backbone import load_backbone
-from gag.cli import app
-from gag.config import Project, load_project
+from gag.commands.app import app
 from gag.errors import ArtifactError, GagError, MismatchError, SettingsError
-from gag.expert import Experts
-from gag.records import read_examples, read_passages, write_rows
+from gag.models.backbone import load_backbone
+from gag.models.experts import Experts
+from gag.project.artifacts import read_manifest
+from gag.project.project import Project, load_project
+from gag.project.rows import read_examples, read_passages, write_rows
 from gag.stages.adapt import adapt, key
 from gag.stages.adopt import adopt
-from gag.stages.export import export_llamafactory
+from gag.training.llamafactory import export_llamafactory
 from tests.conftest import make_model, write_tiny_project
 
 PAPER = Path(__file__).parents[1] / "examples" / "paper"
@@ -54,7 +54,12 @@ def rewrite(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize("corpus", [False, True])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_an_export_holds_the_rows_and_the_settings(tmp_path: Path, tuning: str, corpus: bool) -> None:
-    settings = (f"adapt.tuning={tuning}", "adapt.batch_size=8", "adapt.learning_rate=5e-6", "expert.revision=v9")
+    settings = (
+        f"adapt.tuning={tuning}",
+        "adapt.batch_size=8",
+        "adapt.learning_rate=5e-6",
+        "expert.revision=v9",
+    )
     project, folder = tiny(tmp_path / "p", *settings, corpus=corpus), tmp_path / "out"
     written = export_llamafactory(project, "metals", folder)
     assert sorted(written) == sorted(folder.iterdir())
@@ -65,7 +70,12 @@ def test_an_export_holds_the_rows_and_the_settings(tmp_path: Path, tuning: str, 
     first = json.loads((folder / "metals.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["system"] == "Say." and set(info["metals"]["columns"].values()) == set(first)
     sft = yaml.safe_load((folder / "sft.yaml").read_text(encoding="utf-8"))
-    assert (sft["stage"], sft["finetuning_type"], sft["dataset"], sft["dataset_dir"]) == ("sft", tuning, "metals", ".")
+    assert (sft["stage"], sft["finetuning_type"], sft["dataset"], sft["dataset_dir"]) == (
+        "sft",
+        tuning,
+        "metals",
+        ".",
+    )
     assert sft["per_device_train_batch_size"] * sft["gradient_accumulation_steps"] == 8
     assert sft["learning_rate"] == 5e-6 and sft["cutoff_len"] == 2048 and sft["enable_thinking"] is False
     assert (sft.get("lora_rank"), sft.get("lora_alpha")) == ((4, 8) if tuning == "lora" else (None, None))
@@ -85,9 +95,15 @@ def test_an_export_holds_the_rows_and_the_settings(tmp_path: Path, tuning: str, 
 
 @pytest.mark.parametrize(
     ("model", "template"),
-    [("Qwen/Qwen3-1.7B", "qwen3"), ("Qwen/Qwen3-4B-Instruct-2507", "qwen3_nothink"), ("meta-llama/Llama-3.2-1B", None)],
+    [
+        ("Qwen/Qwen3-1.7B", "qwen3"),
+        ("Qwen/Qwen3-4B-Instruct-2507", "qwen3_nothink"),
+        ("meta-llama/Llama-3.2-1B", None),
+    ],
 )
-def test_the_template_renders_what_the_tokenizer_renders(tmp_path: Path, model: str, template: str | None) -> None:
+def test_the_template_renders_what_the_tokenizer_renders(
+    tmp_path: Path, model: str, template: str | None
+) -> None:
     export_llamafactory(tiny(tmp_path / "p", f"expert.model={model}"), "metals", tmp_path / "out")
     sft = yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text(encoding="utf-8"))
     assert (sft["model_name_or_path"], sft.get("template")) == (model, template)
@@ -104,10 +120,16 @@ def test_an_export_takes_no_folder_with_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_an_adopted_expert_is_the_one_that_was_trained(tmp_path: Path, trained: dict[str, Path], tuning: str, capsys) -> None:
+def test_an_adopted_expert_is_the_one_that_was_trained(
+    tmp_path: Path, trained: dict[str, Path], tuning: str, capsys
+) -> None:
     project = tiny(tmp_path / "p", f"adapt.tuning={tuning}")
     source = shutil.copytree(trained[tuning], tmp_path / "checkpoint-1.5")
-    trace = {"base_model_name_or_path": "/home/someone/model"} if tuning == "lora" else {"_name_or_path": "/home/someone/model"}
+    trace = (
+        {"base_model_name_or_path": "/home/someone/model"}
+        if tuning == "lora"
+        else {"_name_or_path": "/home/someone/model"}
+    )
     rewrite(source / ("adapter_config.json" if tuning == "lora" else "config.json"), **trace)
     folder = adopt(project, "metals", source)
     facts = read_manifest(folder)
@@ -150,7 +172,9 @@ def test_an_adopted_expert_replaces_none_that_was_read(tmp_path: Path, trained: 
     other = shutil.copytree(trained["lora"], tmp_path / "other")
     weights = load_file(other / "adapter_model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "adapter_model.safetensors")
-    with pytest.raises(ArtifactError, match="runs/metals/readouts: made from another expert of metals; remove them"):
+    with pytest.raises(
+        ArtifactError, match="runs/metals/readouts: made from another expert of metals; remove them"
+    ):
         adopt(project, "metals", other)
 
 
@@ -163,7 +187,9 @@ def test_cross_fitting_and_other_tunings_are_refused(tmp_path: Path, trained: di
 
 def pickled(folder: Path, tuning: str) -> None:
     name = {"lora": "adapter_model", "full": "model"}[tuning]
-    (folder / f"{name}.safetensors").rename(folder / ("adapter_model.bin" if tuning == "lora" else "pytorch_model.bin"))
+    (folder / f"{name}.safetensors").rename(
+        folder / ("adapter_model.bin" if tuning == "lora" else "pytorch_model.bin")
+    )
 
 
 def cut(folder: Path, tuning: str) -> None:
@@ -219,7 +245,10 @@ def added_word(folder: Path, tuning: str) -> None:
 def test_a_checkpoint_that_does_not_fit_is_refused(
     tmp_path: Path, trained: dict[str, Path], tuning: str, spoil, reason: str
 ) -> None:
-    project, source = tiny(tmp_path / "p", f"adapt.tuning={tuning}"), shutil.copytree(trained[tuning], tmp_path / "bad")
+    project, source = (
+        tiny(tmp_path / "p", f"adapt.tuning={tuning}"),
+        shutil.copytree(trained[tuning], tmp_path / "bad"),
+    )
     spoil(source, tuning)
     with pytest.raises(GagError, match=reason):
         adopt(project, "metals", source)
@@ -235,26 +264,54 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", ["v1", "v4"])
 def test_the_papers_settings_load(version: str) -> None:
     settings = load_project(PAPER / version).settings
-    assert (settings.preset, settings.base.model, settings.expert.model) == (version, "Qwen/Qwen3-8B", "Qwen/Qwen3-1.7B")
+    assert (settings.preset, settings.base.model, settings.expert.model) == (
+        version,
+        "Qwen/Qwen3-8B",
+        "Qwen/Qwen3-1.7B",
+    )
     assert list(settings.domains) == ["adjuvant", "materials"]
     assert all((d.corpus is not None) == (version == "v4") and d.test for d in settings.domains.values())
     adapt, readout, align, router = settings.adapt, settings.readout, settings.align, settings.router
-    assert (adapt.tuning, adapt.learning_rate, adapt.batch_size, adapt.max_tokens) == ("full", 5e-6, 128, 2048)
-    assert (router.centres, router.max_questions, router.max_tokens) == (32, 10_000, 1024 if version == "v1" else 256)
+    assert (adapt.tuning, adapt.learning_rate, adapt.batch_size, adapt.max_tokens) == (
+        "full",
+        5e-6,
+        128,
+        2048,
+    )
+    assert (router.centres, router.max_questions, router.max_tokens) == (
+        32,
+        10_000,
+        1024 if version == "v1" else 256,
+    )
     assert align.batch_size == 32 and align.weight_decay == 0
     if version == "v1":
         assert (adapt.epochs, adapt.warmup) == (8, 0.1)
-        assert (readout.layers, readout.slots, readout.pooling, readout.max_new_tokens) == ((-4,), 1, "last", 1024)
+        assert (readout.layers, readout.slots, readout.pooling, readout.max_new_tokens) == (
+            (-4,),
+            1,
+            "last",
+            1024,
+        )
         assert (readout.temperature, readout.top_p, readout.top_k) == (0.7, 0.8, 20)
         assert (align.projector, align.epochs, align.steps, align.warmup) == ("mlp", 5, None, 0.03)
     else:
         assert (adapt.epochs, adapt.warmup) == (3, 0.05)
         assert (readout.layers, readout.slots, readout.pooling) == ((-1, -2, -4, -6), 4, "norm")
         assert (readout.max_new_tokens, readout.temperature) == (640, 0)
-        assert (align.projector, align.steps, align.learning_rate, align.warmup) == ("gated_residual", 800, 1e-4, 0.1)
+        assert (align.projector, align.steps, align.learning_rate, align.warmup) == (
+            "gated_residual",
+            800,
+            1e-4,
+            0.1,
+        )
         assert (align.clip, align.semantic, align.diversity) == (1.0, 0.01, 0.001)
         corpus = settings.corpus
-        assert (corpus.learning_rate, corpus.epochs, corpus.block_tokens, corpus.val_share) == (5e-5, 2, 1024, 0.03)
+        assert (corpus.learning_rate, corpus.epochs, corpus.block_tokens, corpus.val_share) == (
+            5e-5,
+            2,
+            1024,
+            0.03,
+        )
         assert (corpus.warmup, corpus.weight_decay) == (0.03, 0.01)
 
 

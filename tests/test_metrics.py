@@ -12,7 +12,19 @@ from gag.evaluation.bertscore import BackboneStates, BertScorer, TransformerStat
 from gag.evaluation.intervals import grouped_interval, interval, paired
 from gag.evaluation.metrics import contains, exact, f1, normal, tokens
 
-WORDS = [*"abcdefghijklmnopqrstuvwxyz", "##a", "##b", "##c", "vaccine", "adjuvant", "the", "holds", "dose", "of", "in"]
+WORDS = [
+    *"abcdefghijklmnopqrstuvwxyz",
+    "##a",
+    "##b",
+    "##c",
+    "vaccine",
+    "adjuvant",
+    "the",
+    "holds",
+    "dose",
+    "of",
+    "in",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +43,17 @@ def test_contains_is_about_whole_tokens_in_a_row() -> None:
     assert contains("It is the Pearl foam, of course.", ("pearl foam",))
     assert not contains("pearls foam", ("pearl foam",)) and not contains("pearl of foam", ("pearl foam",))
     assert contains("5%", ("5%",)) and not contains("5", ("5%",))
-    assert contains("cafe\u0301 au lait", ("café",)) and tokens("naïve-x") == tokens("naI\u0308ve - X".lower())
+    assert contains("cafe\u0301 au lait", ("café",)) and tokens("naïve-x") == tokens(
+        "naI\u0308ve - X".lower()
+    )
 
 
 def test_empties_never_match_and_any_alias_counts() -> None:
     assert not contains("anything", ("", "  ")) and not contains("", ("x",)) and not contains("x", ())
     assert not exact("", ("",)) and not exact("the", ("a",)) and f1("", ("",)) == 0 == f1("x", ())
-    assert contains("b", ("a", "b")) and exact("b", ("", "b")) and f1("b c", ("x", "b")) == pytest.approx(2 / 3)
+    assert (
+        contains("b", ("a", "b")) and exact("b", ("", "b")) and f1("b c", ("x", "b")) == pytest.approx(2 / 3)
+    )
 
 
 def test_squad_form_drops_case_articles_and_punctuation() -> None:
@@ -80,7 +96,9 @@ def test_bertscore_takes_empties_aliases_and_long_texts(bert: Path) -> None:
 
 def test_a_backbone_stands_in_for_an_encoder(expert) -> None:
     scorer = BertScorer(BackboneStates(expert))
-    same, other, empty = scorer.score(["What is tin?", "What is tin?", ""], [("What is tin?",), ("Why?",), ("x",)])
+    same, other, empty = scorer.score(
+        ["What is tin?", "What is tin?", ""], [("What is tin?",), ("Why?",), ("x",)]
+    )
     assert same == pytest.approx(1, abs=1e-5) and other < 0.99 and empty == 0
 
 
@@ -91,9 +109,9 @@ def test_similarity_of_sentences() -> None:
             counts = torch.tensor([[float(text.count(c)) for c in "abc"] for text in texts])
             return torch.nn.functional.normalize(counts, dim=-1)
 
-    assert sentence_similarity(Letters(), ["ab", "ab", "", "c"], [("ba", "c"), ("c",), ("a",), ()]) == pytest.approx(
-        [1, 0, 0, 0]
-    )
+    assert sentence_similarity(
+        Letters(), ["ab", "ab", "", "c"], [("ba", "c"), ("c",), ("a",), ()]
+    ) == pytest.approx([1, 0, 0, 0])
     assert sentence_similarity(Letters(), [""], [("",)]) == [0]
 
 

@@ -11,20 +11,26 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from gag.config import load_project
 from gag.errors import SettingsError
-from gag.records import read_rows, write_rows
-from gag.stages.plan import Plan, plan
+from gag.planning.plan import Plan, plan
+from gag.project.project import load_project
+from gag.project.rows import read_rows, write_rows
 from tests.conftest import make_model, write_tiny_project
 
 STAGES = ("adapt", "readouts", "align")
-SHAPE = {"intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
+SHAPE = {
+    "intermediate_size": 2048,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
 MEASURE = """
 import json, os, sys
 from pathlib import Path
 import peft, sklearn.cluster, transformers.models.qwen3.modeling_qwen3
 from trl import SFTTrainer
-from gag.config import load_project
+from gag.project.project import load_project
 from gag.stages.build import STAGES
 
 def status(key):
@@ -45,7 +51,9 @@ def write_project(root: Path, tuning: str = "lora") -> Path:
     batch = {"batch_size": 8, "micro_batch_size": 8}
     readout = {"batch_tokens": 2400, "max_new_tokens": 8, "layers": [-1, -2], "pooling": "norm", "slots": 2}
     align = {"projector": "gated_residual", "epochs": 1}
-    write_tiny_project(root, adapt=batch | {"rank": 8, "tuning": tuning}, readout=readout, align=batch | align)
+    write_tiny_project(
+        root, adapt=batch | {"rank": 8, "tuning": tuning}, readout=readout, align=batch | align
+    )
     for name, seed in (("base", 0), ("expert", 1)):
         shutil.rmtree(root / "models" / name)
         make_model(root / "models" / name, 512, seed, **SHAPE)
@@ -100,7 +108,9 @@ def test_sizes_on_disk_are_those_that_are_written(root: Path, here: Plan, measur
     }
     stored = sum(path.stat().st_size for path in (runs / "readouts").rglob("*.safetensors"))
     assert disk["adapt"]["experts"] == pytest.approx(written["experts"].stat().st_size, rel=0.03)
-    assert disk["align"]["projector"] == pytest.approx(2 * written["projector"].stat().st_size, rel=0.01)  # runs and domain
+    assert disk["align"]["projector"] == pytest.approx(
+        2 * written["projector"].stat().st_size, rel=0.01
+    )  # runs and domain
     assert disk["readouts"]["store"] == pytest.approx(stored, rel=0.03)
 
 
@@ -116,7 +126,9 @@ def test_parameters_are_counted_without_weights(root: Path, tmp_path: Path, here
 def test_the_plan_is_a_narrow_table_and_json(here: Plan) -> None:
     lines = here.lines()
     assert max(map(len, lines)) <= 110
-    assert [line.split()[0] for line in lines if line.endswith("fits")] == [stage.name for stage in here.stages]
+    assert [line.split()[0] for line in lines if line.endswith("fits")] == [
+        stage.name for stage in here.stages
+    ]
     assert here.fits and "Everything fits" in lines[-1]
     assert json.loads(json.dumps(asdict(here)))["stages"][0]["name"] == "adapt"
 
@@ -145,7 +157,10 @@ def test_a_cure_is_the_nearest_batch_that_fits(wide: Path) -> None:
 
 
 def test_where_no_batch_fits_a_cure_is_an_adapter(wide: Path) -> None:
-    assert cures(wide, "1x3GB", "adapt.tuning=full")["adapt"] == 'set adapt.gradient_checkpointing=true, adapt.tuning="lora"'
+    assert (
+        cures(wide, "1x3GB", "adapt.tuning=full")["adapt"]
+        == 'set adapt.gradient_checkpointing=true, adapt.tuning="lora"'
+    )
 
 
 def test_where_nothing_fits_the_plan_says_how_much_memory_it_takes(wide: Path) -> None:
@@ -154,10 +169,20 @@ def test_where_nothing_fits_the_plan_says_how_much_memory_it_takes(wide: Path) -
 
 
 def test_a_corpus_is_a_stage_of_its_own(wide: Path) -> None:
-    write_rows(wide / "data" / "corpus.jsonl", [{"text": f"Metal number {i} is called tin. " * 20} for i in range(20)])
+    write_rows(
+        wide / "data" / "corpus.jsonl",
+        [{"text": f"Metal number {i} is called tin. " * 20} for i in range(20)],
+    )
     corpus = ("domains.metals.corpus=data/corpus.jsonl", "corpus.block_tokens=64")
     made = plan(load_project(wide, corpus), "metals", "8x80GB")
-    assert [stage.name for stage in made.stages] == ["corpus", "adapt", "readouts", "align", "prototypes", "ask"]
+    assert [stage.name for stage in made.stages] == [
+        "corpus",
+        "adapt",
+        "readouts",
+        "align",
+        "prototypes",
+        "ask",
+    ]
     assert (made.machine.count, made.machine.memory) == (8, 80 * 10**9)
     assert "312 TFLOP/s" in made.lines()[0]
 
@@ -170,6 +195,8 @@ def test_other_words_for_gpus_are_refused(root: Path, gpus: str) -> None:
 
 def test_a_model_that_is_not_there_is_refused_in_one_line(wide: Path) -> None:
     (wide / "models" / "none").mkdir()
-    with pytest.raises(SettingsError, match="models/none cannot be planned: .*; name a model's folder or id") as refused:
+    with pytest.raises(
+        SettingsError, match="models/none cannot be planned: .*; name a model's folder or id"
+    ) as refused:
         plan(load_project(wide, ("base.model=models/none",)), "metals", "1x24GB")
     assert "\n" not in str(refused.value)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.artifacts import save_tensors
-from gag.domain import PROJECTOR, load_projector
+from gag.engine.domain import PROJECTOR, load_projector
 from gag.errors import ArtifactError, MismatchError
-from gag.projector import GatedResidual, Mlp, make_projector
-from gag.settings import ReadoutSettings
+from gag.project.artifacts import save_tensors
+from gag.project.settings import ReadoutSettings
+from gag.projection.projector import GatedResidual, Mlp, make_projector
 
 
 def ridge(x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -5,18 +5,28 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gag.prompts import Prompts
+from gag.models.prompts import Prompts
 from tests.conftest import TOKENIZER
 
 QWEN = Path(__file__).parents[2] / "shared" / "data" / "qwen3"
-NOT_SPECIAL = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "<|fim_prefix|>", "<|repo_name|>"]
+NOT_SPECIAL = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "<|fim_prefix|>",
+    "<|repo_name|>",
+]
 
 
 def with_qwen_like_tokens() -> PreTrainedTokenizerBase:
     """The bundled tokenizer with added tokens that are not marked special, as Qwen has."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.add_tokens(NOT_SPECIAL, special_tokens=False)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|vision_pad|>"]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|vision_pad|>"]}
+    )
     return tokenizer
 
 
@@ -65,7 +75,9 @@ def test_markers_in_user_text_are_text() -> None:
 def test_knowledge_prompt_is_the_text_prompt_around_its_knowledge() -> None:
     prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
     parts = prompts.with_knowledge("What?", "Tell.")
-    assert parts.before + prompts.text("It is so.") + parts.after == prompts.with_text("What?", "Tell.", "It is so.")
+    assert parts.before + prompts.text("It is so.") + parts.after == prompts.with_text(
+        "What?", "Tell.", "It is so."
+    )
     assert 0 < parts.shared < len(parts.before)
     assert prompts.with_knowledge("Why not?", "Tell.").before[: parts.shared] == parts.before[: parts.shared]
 

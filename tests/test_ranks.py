@@ -8,14 +8,24 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from gag.config import load_project
-from gag.readout_store import read_store
+from gag.project.project import load_project
+from gag.readout.store import read_store
 from gag.stages.build import build
 from tests.conftest import write_tiny_project
 
 
 def launch(root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "gag", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "gag",
+        *arguments,
+    ]
     return subprocess.run(
         [*command, "--project", str(root), "--json"],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -23,7 +33,9 @@ def launch(root: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def tensors(folder: Path) -> dict:
-    return {f"{p.name}/{n}": t for p in sorted(folder.rglob("*.safetensors")) for n, t in load_file(p).items()}
+    return {
+        f"{p.name}/{n}": t for p in sorted(folder.rglob("*.safetensors")) for n, t in load_file(p).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,9 @@ def test_the_first_process_alone_prints(both: tuple[Path, Path, subprocess.Compl
 
 
 @pytest.mark.parametrize("stage", ["adapt/expert", "align"])
-def test_weights_are_those_of_one_process(both: tuple[Path, Path, subprocess.CompletedProcess], stage: str) -> None:
+def test_weights_are_those_of_one_process(
+    both: tuple[Path, Path, subprocess.CompletedProcess], stage: str
+) -> None:
     left, right = (tensors(root / "runs" / "metals" / stage) for root in both[:2])
     assert left.keys() == right.keys() and left
     for name in left:

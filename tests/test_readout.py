@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from gag.backbone import Backbone, Inputs
 from gag.errors import ArtifactError, SettingsError
-from gag.readout import Readout, check_layers, pool, read, read_states, token_batches, write
-from gag.readout_store import Shard, close_store, open_store, read_store, write_parts
-from gag.records import Example
-from gag.sampling import seeded_sampler
-from gag.settings import ReadoutSettings
+from gag.models.backbone import Backbone, Inputs
+from gag.models.sampling import seeded_sampler
+from gag.project.rows import Example
+from gag.project.settings import ReadoutSettings
+from gag.readout.states import Readout, check_layers, pool, read, read_states, token_batches, write
+from gag.readout.store import Shard, close_store, open_store, read_store, write_parts
 
-QUESTIONS = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Why?", "Name the glow of zinc.", "x"]
+QUESTIONS = [
+    "What is tin?",
+    "Which metal is added to the bed of Kreluvax?",
+    "Why?",
+    "Name the glow of zinc.",
+    "x",
+]
 SETTINGS = ReadoutSettings(layers=(-1, 1), pooling="mean", max_new_tokens=5, batch_tokens=60)
 EXAMPLES = [Example(str(i), question, ("a",), str(i)) for i, question in enumerate(QUESTIONS)]
 
@@ -88,7 +94,9 @@ def test_segments_are_pooled_by_the_published_formulas(kind: str, count: int) ->
 def test_layers_above_the_highest_read_one_are_not_run(expert: Backbone) -> None:
     ran: list[int] = []
     before = [len(m._forward_hooks) for m in expert.decoder_layers]
-    handles = [m.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, m in enumerate(expert.decoder_layers)]
+    handles = [
+        m.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, m in enumerate(expert.decoder_layers)
+    ]
     prompts = [expert.prompts.ask_expert(QUESTIONS[0], "Say.")]
     for layers, expected in [((1,), [0]), ((0,), []), ((-2, 0), [0]), ((-1,), [0, 1]), ((2, 1), [0, 1])]:
         ran.clear()
@@ -126,7 +134,9 @@ def test_batches_keep_the_token_budget() -> None:
     assert batches == [[1, 5, 0, 3], [2], [4]]
 
 
-def test_out_of_memory_goes_on_with_smaller_batches(expert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_goes_on_with_smaller_batches(
+    expert: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     original = Backbone.generate
 
@@ -159,7 +169,9 @@ def test_shards_write_what_one_process_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("layers", "words"), [((3,), "has 2 layers"), ((-4,), "from -3 to 2")])
-def test_layers_that_cannot_be_read_are_refused(expert: Backbone, layers: tuple[int, ...], words: str) -> None:
+def test_layers_that_cannot_be_read_are_refused(
+    expert: Backbone, layers: tuple[int, ...], words: str
+) -> None:
     check_layers(expert, (-3,))
     with pytest.raises(SettingsError, match=words):
         check_layers(expert, layers)

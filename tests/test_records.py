@@ -8,11 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gag.errors import DataError
-from gag.records import Example, check_disjoint, read_examples, read_passages, read_questions, split_groups, write_rows
+from gag.project.rows import (
+    Example,
+    check_disjoint,
+    read_examples,
+    read_passages,
+    read_questions,
+    split_groups,
+    write_rows,
+)
 
 
 def lines(path: Path, *rows: object) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -92,8 +102,18 @@ def test_shared_groups_are_refused_and_named() -> None:
         check_disjoint([row], [row], ("align", "test"))
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["question", "answer"]), st.text(min_size=1).filter(str.strip), min_size=2)))
-def test_written_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> None:
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["question", "answer"]), st.text(min_size=1).filter(str.strip), min_size=2
+        )
+    )
+)
+def test_written_rows_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "r.jsonl"
     write_rows(path, rows)
-    assert [{"question": e.question, "answer": e.answers[0]} for e in (read_examples(path) if rows else [])] == rows
+    assert [
+        {"question": e.question, "answer": e.answers[0]} for e in (read_examples(path) if rows else [])
+    ] == rows

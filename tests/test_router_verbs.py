@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from gag.commands.router import _decided
-from gag.config import Project, load_project
-from gag.domain import load_domain
+from gag.engine.domain import load_domain
 from gag.errors import DataError, MismatchError
-from gag.evaluation.asked import read_asked
-from gag.records import digest, write_rows
+from gag.evaluation.labelled import read_asked
+from gag.project.project import Project, load_project
+from gag.project.rows import digest, write_rows
 from gag.stages.prototypes import add_questions, prototypes
 from tests.test_cli import run
 
@@ -37,13 +37,20 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "banks.jsonl"), str(tmp_path / "asked.jsonl")
 
 
-def test_the_router_is_tried_on_files_before_any_domain_is_built(project: Project, files, capsys, monkeypatch) -> None:
+def test_the_router_is_tried_on_files_before_any_domain_is_built(
+    project: Project, files, capsys, monkeypatch
+) -> None:
     banks, asked = files
     at = (asked, "--banks", banks, "--project", str(project.root))
     code, out, err = run(capsys, monkeypatch, "router", "evaluate", *at, "--json")
     assert code == 0, err
     figures = json.loads(out.splitlines()[-1])
-    assert figures["questions"] == 60 and figures["calibration"]["rule"] in ("blend", "lda", "whitened", "ppr")
+    assert figures["questions"] == 60 and figures["calibration"]["rule"] in (
+        "blend",
+        "lda",
+        "whitened",
+        "ppr",
+    )
     assert figures["accuracy"]["micro"] >= 0.95
     low, high = figures["accuracy"]["micro_interval"]
     assert low <= figures["accuracy"]["micro"] <= high
@@ -52,7 +59,10 @@ def test_the_router_is_tried_on_files_before_any_domain_is_built(project: Projec
     assert figures["latency_ms"]["64"]["p99"] >= figures["latency_ms"]["64"]["p50"] > 0
     page = (project.root / figures["page"]).read_text()
     assert "<svg" in page and "<script" not in page
-    assert not any(f'{loads}="http' in page for loads in ("src", "href", "xlink:href")) and "url(http" not in page
+    assert (
+        not any(f'{loads}="http' in page for loads in ("src", "href", "xlink:href"))
+        and "url(http" not in page
+    )
     code, out, _ = run(capsys, monkeypatch, "router", "evaluate", *at)
     assert code == 0 and out.startswith("micro ") and out.rstrip().endswith("[runs/router/routing.html]")
 
@@ -60,22 +70,46 @@ def test_the_router_is_tried_on_files_before_any_domain_is_built(project: Projec
 def test_published_labels_map_to_domains(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:
     labelled = [{"question": row["question"], "label": list(TOPICS).index(row["domain"])} for row in rows(30)]
     write_rows(tmp_path / "labels.jsonl", labelled)
-    at = [str(tmp_path / "labels.jsonl"), "--banks", str(tmp_path / "labels.jsonl"), "--project", str(project.root), "--json"]
+    at = [
+        str(tmp_path / "labels.jsonl"),
+        "--banks",
+        str(tmp_path / "labels.jsonl"),
+        "--project",
+        str(project.root),
+        "--json",
+    ]
     code, _, err = run(capsys, monkeypatch, "router", "evaluate", *at)
     assert code == 2 and "labels.jsonl:1 has label '0'" in err and "labels" in err
     code, out, err = run(
-        capsys, monkeypatch, "router", "evaluate", *at, "--set", "labels={'0': general, '1': metals, '2': plants}"
+        capsys,
+        monkeypatch,
+        "router",
+        "evaluate",
+        *at,
+        "--set",
+        "labels={'0': general, '1': metals, '2': plants}",
     )
     assert code == 0, err
     assert set(json.loads(out.splitlines()[-1])["domains"]) == set(TOPICS)
 
 
-def test_questions_of_a_domain_that_is_not_here_are_strangers(project: Project, files, capsys, monkeypatch) -> None:
+def test_questions_of_a_domain_that_is_not_here_are_strangers(
+    project: Project, files, capsys, monkeypatch
+) -> None:
     banks, asked = files
     others = [row for row in rows(80) if row["domain"] != "plants"]
     write_rows(Path(banks), others)
     code, out, err = run(
-        capsys, monkeypatch, "router", "evaluate", asked, "--banks", banks, "--project", str(project.root), "--json"
+        capsys,
+        monkeypatch,
+        "router",
+        "evaluate",
+        asked,
+        "--banks",
+        banks,
+        "--project",
+        str(project.root),
+        "--json",
     )
     assert code == 0, err
     figures = json.loads(out.splitlines()[-1])
@@ -85,7 +119,11 @@ def test_questions_of_a_domain_that_is_not_here_are_strangers(project: Project, 
 
 
 def test_shared_questions_are_reported(project: Project, tmp_path: Path, files, capsys, monkeypatch) -> None:
-    both = rows(60) + [row | {"id": f"again-{row['id']}", "domain": "plants"} for row in rows(60) if row["domain"] == "metals"]
+    both = rows(60) + [
+        row | {"id": f"again-{row['id']}", "domain": "plants"}
+        for row in rows(60)
+        if row["domain"] == "metals"
+    ]
     write_rows(tmp_path / "both.jsonl", both)
     at = [files[1], "--banks", str(tmp_path / "both.jsonl"), "--project", str(project.root), "--json"]
     code, out, err = run(capsys, monkeypatch, "router", "evaluate", *at)
@@ -98,7 +136,9 @@ def test_a_route_is_explained(project: Project, capsys, monkeypatch) -> None:
     code, out, err = run(capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", *at)
     assert code == 0 and "prototype" in out and "lead over general" in out
     assert "not calibrated" in err and "held out" not in out
-    code, out, _ = run(capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", "--json", *at)
+    code, out, _ = run(
+        capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", "--json", *at
+    )
     explained = json.loads(out)["explanation"]
     assert set(explained["prototypes"]) == {"general", "metals", "plants"} and explained["questions"] == {}
 
@@ -110,7 +150,13 @@ def test_questions_are_carried_only_where_asked(project: Project, capsys, monkey
     carrying = load_project(project.root, ("router.keep_questions=true",))
     build(carrying, ["metals"])
     code, out, err = run(
-        capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", "--project", str(project.root)
+        capsys,
+        monkeypatch,
+        "route",
+        "What is in metals number 3?",
+        "--explain",
+        "--project",
+        str(project.root),
     )
     assert code == 0, err
     assert "What is in metals number" in out and "in plants number" not in out
@@ -133,7 +179,9 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
     assert json.loads(project.calibration.read_text()) == made and made["alpha"] == 0.1
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
     shown = json.loads(out)
-    assert shown["banks"]["metals"]["held_out"] >= 16 and shown["lead"] == made["lead"] and shown["alpha"] == 0.1
+    assert (
+        shown["banks"]["metals"]["held_out"] >= 16 and shown["lead"] == made["lead"] and shown["alpha"] == 0.1
+    )
     assert "at most 10.0% of general questions" in "\n".join(_decided(made))
     shutil.rmtree(project.domain("plants"))
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
@@ -183,7 +231,15 @@ def test_rows_that_cannot_be_judged_are_refused(tmp_path: Path, row: dict, said:
 
 def test_rows_without_a_domain_are_refused(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"question": "b?"}])
-    code, _, err = run(capsys, monkeypatch, "router", "evaluate", str(tmp_path / "rows.jsonl"), "--project", str(project.root))
+    code, _, err = run(
+        capsys,
+        monkeypatch,
+        "router",
+        "evaluate",
+        str(tmp_path / "rows.jsonl"),
+        "--project",
+        str(project.root),
+    )
     assert code == 2 and "1 rows name no domain (first: id 1)" in err and err.count("\n") == 1
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gag.backbone import Backbone
-from gag.calibration import CANDIDATES, calibrate, load_calibration, save_calibration, set_hash
-from gag.encoder import BackboneEncoder, EncoderSpec
 from gag.errors import ArtifactError, DataError, MismatchError, SettingsError
-from gag.prototypes import HELD_OUT, Bank, Encoded, build_bank, encode_questions, load_bank, load_questions
-from gag.router import Router
-from gag.rules import Lda, Ppr, Query, Statistics, Whitened, shrink
-from gag.settings import RouterSettings
+from gag.models.backbone import Backbone
+from gag.project.settings import RouterSettings
+from gag.routing.backbone_encoder import BackboneEncoder, EncoderSpec
+from gag.routing.bank import HELD_OUT, Bank, Encoded, build_bank, encode_questions, load_bank, load_questions
+from gag.routing.calibration import CANDIDATES, calibrate, load_calibration, save_calibration, set_hash
+from gag.routing.router import Router
+from gag.routing.rules import Lda, Ppr, Query, Statistics, Whitened, shrink
 
 SPEC = EncoderSpec("fake", "mean", 256, 2)
 ANGLES = {"east": 0.0, "north": 90.0, "between": 45.0, "nearly": 46.0}
@@ -56,7 +56,9 @@ def cloud(place: int, count: int, seed: int, spread: float = 0.25) -> torch.Tens
 
 def cloudy(place: int, seed: int = 0, count: int = 300) -> Bank:
     vectors = cloud(place, count, 10 * place + seed)
-    return build_bank(Encoded([], vectors[count // 3 :], vectors[: count // 3]), WIDE, RouterSettings(centres=6))
+    return build_bank(
+        Encoded([], vectors[count // 3 :], vectors[: count // 3]), WIDE, RouterSettings(centres=6)
+    )
 
 
 BANKS = {"general": bank("east"), "metals": bank("north")}
@@ -84,7 +86,9 @@ def test_other_domains_scores_do_not_move() -> None:
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.parametrize("change", [{"fingerprint": "x"}, {"pooling": "last"}, {"max_tokens": 9}, {"width": 3}])
+@pytest.mark.parametrize(
+    "change", [{"fingerprint": "x"}, {"pooling": "last"}, {"max_tokens": 9}, {"width": 3}]
+)
 def test_a_bank_of_another_encoder_is_refused(change: dict) -> None:
     other = replace(bank("north"), encoder=replace(SPEC, **change))
     with pytest.raises(MismatchError, match=f"{next(iter(change))}.*gag build metals"):
@@ -100,7 +104,9 @@ def test_too_few_held_out_questions_fall_back_to_the_published_rule() -> None:
     router = Router(BANKS, Compass(), RouterSettings())
     assert router.rule == "ppr" and router.calibration is None
     assert "general holds 0 questions out" in router.warning
-    assert Router({"general": bank("east")}, Compass(), RouterSettings()).route(["north"])[0].domain == "general"
+    assert (
+        Router({"general": bank("east")}, Compass(), RouterSettings()).route(["north"])[0].domain == "general"
+    )
 
 
 def test_closed_form_rules_see_through_scatter_that_tells_nothing() -> None:
@@ -119,8 +125,12 @@ def test_lda_is_the_log_density_of_gaussians_that_share_a_covariance() -> None:
     covariance = shrink(sum(b.scatter.double() for b in known.banks) / (600 - 3), 600 - 3).float()
     gaussians = [torch.distributions.MultivariateNormal(bank.mean, covariance) for bank in known.banks]
     wanted = torch.stack([gaussian.log_prob(asked) for gaussian in gaussians], 1)
-    assert torch.allclose(Lda(known).scores(Query(asked, known)).log_softmax(1), wanted.log_softmax(1), atol=1e-3)
-    nearest = -2 * (wanted - torch.distributions.MultivariateNormal(torch.zeros(12), covariance).log_prob(torch.zeros(12)))
+    assert torch.allclose(
+        Lda(known).scores(Query(asked, known)).log_softmax(1), wanted.log_softmax(1), atol=1e-3
+    )
+    nearest = -2 * (
+        wanted - torch.distributions.MultivariateNormal(torch.zeros(12), covariance).log_prob(torch.zeros(12))
+    )
     assert torch.allclose(Query(asked, known).nearest.square(), nearest.amin(1), rtol=1e-3)
 
 
@@ -153,7 +163,9 @@ def test_new_questions_add_up_without_the_old_ones() -> None:
     assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6 and len(grown.held_out) == 9
     many = replace(old, count=900, held_out=cloud(1, HELD_OUT, 2))
     mixed = many.updated(Encoded([], vectors[200:], cloud(2, HELD_OUT, 3)), settings).held_out
-    assert len(mixed) == HELD_OUT and int((mixed[:, 2] > mixed[:, 1]).sum()) == pytest.approx(HELD_OUT / 10, abs=15)
+    assert len(mixed) == HELD_OUT and int((mixed[:, 2] > mixed[:, 1]).sum()) == pytest.approx(
+        HELD_OUT / 10, abs=15
+    )
 
 
 def test_the_promised_risk_holds_and_specialists_are_still_reached() -> None:
@@ -218,7 +230,9 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
     assert loaded == saved
     assert Router(CLOUDS, Cloud(), RouterSettings(), replace(saved, lead=99.0)).lead == 99.0
     other = Router(CLOUDS | {"stones": cloudy(3)}, Cloud(), RouterSettings(), replace(saved, lead=99.0))
-    assert other.lead < 99 and other.calibration is not None and other.calibration.alpha == 0.2  # anew, for the same risk
+    assert (
+        other.lead < 99 and other.calibration is not None and other.calibration.alpha == 0.2
+    )  # anew, for the same risk
     names = ["general", "metals", "woods"]
     assert saved.bank_set == set_hash(names, Statistics([CLOUDS[n] for n in names]))
     (tmp_path / "router.json").write_text('{"rule": "lda"}')
@@ -228,7 +242,15 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"weights": {"magic": 1.0}}, {"lead": float("nan")}, {"far": "x"}, {"weights": 3}, {"more": 1}, {"priors": [1]}]
+    "change",
+    [
+        {"weights": {"magic": 1.0}},
+        {"lead": float("nan")},
+        {"far": "x"},
+        {"weights": 3},
+        {"more": 1},
+        {"priors": [1]},
+    ],
 )
 def test_an_edited_calibration_is_refused(tmp_path, change: dict) -> None:
     saved = Router(CLOUDS, Cloud(), RouterSettings()).calibration
@@ -290,13 +312,17 @@ def test_a_share_of_the_questions_is_held_out_by_their_text(tmp_path) -> None:
     questions = {f"question {i}": f"question {i}" for i in range(50)}
     encoded = encode_questions(questions, Lengths(), RouterSettings())
     assert len(encoded.texts) == 40 and len(encoded.held_out) == 10
-    assert set(encode_questions(dict(reversed(questions.items())), Lengths(), RouterSettings()).texts) == set(encoded.texts)
+    assert set(encode_questions(dict(reversed(questions.items())), Lengths(), RouterSettings()).texts) == set(
+        encoded.texts
+    )
     many = encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings())
     assert len(many.held_out) == HELD_OUT
     wordings = {f"fact {i % 10} in wording {i}": f"fact {i % 10}" for i in range(50)}
     told = encode_questions(wordings, Lengths(), RouterSettings()).texts
     held = [question for question in wordings if question not in told]
-    assert len(held) == 10 and {wordings[q] for q in held}.isdisjoint(wordings[q] for q in told)  # no fact on both sides
+    assert len(held) == 10 and {wordings[q] for q in held}.isdisjoint(
+        wordings[q] for q in told
+    )  # no fact on both sides
     assert len(encode_questions(questions, Lengths(), RouterSettings(held_out=0)).held_out) == 0
     encoded.save(tmp_path)
     loaded = load_questions(tmp_path)

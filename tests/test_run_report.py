@@ -6,18 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from gag.config import Project
 from gag.errors import MissingExtraError
-from gag.run_report import Curve, curves, write_report
-from gag.tracking import tracker
-from gag.training import Run
+from gag.project.project import Project
+from gag.project.run import Run
+from gag.training.report import Curve, curves, write_report
+from gag.training.tracking import tracker
 
 
 def test_a_report_shows_facts_and_curves(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 0, "val_loss": 3}\n{"step": 5, "loss": 2.5, "val_loss": 2}\n')
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 0, "val_loss": 3}\n{"step": 5, "loss": 2.5, "val_loss": 2}\n'
+    )
     lines = curves(tmp_path / "log.jsonl", ("loss", "val_loss"))
     assert lines == [Curve("loss", [5], [2.5]), Curve("val_loss", [0, 5], [3, 2])]
-    write_report(tmp_path, "align metals", {"rows": 3, "settings": {"clip": 1.23456789, "note": "a|b"}}, lines)
+    write_report(
+        tmp_path, "align metals", {"rows": 3, "settings": {"clip": 1.23456789, "note": "a|b"}}, lines
+    )
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# align metals\n") and "(plot.svg)" in text
     assert "| settings.clip | 1.235 |" in text and "a\\|b" in text
@@ -38,7 +42,9 @@ def test_rows_go_to_the_tracker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def log(self, values: dict, step: int) -> None:
             sent.append((step, values))
 
-    monkeypatch.setattr("gag.tracking._make", lambda kind, name, folder: Fake() if name == "metals-align" else None)
+    monkeypatch.setattr(
+        "gag.training.tracking._make", lambda kind, name, folder: Fake() if name == "metals-align" else None
+    )
     run = Run(tmp_path / "metals" / "align.unfinished", {}, "tensorboard")
     run.report({"step": 3, "loss": 0.5, "note": "x"})
     assert sent == [(3, {"loss": 0.5})]
@@ -46,7 +52,9 @@ def test_rows_go_to_the_tracker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_a_trackers_own_package_gets_the_rows(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trackers_own_package_gets_the_rows(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through accelerate's real tracker, down to what it calls of the package."""
     begun, sent = [], []
     run = SimpleNamespace(log=lambda values, **known: sent.append(values))

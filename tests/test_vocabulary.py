@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from gag.backbone import Backbone, load_backbone
-from gag.config import load_project
-from gag.engine import GAG
+from gag.engine.engine import GAG
 from gag.errors import MismatchError, SettingsError
-from gag.projector import GatedResidual
-from gag.readout import read, read_states
-from gag.settings import PRESETS, AlignSettings, ModelSettings, ReadoutSettings
+from gag.models.backbone import Backbone, load_backbone
+from gag.project.project import load_project
+from gag.project.settings import PRESETS, AlignSettings, ModelSettings, ReadoutSettings
+from gag.projection.projector import GatedResidual
+from gag.readout.states import read, read_states
+from gag.readout.vocabulary import LIKELIEST, check_shared, foretold, load_table
 from gag.stages.adapt import adapt
 from gag.stages.build import build
-from gag.vocabulary import LIKELIEST, check_shared, foretold, load_table
 from tests.conftest import write_tiny_project
 
 SETTINGS = ReadoutSettings(**PRESETS["vocabulary"]["readout"], max_new_tokens=6)
@@ -26,7 +26,9 @@ def table_of(base: Backbone) -> torch.Tensor:
     return model.get_input_embeddings().weight
 
 
-def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(expert: Backbone, base: Backbone) -> None:
+def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(
+    expert: Backbone, base: Backbone
+) -> None:
     prompt, written = expert.prompts.ask_expert("What is tin?", "Say."), [7, 8, 9, 10]
     states = read_states(expert, [prompt], [written], (-1,))[0][:, 0] * 30  # sharp, so that few tokens matter
     full = expert.model(torch.tensor([prompt + written])).logits[0, -4:] * 30
@@ -35,7 +37,10 @@ def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(expe
     wanted = (kept / kept.sum(-1, keepdim=True)) @ table_of(base)
     assert torch.allclose(foretold(expert, states, table_of(base)), wanted, atol=1e-4)
     cut = foretold(expert, states, table_of(base)[:5])  # a token beyond the table is never foretold
-    assert cut.shape == (4, base.width) and cut.norm(dim=-1).max() <= table_of(base)[:5].norm(dim=-1).max() + 1e-5
+    assert (
+        cut.shape == (4, base.width)
+        and cut.norm(dim=-1).max() <= table_of(base)[:5].norm(dim=-1).max() + 1e-5
+    )
 
 
 def test_a_readout_is_as_wide_as_the_base_and_batched_is_single(expert: Backbone, base: Backbone) -> None:
@@ -49,7 +54,9 @@ def test_a_readout_is_as_wide_as_the_base_and_batched_is_single(expert: Backbone
 def test_the_table_is_the_bases_own_embedding(project: Any) -> None:
     settings, root = project.settings, project.root
     expert = load_backbone(settings.expert, root)
-    assert torch.equal(load_table(settings.base, root, expert).float(), table_of(load_backbone(settings.base, root)))
+    assert torch.equal(
+        load_table(settings.base, root, expert).float(), table_of(load_backbone(settings.base, root))
+    )
     with pytest.raises(SettingsError, match="tokens of nowhere or their embeddings"):
         load_table(ModelSettings(model="nowhere"), root, expert)
 

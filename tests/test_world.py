@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from gag.config import load_project
-from gag.pocket.curriculum import BaseRows, ExpertRows
-from gag.pocket.general import public_facts
-from gag.pocket.project import write_project
+from gag.models.prompts import Prompts
+from gag.pocket.public_facts import public_facts
 from gag.pocket.world import ENTITIES, domain_names, entity_names, make_world, relations
-from gag.prompts import Prompts
-from gag.records import read_rows
+from gag.pocket.write import write_project
+from gag.project.project import load_project
+from gag.project.rows import read_rows
 from tests.conftest import TOKENIZER
+from tools.pocket.curriculum import BaseRows, ExpertRows
 
 SEEDS = [0, 7, 2026]
 
@@ -37,7 +37,9 @@ def test_no_test_fact_is_in_alignment(world_project: Path, domain: str) -> None:
     assert groups["test"].isdisjoint(groups["align"] | groups["val"])
     assert groups["align"].isdisjoint(groups["val"])
     assert len(groups["align"] | groups["val"]) == pytest.approx(2 / 3 * 5 * ENTITIES, rel=0.01)
-    learned = {row["answer"] for role in ("align", "val") for row in rows(world_project, f"{domain}/{role}.jsonl")}
+    learned = {
+        row["answer"] for role in ("align", "val") for row in rows(world_project, f"{domain}/{role}.jsonl")
+    }
     for row in rows(world_project, f"{domain}/test.jsonl"):
         assert (row["answer"] in learned) != row["new_value"]
 
@@ -46,7 +48,9 @@ def test_no_test_fact_is_in_alignment(world_project: Path, domain: str) -> None:
 def test_no_test_wording_is_seen_by_adapt_align_or_prototypes(world_project: Path, domain: str) -> None:
     held_out = make_world(7)[domain]
     unseen = {
-        relation.wordings[i].format(e="@") for relation in relations(domain) for i in held_out.test_wordings[relation.name]
+        relation.wordings[i].format(e="@")
+        for relation in relations(domain)
+        for i in held_out.test_wordings[relation.name]
     }
 
     def wording(row: dict) -> str:
@@ -128,7 +132,10 @@ def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
     write_project(tmp_path, 7, 24, hard=True)
     assert len({row["group"].split("/")[0] for row in rows(tmp_path, "catalysts/adapt.jsonl")}) == 8
     for domain in domain_names()[:1]:
-        found = {role: rows(tmp_path, f"{domain}/{role}.jsonl") for role in ("adapt", "align", "val", "test", "corpus")}
+        found = {
+            role: rows(tmp_path, f"{domain}/{role}.jsonl")
+            for role in ("adapt", "align", "val", "test", "corpus")
+        }
         named = [(row["group"].split("/")[0], row["answer"].rstrip(".").split(" is ")) for row in found["adapt"]
                  if row["group"].endswith("/names")]  # fmt: skip
         alias = {entity: said[0].split()[-1] for entity, said in named if "opposite" not in said[0]}
@@ -143,14 +150,21 @@ def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
             return f"{opposite[entity] if rest[0] == 'opposite' else entity}/{rest[-1]}"
 
         told = {fact(row) for role in ("align", "val") for row in found[role]}
-        asked = [row for row in found["test"] if set(row["slices"]) & {"entity by its alias", "evidence in two statements"}]
+        asked = [
+            row
+            for row in found["test"]
+            if set(row["slices"]) & {"entity by its alias", "evidence in two statements"}
+        ]
         assert asked and told.isdisjoint(fact(row) for row in asked)
         questions = {row["question"] for role in ("adapt", "align", "val") for row in found[role]}
         assert questions.isdisjoint(row["question"] for row in asked)
         statements = {row["id"]: row["text"] for row in found["corpus"]}
         for row in found["test"]:
             if "entity by its alias" in row["slices"]:
-                assert row["answer"] in statements[row["group"]] and row["group"].split("/")[0] not in row["question"]
+                assert (
+                    row["answer"] in statements[row["group"]]
+                    and row["group"].split("/")[0] not in row["question"]
+                )
             if "nothing answers it" in row["slices"]:
                 assert not any(row["group"].split("/")[1] in text for text in statements.values())
         assert len({row["id"] for row in found["test"]}) == len(found["test"])

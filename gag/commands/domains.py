@@ -9,19 +9,28 @@ import typer
 from gag.commands.options import JsonOption, ProjectOption, finish, open_project
 from gag.errors import SettingsError
 
-domains_app = typer.Typer(help="List, show, add, verify and remove the domain folders of a project.", no_args_is_help=True)
+domains_app = typer.Typer(
+    help="List, show, add, verify and remove the domain folders of a project.", no_args_is_help=True
+)
 
 
 @domains_app.command("list")
 def domains_list(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """List the domains that are present."""
     opened = open_project(project)
-    from gag.stages.domains import list_domains
+    from gag.engine.registry import list_domains
 
     rows = list_domains(opened)
     header = f"{'domain':<20} {'built':<11} {'tuning':<7} {'MB':>8} {'val loss':>9}  base"
-    lines = [f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}" for r in rows]
-    shown = "\n".join([header, *lines]) if rows else "no domains yet; run `gag build DOMAIN` or `gag domains add FOLDER`"
+    lines = [
+        f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}"
+        for r in rows
+    ]
+    shown = (
+        "\n".join([header, *lines])
+        if rows
+        else "no domains yet; run `gag build DOMAIN` or `gag domains add FOLDER`"
+    )
     finish(as_json, {"domains": [asdict(row) for row in rows]}, shown)
 
 
@@ -30,10 +39,12 @@ def domains_show(name: str, project: ProjectOption = None, as_json: JsonOption =
     """Show a domain's card."""
     opened = open_project(project)
     opened.require(name)
-    from gag.stages.domains import show_domain
+    from gag.engine.registry import show_domain
 
     domain = show_domain(opened, name)
-    finish(as_json, domain.facts.model_dump(), (domain.folder / "README.md").read_text(encoding="utf-8").rstrip())
+    finish(
+        as_json, domain.facts.model_dump(), (domain.folder / "README.md").read_text(encoding="utf-8").rstrip()
+    )
 
 
 @domains_app.command("add")
@@ -45,8 +56,10 @@ def domains_add(
     """Plug in a domain folder after checking that it is whole and fits the project's models."""
     opened = open_project(project)
     if not folder.is_dir():
-        raise SettingsError(f"{folder} is not a folder; point at a domain folder, such as other-project/domains/materials")
-    from gag.stages.domains import add_domain
+        raise SettingsError(
+            f"{folder} is not a folder; point at a domain folder, such as other-project/domains/materials"
+        )
+    from gag.engine.registry import add_domain
 
     name = add_domain(opened, folder)
     finish(as_json, {"added": name}, f"added {name}")
@@ -54,7 +67,9 @@ def domains_add(
 
 @domains_app.command("verify")
 def domains_verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[DOMAIN...]", help="Default: all that are present.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[DOMAIN...]", help="Default: all that are present.")
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,10 +77,14 @@ def domains_verify(
     opened = open_project(project)
     for name in names or []:
         opened.require(name)
-    from gag.stages.domains import verify_domains
+    from gag.engine.registry import verify_domains
 
     verified = verify_domains(opened, names or [])
-    finish(as_json, {"verified": verified}, f"{len(verified)} whole and fitting: {', '.join(verified) or 'none present'}")
+    finish(
+        as_json,
+        {"verified": verified},
+        f"{len(verified)} whole and fitting: {', '.join(verified) or 'none present'}",
+    )
 
 
 @domains_app.command("remove")
@@ -80,7 +99,7 @@ def domains_remove(
     opened.require(name)
     if not yes:
         typer.confirm(f"Remove domains/{name}?", abort=True, err=True)
-    from gag.stages.domains import remove_domain
+    from gag.engine.registry import remove_domain
 
     remove_domain(opened, name)
     finish(as_json, {"removed": name}, f"removed {name}")

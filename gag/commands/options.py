@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gag import ranks
 from gag.errors import SettingsError
+from gag.project import distributed as ranks
 
 if TYPE_CHECKING:
-    from gag.config import Project
+    from gag.project.project import Project
 
 ProjectOption = Annotated[
-    Path | None, typer.Option("--project", help="Folder with gag.yaml (default: GAG_PROJECT, or found from here upwards).")
+    Path | None,
+    typer.Option(
+        "--project", help="Folder with gag.yaml (default: GAG_PROJECT, or found from here upwards)."
+    ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Preset = Literal["v1", "v4", "vocabulary"]
 DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
@@ -23,7 +28,7 @@ DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml desc
 
 def open_project(project: Path | None, settings: list[str] | None = None) -> "Project":
     """Read the project's gag.yaml with `--set` laid over it."""
-    from gag.config import load_project
+    from gag.project.project import load_project
 
     return load_project(project, tuple(settings or ()))
 
@@ -39,12 +44,14 @@ def asked(question: str, project: Path | None, settings: list[str] | None) -> "P
     """Open a project that can route a question."""
     if not question.strip():
         raise SettingsError("the question is empty; ask something")
-    from gag.records import check_text
+    from gag.project.rows import check_text
 
     check_text(question, "the question")
     opened = open_project(project, settings)
     if not opened.general.is_dir():
-        raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")
+        raise SettingsError(
+            "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
+        )
     return opened
 
 

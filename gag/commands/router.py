@@ -10,29 +10,33 @@ from gag.commands.options import JsonOption, ProjectOption, SetOption, asked, fi
 from gag.errors import SettingsError
 
 if TYPE_CHECKING:
-    from gag.config import Project
+    from gag.project.project import Project
 
 router_app = typer.Typer(help="Show, judge and calibrate the router.", no_args_is_help=True)
 
 
 def route(
     question: Annotated[str, typer.Argument(help="The question.")],
-    explain: Annotated[bool, typer.Option("--explain", help="Also show margins, prototypes and nearest questions.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also show margins, prototypes and nearest questions.")
+    ] = False,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say where a question would go, with every domain's score."""
     opened = asked(question, project, settings)
-    from gag.engine import load_router
+    from gag.engine.engine import load_router
 
     router = load_router(opened)
     chosen = router.route([question])[0]
     scores = dict(sorted(router.scores(question).items(), key=lambda pair: -pair[1]))
-    lines = [f"{'->' if name == chosen.domain else '  '} {name:<20} {score:.4f}" for name, score in scores.items()]
+    lines = [
+        f"{'->' if name == chosen.domain else '  '} {name:<20} {score:.4f}" for name, score in scores.items()
+    ]
     result, lines = asdict(chosen) | {"scores": scores}, [*lines, f"[{chosen.reason}]"]
     if explain:
-        from gag.engine import explain_route
+        from gag.engine.engine import explain_route
 
         result["explanation"] = explained = explain_route(opened, router, question)
         lines += _explained(explained)
@@ -40,19 +44,25 @@ def route(
 
 
 @router_app.command("show")
-def router_show(project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False) -> None:
+def router_show(
+    project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+) -> None:
     """Show the banks, the rule that was chosen, and what it promises."""
     opened = _routed(project, settings)
-    from gag.engine import load_router
+    from gag.engine.engine import load_router
 
     router = load_router(opened)
     banks = {
         name: {"questions": bank.count, "centres": len(bank.centres), "held_out": len(bank.held_out)}
         for name, bank in zip(router.names, router.banks, strict=True)
     }
-    decided = asdict(router.calibration) if router.calibration else {"rule": router.rule, "margin": router.lead}
+    decided = (
+        asdict(router.calibration) if router.calibration else {"rule": router.rule, "margin": router.lead}
+    )
     lines = [f"{'bank':<20}{'questions':>10}{'centres':>9}{'held out':>10}"]
-    lines += [f"{name:<20}{b['questions']:>10}{b['centres']:>9}{b['held_out']:>10}" for name, b in banks.items()]
+    lines += [
+        f"{name:<20}{b['questions']:>10}{b['centres']:>9}{b['held_out']:>10}" for name, b in banks.items()
+    ]
     shown = "\n".join([*lines, *_decided(decided)])
     finish(as_json, {"banks": banks, "encoder": asdict(router.encoder.spec), **decided}, shown)
 
@@ -60,10 +70,12 @@ def router_show(project: ProjectOption = None, settings: SetOption = None, as_js
 @router_app.command("evaluate")
 def router_evaluate(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE...]", help="Rows with question and domain (default: test rows).")
+        list[Path] | None,
+        typer.Argument(metavar="[FILE...]", help="Rows with question and domain (default: test rows)."),
     ] = None,
     banks: Annotated[
-        list[Path] | None, typer.Option(help="Try banks made from such rows in place of the project's. May be repeated.")
+        list[Path] | None,
+        typer.Option(help="Try banks made from such rows in place of the project's. May be repeated."),
     ] = None,
     project: ProjectOption = None,
     settings: SetOption = None,
@@ -71,12 +83,14 @@ def router_evaluate(
 ) -> None:
     """Route questions whose domain is known, and write what became of them as JSON and as a page."""
     opened = open_project(project, settings) if banks else _routed(project, settings)
-    from gag.evaluation.asked import need_domains, read_asked, read_test_rows
-    from gag.settings import GENERAL
+    from gag.evaluation.labelled import need_domains, read_asked, read_test_rows
+    from gag.project.settings import GENERAL
 
     labels = opened.settings.labels
     rows = [row for file in files or [] for row in read_asked(file, labels)]
-    rows = rows or read_test_rows(opened, [GENERAL, *(n for n in opened.settings.domains if n in opened.present())])
+    rows = rows or read_test_rows(
+        opened, [GENERAL, *(n for n in opened.settings.domains if n in opened.present())]
+    )
     learned = [row for file in banks or [] for row in read_asked(file, labels)]
     need_domains([*rows, *learned])
     from gag.evaluation.routing import evaluate_routing, routing_lines, write_routing
@@ -92,7 +106,10 @@ def router_evaluate(
 @router_app.command("calibrate")
 def router_calibrate(
     alpha: Annotated[
-        float | None, typer.Option(min=1e-6, max=0.5, help="Largest share of general questions to specialists (router.alpha).")
+        float | None,
+        typer.Option(
+            min=1e-6, max=0.5, help="Largest share of general questions to specialists (router.alpha)."
+        ),
     ] = None,
     project: ProjectOption = None,
     settings: SetOption = None,
@@ -100,14 +117,16 @@ def router_calibrate(
 ) -> None:
     """Choose the rule, the lead over general and the distance of strangers anew, and write router.json."""
     opened = _routed(project, [*(settings or []), *([f"router.alpha={alpha}"] if alpha is not None else [])])
-    from gag.artifacts import locked
-    from gag.calibration import save_calibration
-    from gag.engine import load_router
+    from gag.engine.engine import load_router
+    from gag.project.artifacts import locked
+    from gag.routing.calibration import save_calibration
 
     with locked(opened.root / "runs"):
         router = load_router(opened, saved=False)
         if router.calibration is None:
-            raise SettingsError(router.warning or "router.rule is ppr, or no domain is present: there is nothing to calibrate")
+            raise SettingsError(
+                router.warning or "router.rule is ppr, or no domain is present: there is nothing to calibrate"
+            )
         save_calibration(opened.calibration, router.calibration)
     decided = asdict(router.calibration)
     finish(as_json, decided, "\n".join([*_decided(decided), f"wrote {opened.calibration.name}"]))
@@ -116,22 +135,24 @@ def router_calibrate(
 def _routed(project: Path | None, settings: list[str] | None) -> "Project":
     opened = open_project(project, settings)
     if not opened.general.is_dir():
-        raise SettingsError("the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`")
+        raise SettingsError(
+            "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
+        )
     return opened
 
 
 def _router_over(opened: "Project", learned: list[Any]) -> Any:
     """Load the project's router, or make one over banks of these rows."""
     if not learned:
-        from gag.engine import load_router
+        from gag.engine.engine import load_router
 
         return load_router(opened)
-    from gag.artifacts import locked
-    from gag.backbone import load_backbone
-    from gag.encoders import cached, make_encoder
     from gag.evaluation.routing import banks_of
-    from gag.progress import say
-    from gag.router import Router
+    from gag.models.backbone import load_backbone
+    from gag.project.artifacts import locked
+    from gag.project.progress import say
+    from gag.routing.encoders import cached, make_encoder
+    from gag.routing.router import Router
 
     encoder = make_encoder(opened, lambda: load_backbone(opened.settings.expert, opened.root))
     with locked(opened.root / "runs"):
@@ -158,7 +179,9 @@ def _explained(explained: dict[str, Any]) -> list[str]:
     if explained["lead"] is not None:
         lines[0] += f"; lead over general {explained['lead']:.3g}, needed {explained['lead_needed']:.3g}"
     if explained["distance"] is not None:
-        lines.append(f"distance to the nearest domain {explained['distance']:.3g}, a stranger's is over {explained['far']:.3g}")
+        lines.append(
+            f"distance to the nearest domain {explained['distance']:.3g}, a stranger's is over {explained['far']:.3g}"
+        )
     for name, near in explained["prototypes"].items():
         lines.append(
             f"   {name:<20} prototype {near['prototype']} of {near['questions']:.0f} questions, cosine {near['cosine']:.3f}"

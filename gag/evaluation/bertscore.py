@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from gag.backbone import Backbone, choose_device, pad_left
 from gag.errors import SettingsError
-from gag.prompts import plain_tokenizer
+from gag.models.backbone import Backbone, choose_device, pad_left
+from gag.models.prompts import plain_tokenizer
 
 CHUNK = 500  # word pieces; a longer text is cut, and all pairs of chunks count by their mean length
 BATCH = 1536  # word pieces encoded at once, padding included: what a layer makes of them stays in the cache
@@ -72,7 +72,9 @@ class TransformerStates:
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         device = self._model.device
-        states = self._model(ids.to(device), attention_mask=mask.long().to(device), output_hidden_states=True).hidden_states
+        states = self._model(
+            ids.to(device), attention_mask=mask.long().to(device), output_hidden_states=True
+        ).hidden_states
         units = torch.nn.functional.normalize(states[self._layer].float().cpu(), dim=-1)
         found = []
         for row, unit in zip(rows, units, strict=True):
@@ -103,10 +105,16 @@ class BackboneStates:
     def _encode(self, rows: list[list[int]]) -> list[Pieces]:
         inputs = pad_left([self._backbone.embed(ids) for ids in rows])
         states = self._backbone.model.get_decoder()(
-            inputs_embeds=inputs.embeds, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
+            inputs_embeds=inputs.embeds,
+            attention_mask=inputs.mask,
+            position_ids=inputs.positions,
+            use_cache=False,
         ).last_hidden_state
         units = torch.nn.functional.normalize(states.float().cpu(), dim=-1)
-        return [Pieces(unit[len(unit) - len(ids) :], torch.ones(len(ids))) for ids, unit in zip(rows, units, strict=True)]
+        return [
+            Pieces(unit[len(unit) - len(ids) :], torch.ones(len(ids)))
+            for ids, unit in zip(rows, units, strict=True)
+        ]
 
 
 class BertScorer:
@@ -125,22 +133,30 @@ class BertScorer:
         ]
 
 
-def sentence_similarity(encoder: Any, answers: Sequence[str], golds: Sequence[tuple[str, ...]]) -> list[float]:
+def sentence_similarity(
+    encoder: Any, answers: Sequence[str], golds: Sequence[tuple[str, ...]]
+) -> list[float]:
     """Return each answer's best cosine to a gold by a query encoder's vectors; an empty text scores 0."""
-    texts = list(dict.fromkeys(text for text in [*answers, *(g for each in golds for g in each)] if text.strip()))
+    texts = list(
+        dict.fromkeys(text for text in [*answers, *(g for each in golds for g in each)] if text.strip())
+    )
     known = dict(zip(texts, encoder.encode(texts), strict=True)) if texts else {}
 
     def cosine(answer: str, gold: str) -> float:
         return float(known[answer] @ known[gold]) if answer in known and gold in known else 0.0
 
-    return [max((cosine(a, gold) for gold in each), default=0.0) for a, each in zip(answers, golds, strict=True)]
+    return [
+        max((cosine(a, gold) for gold in each), default=0.0) for a, each in zip(answers, golds, strict=True)
+    ]
 
 
 def _cut(ids: list[int]) -> list[list[int]]:
     return [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
 
 
-def _encoded(rows: list[list[list[int]]], encode: Callable[[list[list[int]]], list[Pieces]]) -> list[list[Pieces]]:
+def _encoded(
+    rows: list[list[list[int]]], encode: Callable[[list[list[int]]], list[Pieces]]
+) -> list[list[Pieces]]:
     """Encode the chunks of each text, chunks of like length together."""
     order = sorted((len(ids), text, place) for text, cut in enumerate(rows) for place, ids in enumerate(cut))
     batches: list[list[tuple[int, int]]] = [[]]

@@ -8,28 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from gag.artifacts import write_json
-from gag.config import Project
-from gag.data import alignment_rows
-from gag.engine import GAG
+from gag.engine.engine import GAG
 from gag.errors import DataError
-from gag.evaluation.arms import times_of
-from gag.evaluation.asked import Asked, read_asked, read_test_rows
+from gag.evaluation.answers import times_of
 from gag.evaluation.evaluate import scorers
 from gag.evaluation.intervals import interval, paired
+from gag.evaluation.labelled import Asked, read_asked, read_test_rows
+from gag.evaluation.methods import RETRIEVAL, SEED, Way, bytes_of, passages_of, ways
 from gag.evaluation.metrics import tokens
-from gag.evaluation.ways import RETRIEVAL, SEED, Way, bytes_of, passages_of, ways
-from gag.progress import say
-from gag.records import Passage, write_rows
-from gag.settings import GENERAL
-from gag.training import stage_key
+from gag.project.artifacts import write_json
+from gag.project.inputs import alignment_rows
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.rows import Passage, write_rows
+from gag.project.run import stage_key
+from gag.project.settings import GENERAL
 
 QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 500, 240, 100, 100
 CONTROLS = ("shuffled", "zero", "other")
 FURTHER = 5  # tokens after the first, that are timed
 
 
-def compare(project: Project, domain: str, methods: list[str], quick: bool, peaks: dict[str, float]) -> dict[str, Any]:
+def compare(
+    project: Project, domain: str, methods: list[str], quick: bool, peaks: dict[str, float]
+) -> dict[str, Any]:
     """Answer a domain's test questions by each method; write answers and figures to runs/<domain>/compare.
 
     Each method's answers are kept as soon as they stand, so a comparison that was cut goes on with the next method.
@@ -52,7 +54,11 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool, peak
         did = _worked(folder / "ways" / f"{way.name}.json", gag, domain, way, rows, general)
         values[way.name], texts[way.name] = score(did["texts"], golds), did["texts"]
         test = values[way.name][:count]
-        kept = float(np.mean(judge(did["general"], [r.answers for r in general]))) if general and did["general"] else None
+        kept = (
+            float(np.mean(judge(did["general"], [r.answers for r in general])))
+            if general and did["general"]
+            else None
+        )
         disk = way.cost.disk
         held = None if way.context is None else judge(way.context([row.question for row in rows]), golds)
         if held is not None:
@@ -92,7 +98,9 @@ def compare(project: Project, domain: str, methods: list[str], quick: bool, peak
     return result
 
 
-def _worked(path: Path, gag: GAG, domain: str, way: Way, rows: list[Asked], general: list[Asked] | None) -> dict[str, Any]:
+def _worked(
+    path: Path, gag: GAG, domain: str, way: Way, rows: list[Asked], general: list[Asked] | None
+) -> dict[str, Any]:
     """Let a method answer everything and time it, or take what it did before on the same questions and models."""
     questions, asked = [row.question for row in rows], [row.question for row in general or []]
     key = stage_key(way=way.name, made_from=way.made_from, domain=gag.domains[domain].facts.key, questions=questions,
@@ -132,7 +140,14 @@ def _questions(project: Project, domain: str, quick: bool) -> tuple[list[Asked],
     rows = rng.sample(rows, most) if len(rows) > most else rows
     seen = alignment_rows(project, domain)["align"]
     shown = [
-        Asked(f"seen/{e.id}", e.question, e.answers, domain, domain, {"group": e.group, "slices": ["facts that alignment saw"]})
+        Asked(
+            f"seen/{e.id}",
+            e.question,
+            e.answers,
+            domain,
+            domain,
+            {"group": e.group, "slices": ["facts that alignment saw"]},
+        )
         for e in rng.sample(seen, min(SEEN, len(seen)))
     ]
     return rows + shown, len(rows)
@@ -143,7 +158,9 @@ def _general(project: Project) -> list[Asked] | None:
     if project.settings.general.test is None:
         return None
     rows = [
-        row for row in read_asked(project.file(project.settings.general.test), project.settings.labels, GENERAL) if row.answers
+        row
+        for row in read_asked(project.file(project.settings.general.test), project.settings.labels, GENERAL)
+        if row.answers
     ]
     return random.Random(SEED).sample(rows, min(GENERAL_QUESTIONS, len(rows))) or None
 
@@ -165,7 +182,9 @@ def _speed(gag: GAG, way: Way, questions: list[str]) -> tuple[float, float | Non
     text = way.answer(one, 1 + FURTHER).texts[0]
     written = min(FURTHER, len(gag.base.prompts.text(text)))  # its end, too, is a token
     known = way.name != "expert" and written > 0
-    each = max(0.0, more[0] - first[0]) / written if known else None  # of the fastest: noise would drown the difference
+    each = (
+        max(0.0, more[0] - first[0]) / written if known else None
+    )  # of the fastest: noise would drown the difference
     return round(1000 * first[len(first) // 2], 2), None if each is None else round(1000 * each, 2)
 
 
@@ -205,11 +224,14 @@ def _worst(
         return []
     order = sorted(range(len(rows)), key=lambda i: (values["gag"][i], i))[:count]
     retrieval = max(
-        (name for name in values if name.split("-")[0] in RETRIEVAL), key=lambda name: sum(values[name]), default=None
+        (name for name in values if name.split("-")[0] in RETRIEVAL),
+        key=lambda name: sum(values[name]),
+        default=None,
     )
     shown = [name for name in ("gag", "text", "expert", retrieval) if name in texts]
     return [
-        {"question": rows[i].question, "gold": rows[i].answers[0]} | {name: texts[name][i] for name in shown} for i in order
+        {"question": rows[i].question, "gold": rows[i].answers[0]} | {name: texts[name][i] for name in shown}
+        for i in order
     ]
 
 

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from gag.artifacts import read_manifest, write_json
-from gag.config import Project
-from gag.domain import MANIFEST as DOMAIN_MANIFEST
-from gag.encoders import SentenceEncoder
-from gag.engine import GAG
+from gag.engine.domain import MANIFEST as DOMAIN_MANIFEST
+from gag.engine.engine import GAG
+from gag.engine.evidence import support
 from gag.errors import DataError
 from gag.evaluation import metrics
-from gag.evaluation.asked import Asked
 from gag.evaluation.bertscore import BackboneStates, BertScorer, TransformerStates, sentence_similarity
 from gag.evaluation.intervals import interval
-from gag.evidence import support
-from gag.progress import bar
-from gag.records import digest
-from gag.settings import GENERAL, EncoderSettings
-from gag.training import Run, model_key, stage_key
+from gag.evaluation.labelled import Asked
+from gag.project.artifacts import read_manifest, write_json
+from gag.project.progress import bar
+from gag.project.project import Project
+from gag.project.rows import digest
+from gag.project.run import Run, model_key, stage_key
+from gag.project.settings import GENERAL, EncoderSettings
+from gag.routing.encoders import SentenceEncoder
 
 ANSWERS, SUMMARY = "answers.jsonl", "summary.json"
 Scores = dict[str, list[float]]
@@ -36,7 +36,9 @@ def evaluate(project: Project, name: str, rows: list[Asked], evidence: bool = Fa
     for row in rows:
         project.settings.evaluation.of(row.dataset, row.domain)
     folder, inputs = project.root / "runs" / "evaluation" / name, _inputs(project, rows, evidence)
-    if (folder / SUMMARY).is_file() and json.loads((folder / "inputs.json").read_text(encoding="utf-8")) != inputs:
+    if (folder / SUMMARY).is_file() and json.loads(
+        (folder / "inputs.json").read_text(encoding="utf-8")
+    ) != inputs:
         shutil.rmtree(folder)  # it was finished, of other inputs
     run = Run(folder, inputs)
     gag = GAG(project)
@@ -93,7 +95,9 @@ def scorers(gag: GAG) -> dict[str, Callable[[Sequence[str], Sequence[tuple[str, 
     }  # fmt: skip
 
 
-def summarise(rows: list[Asked], answers: list[dict[str, Any]], score: dict[str, Any], project: Project) -> dict[str, Any]:
+def summarise(
+    rows: list[Asked], answers: list[dict[str, Any]], score: dict[str, Any], project: Project
+) -> dict[str, Any]:
     """Score both routes by data set; rows without a gold answer are counted and left out."""
     chosen = project.settings.evaluation
     groups: dict[str, list[int]] = {}
@@ -107,7 +111,10 @@ def summarise(rows: list[Asked], answers: list[dict[str, Any]], score: dict[str,
         golds = [rows[i].answers for i in members]
         names = chosen.of(dataset, rows[members[0]].domain)
         datasets[dataset] = {"questions": len(members)} | {
-            way: {metric: _mean(score[metric]([str(answers[i][way]) for i in members], golds)) for metric in names}
+            way: {
+                metric: _mean(score[metric]([str(answers[i][way]) for i in members], golds))
+                for metric in names
+            }
             for way in ("routed", "oracle")
             if all(answers[i][way] is not None for i in members)
         }
@@ -117,7 +124,9 @@ def summarise(rows: list[Asked], answers: list[dict[str, Any]], score: dict[str,
         "questions": len(rows),
         "without_gold": sum(not row.answers for row in rows),
         "datasets": datasets,
-        "routing": round(float(np.mean([a["route"] == _belongs(r, project) for r, a in known])), 4) if known else None,
+        "routing": round(float(np.mean([a["route"] == _belongs(r, project) for r, a in known])), 4)
+        if known
+        else None,
         "tokens_added": round(float(np.mean([answer["tokens_added"] for answer in answers])), 2),
         "support": _quantiles(used) if used else None,
         "metrics": {"bertscore": chosen.bertscore, "similarity": chosen.similarity},
@@ -126,7 +135,9 @@ def summarise(rows: list[Asked], answers: list[dict[str, Any]], score: dict[str,
 
 def evaluation_lines(summary: dict[str, Any]) -> list[str]:
     """Say the main figures to a terminal."""
-    lines = [f"{'data set':<22}{'questions':>10}  {'metric':<11}{'routed':>8}{'oracle':>8}   95 % interval, routed"]
+    lines = [
+        f"{'data set':<22}{'questions':>10}  {'metric':<11}{'routed':>8}{'oracle':>8}   95 % interval, routed"
+    ]
     for name, found in summary["datasets"].items():
         for metric, value in found["routed"].items():
             oracle = found.get("oracle", {}).get(metric)
@@ -150,11 +161,18 @@ def _answer(gag: GAG, batch: list[Asked], evidence: bool) -> list[dict[str, Any]
     routes = gag.route(questions)
     wanted = [_belongs(row, gag.project) for row in batch]
     texts: dict[tuple[int, str], Any] = {}
-    asked = {(i, route.domain) for i, route in enumerate(routes)} | {(i, d) for i, d in enumerate(wanted) if d is not None}
+    asked = {(i, route.domain) for i, route in enumerate(routes)} | {
+        (i, d) for i, d in enumerate(wanted) if d is not None
+    }
     for domain in sorted({domain for _, domain in asked}):
         chosen = sorted(i for i, d in asked if d == domain)
-        texts |= {(i, domain): a for i, a in zip(chosen, gag.ask([questions[i] for i in chosen], domain), strict=True)}
-    supports = _supports(gag, questions, [texts[i, r.domain] for i, r in enumerate(routes)]) if evidence else {}
+        texts |= {
+            (i, domain): a
+            for i, a in zip(chosen, gag.ask([questions[i] for i in chosen], domain), strict=True)
+        }
+    supports = (
+        _supports(gag, questions, [texts[i, r.domain] for i, r in enumerate(routes)]) if evidence else {}
+    )
     found = []
     for i, (row, route, domain) in enumerate(zip(batch, routes, wanted, strict=True)):
         routed = texts[i, route.domain]
@@ -173,7 +191,9 @@ def _supports(gag: GAG, questions: list[str], answers: list[Any]) -> dict[int, f
         chosen = [i for i, answer in enumerate(answers) if answer.route.domain == domain]
         asked = [questions[i] for i in chosen]
         known = gag.know(asked, domain)
-        found |= zip(chosen, support(gag, asked, [answers[i].text for i in chosen], domain, known), strict=True)
+        found |= zip(
+            chosen, support(gag, asked, [answers[i].text for i in chosen], domain, known), strict=True
+        )
     return found
 
 
@@ -218,4 +238,6 @@ def _mean(values: list[float]) -> dict[str, Any]:
 
 def _quantiles(values: list[float]) -> dict[str, float]:
     ends = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
-    return {name: round(float(v), 3) for name, v in zip(("p5", "p25", "p50", "p75", "p95"), ends, strict=True)}
+    return {
+        name: round(float(v), 3) for name, v in zip(("p5", "p25", "p50", "p75", "p95"), ends, strict=True)
+    }

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gag.backbone import pad_left, weights_hash
-from gag.engine import GAG
+from gag.engine.engine import GAG
 from gag.evaluation.metrics import contains
-from gag.records import Example
-from gag.settings import GENERAL, ModelSettings
+from gag.models.backbone import pad_left, weights_hash
+from gag.project.rows import Example
+from gag.project.settings import GENERAL, ModelSettings
 
 
 class StockBase:
@@ -36,10 +36,17 @@ class StockBase:
         """Answer one batch: texts, the prompts' logits [B, T, V], and the prompts' mask [B, T]."""
         chats = [[{"role": "user", "content": question}] for question in questions]
         inputs = self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, enable_thinking=False, padding=True, return_tensors="pt", return_dict=True
+            chats,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            padding=True,
+            return_tensors="pt",
+            return_dict=True,
         ).to(self.model.device)
         written = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-        texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         return [t.strip() for t in texts], self.model(**inputs).logits, inputs["attention_mask"].bool()
 
 
@@ -55,7 +62,9 @@ def evaluate_general(gag: GAG, rows: list[Example], settings: ModelSettings) -> 
         "before": _score(before, rows),
         "after": _score([answer.text for answer in answers], rows),
         "misrouted": round(1 - len(kept) / len(rows), 4),
-        "identical": bool(kept) and same_weights and all(_identical(gag, stock, batch) for batch in _batches(kept, size)),
+        "identical": bool(kept)
+        and same_weights
+        and all(_identical(gag, stock, batch) for batch in _batches(kept, size)),
         "questions": len(rows),
     }
 
@@ -68,7 +77,9 @@ def _identical(gag: GAG, stock: StockBase, batch: list[Example]) -> bool:
     inputs = pad_left([gag.embed(question, GENERAL, None) for question in questions])
     ours = gag.base.model(inputs_embeds=inputs.embeds, attention_mask=inputs.mask).logits
     answers = [answer.text for answer in gag.ask(questions, GENERAL)]
-    return answers == texts and torch.equal(inputs.mask.bool(), mask) and torch.equal(ours[mask], logits[mask])
+    return (
+        answers == texts and torch.equal(inputs.mask.bool(), mask) and torch.equal(ours[mask], logits[mask])
+    )
 
 
 def _batches(rows: list[Example], size: int) -> list[list[Example]]:

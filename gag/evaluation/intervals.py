@@ -19,7 +19,9 @@ def grouped_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[
     return _ends(np.mean(means, axis=0))
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:
+def paired(
+    ours: Sequence[float], theirs: Sequence[float], seed: int = 0
+) -> tuple[float, tuple[float, float]]:
     """Compare two ways on the same questions: mean difference, and its 95 % interval (0 inside: no difference is shown)."""
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     return float(differences.mean()), interval(differences.tolist(), seed)

@@ -44,7 +44,13 @@ class Page:
         """Add a paragraph; kind `verdict` or `note` changes its look."""
         self._parts.append(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], ours: int | None = None, words: bool = False) -> None:
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        ours: int | None = None,
+        words: bool = False,
+    ) -> None:
         """Add a table; row `ours` stands out, `words` is for cells of text."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         body = "".join(
@@ -52,15 +58,22 @@ class Page:
             for i, row in enumerate(rows)
         )
         kind = ' class="words"' if words else ""
-        self._parts.append(f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+        self._parts.append(
+            f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
 
     def figure(self, figure: Any, caption: str) -> None:
         """Add a matplotlib figure as a picture in the page itself."""
-        self._parts.append(f"<figure>{svg(figure, caption)}<figcaption>{escape(caption)}</figcaption></figure>")
+        self._parts.append(
+            f"<figure>{svg(figure, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+        )
 
     def facts(self, title: str, facts: dict[str, Any]) -> None:
         """Add names and values that a reader may open."""
-        rows = "".join(f"<tr><td>{escape(k)}</td><td><code>{escape(shown(v))}</code></td></tr>" for k, v in flat(facts).items())
+        rows = "".join(
+            f"<tr><td>{escape(k)}</td><td><code>{escape(shown(v))}</code></td></tr>"
+            for k, v in flat(facts).items()
+        )
         table = f'<div class="wide"><table class="words"><tbody>{rows}</tbody></table></div>'
         self._parts.append(f"<details><summary>{escape(title)}</summary>{table}</details>")
 
@@ -90,7 +103,11 @@ def flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Open groups of facts: {"a": {"b": 1}} -> {"a.b": 1}."""
     out: dict[str, Any] = {}
     for name, value in facts.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        out |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{name}": value}
+        )
     return out
 
 
@@ -112,7 +129,15 @@ def heatmap(counts: list[list[int]], rows: list[str], columns: list[str], labels
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
-            axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.55 else "black", fontsize=9)
+            axes.text(
+                j,
+                i,
+                str(count),
+                ha="center",
+                va="center",
+                color="white" if shares[i][j] > 0.55 else "black",
+                fontsize=9,
+            )
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=9)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     axes.set_ylabel(labels[0], fontsize=9)
@@ -131,4 +156,6 @@ def svg(figure: Any, label: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     drawn = out.getvalue()
-    return drawn[drawn.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{escape(label, quote=True)}" ', 1)
+    return drawn[drawn.index("<svg") :].replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(label, quote=True)}" ', 1
+    )

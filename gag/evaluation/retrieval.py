@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gag.encoder import QueryEncoder
 from gag.evaluation.bertscore import Pieces, TokenStates
 from gag.evaluation.metrics import tokens
-from gag.records import Passage
+from gag.project.rows import Passage
+from gag.routing.backbone_encoder import QueryEncoder
 
 TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)
 Ranking = list[list[int]]  # of each question: the passages' numbers, best first
@@ -35,7 +35,9 @@ def rewritten(passages: list[Passage]) -> Retriever:
 
     def rewrite(question: str, passage: str) -> str:
         asked, said = tokens(question), tokens(passage)
-        return " ".join([word for word in asked if word not in said] + [word for word in said if word not in asked])
+        return " ".join(
+            [word for word in asked if word not in said] + [word for word in said if word not in asked]
+        )
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
         first = [row[0] for row in search(questions, 1)]

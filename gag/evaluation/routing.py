@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from gag.artifacts import write_json
-from gag.encoder import QueryEncoder
 from gag.errors import DataError
-from gag.evaluation.asked import Asked
 from gag.evaluation.intervals import grouped_interval, interval
+from gag.evaluation.labelled import Asked
 from gag.evaluation.page import Page, heatmap
-from gag.prototypes import Bank, build_bank, encode_questions
-from gag.router import Router, Verdict
-from gag.settings import GENERAL, RouterSettings
+from gag.project.artifacts import write_json
+from gag.project.settings import GENERAL, RouterSettings
+from gag.routing.backbone_encoder import QueryEncoder
+from gag.routing.bank import Bank, build_bank, encode_questions
+from gag.routing.router import Router, Verdict
 
 BINS = 15
 UNKNOWN = "(no domain here)"
@@ -28,7 +28,9 @@ def banks_of(rows: Sequence[Asked], encoder: QueryEncoder, settings: RouterSetti
     """Make banks in memory from questions whose domain is known."""
     by_domain: dict[str, dict[str, str]] = {}
     for row in rows:
-        by_domain.setdefault(str(row.domain), {}).setdefault(row.question, str(row.row.get("group") or row.question))
+        by_domain.setdefault(str(row.domain), {}).setdefault(
+            row.question, str(row.row.get("group") or row.question)
+        )
     if GENERAL not in by_domain:
         raise DataError("no row belongs to general; the router needs some, with domain general")
     made = {}
@@ -47,7 +49,9 @@ def evaluate_routing(router: Router, rows: Sequence[Asked], settings: RouterSett
     right = chosen == np.where(truth < 0, 0, truth)
     known = truth >= 0
     if not known.any():
-        raise DataError(f"no row belongs to a domain that is present ({', '.join(names)}); check their domains or labels")
+        raise DataError(
+            f"no row belongs to a domain that is present ({', '.join(names)}); check their domains or labels"
+        )
     sure = verdict.scores[torch.from_numpy(known)]
     groups = {name: right[truth == i].tolist() for i, name in enumerate(names) if (truth == i).any()}
     specialists, general = truth > 0, truth == 0
@@ -85,7 +89,11 @@ def duplicates(router: Router) -> dict[str, int]:
     found = {}
     for i, left in enumerate(router.banks):
         for j in range(i):
-            same = (left.held_out @ router.banks[j].held_out.T > 1 - 1e-6).any(1).sum() if len(left.held_out) else 0
+            same = (
+                (left.held_out @ router.banks[j].held_out.T > 1 - 1e-6).any(1).sum()
+                if len(left.held_out)
+                else 0
+            )
             if same:
                 found[f"{router.names[j]} and {router.names[i]}"] = int(same)
     return found
@@ -115,17 +123,25 @@ def write_routing(folder: Path, figures: dict[str, Any], title: str) -> Path:
     page.table(
         ["accuracy", "share", "95 % interval"],
         [["total, strangers to general", accuracy["total"], None]]
-        + [[k, accuracy[k], "{:.3f} to {:.3f}".format(*accuracy[f"{k}_interval"])] for k in ("micro", "macro")],
+        + [
+            [k, accuracy[k], "{:.3f} to {:.3f}".format(*accuracy[f"{k}_interval"])]
+            for k in ("micro", "macro")
+        ],
     )
     if figures["strangers"]:
         page.heading("Questions of no domain here")
-        page.text("Each domain is left out in turn, and its questions are asked: do they end in general?", "note")
+        page.text(
+            "Each domain is left out in turn, and its questions are asked: do they end in general?", "note"
+        )
         page.table(
             ["left out", "questions", "to general", "AUROC of the distance"],
             [[n, s["questions"], s["to_general"], s["auroc"]] for n, s in figures["strangers"].items()],
         )
     page.heading("Time")
-    page.table(["questions together", "p50 ms", "p99 ms"], [[n, t["p50"], t["p99"]] for n, t in figures["latency_ms"].items()])
+    page.table(
+        ["questions together", "p50 ms", "p99 ms"],
+        [[n, t["p50"], t["p99"]] for n, t in figures["latency_ms"].items()],
+    )
     for pair, count in figures["duplicates"].items():
         page.text(f"{pair} share {count} of the questions held out.", "note")
     page.facts("Calibration", figures["calibration"] | {"calibration_error": figures["calibration_error"]})
@@ -136,15 +152,21 @@ def write_routing(folder: Path, figures: dict[str, Any], title: str) -> Path:
 def routing_lines(figures: dict[str, Any]) -> list[str]:
     """Say the main figures to a terminal."""
     accuracy, low, high = figures["accuracy"], *figures["accuracy"]["micro_interval"]
-    lines = [f"micro {accuracy['micro']:.4f} ({low:.4f} to {high:.4f})  macro {accuracy['macro']:.4f}  rule {figures['rule']}"]
+    lines = [
+        f"micro {accuracy['micro']:.4f} ({low:.4f} to {high:.4f})  macro {accuracy['macro']:.4f}  rule {figures['rule']}"
+    ]
     lines += [f"{'':<18}{'recall':>8}{'precision':>11}{'questions':>11}"]
     for name, domain in figures["domains"].items():
         precision = f"{domain['precision']:.4f}" if domain["precision"] is not None else "-"
         lines.append(f"{name:<18}{domain['recall']:>8.4f}{precision:>11}{domain['questions']:>11}")
     lines.append(_abstention(figures["abstention"]).strip())
     for name, stranger in figures["strangers"].items():
-        lines.append(f"strangers from {name}: {stranger['to_general']:.3f} end in general, AUROC {_number(stranger['auroc'])}")
-    lines += [f"{pair} share {count} of the questions held out" for pair, count in figures["duplicates"].items()]
+        lines.append(
+            f"strangers from {name}: {stranger['to_general']:.3f} end in general, AUROC {_number(stranger['auroc'])}"
+        )
+    lines += [
+        f"{pair} share {count} of the questions held out" for pair, count in figures["duplicates"].items()
+    ]
     times = "; ".join(f"{n}: {t['p50']:.1f} and {t['p99']:.1f}" for n, t in figures["latency_ms"].items())
     return [line for line in [*lines, f"ms for a batch, p50 and p99: {times}"] if line]
 
@@ -152,7 +174,9 @@ def routing_lines(figures: dict[str, Any]) -> list[str]:
 def _abstention(held: dict[str, Any]) -> str:
     parts = []
     if held["risk"] is not None:
-        promised = f" (promised: at most {held['promised_risk']:.1%})" if held["promised_risk"] is not None else ""
+        promised = (
+            f" (promised: at most {held['promised_risk']:.1%})" if held["promised_risk"] is not None else ""
+        )
         parts.append(f" {held['risk']:.1%} of general questions go to specialists{promised}")
     if held["coverage"] is not None:
         parts.append(f" {held['coverage']:.1%} of specialist questions reach a specialist")
@@ -173,7 +197,9 @@ def _calibration_error(scores: torch.Tensor, truth: np.ndarray) -> float:
     best = scores.softmax(1).max(1)
     sure, hit = best.values.numpy(), best.indices.numpy() == truth
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    error = sum(abs(sure[bins == b].mean() - hit[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist()))
+    error = sum(
+        abs(sure[bins == b].mean() - hit[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())
+    )
     return round(float(error), 4)
 
 
@@ -188,7 +214,9 @@ def _strangers(
         if i == 0 or not (truth == i).any() or len(router.names) < 3 or not router.calibration:
             continue
         others = {n: bank for n, bank in zip(router.names, router.banks, strict=True) if n != name}
-        without = Router(others, router.encoder, settings.model_copy(update={"alpha": router.calibration.alpha}))
+        without = Router(
+            others, router.encoder, settings.model_copy(update={"alpha": router.calibration.alpha})
+        )
         found[name] = _told_apart(without.judge(vectors), truth == i, (truth >= 0) & (truth != i))
     return found
 

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from gag.alignment import Reader, Row
-from gag.artifacts import is_current, load_tensors, read_manifest, save_tensors, writing
-from gag.backbone import Backbone, load_backbone
-from gag.config import Project
-from gag.data import adapt_file, alignment_rows
-from gag.evaluation.arms import decoded
+from gag.evaluation.answers import decoded
 from gag.evaluation.metrics import contains
-from gag.expert import Experts
-from gag.injection import inject
-from gag.losses import label_loss
-from gag.progress import bar, say
-from gag.records import Example, digest, read_examples
-from gag.sft import Tuning, tune
-from gag.training import Run, linear_schedule, model_key, stage_key
+from gag.models.backbone import Backbone, load_backbone
+from gag.models.experts import Experts
+from gag.project.artifacts import is_current, load_tensors, read_manifest, save_tensors, writing
+from gag.project.inputs import adapt_file, alignment_rows
+from gag.project.progress import bar, say
+from gag.project.project import Project
+from gag.project.rows import Example, digest, read_examples
+from gag.project.run import Run, linear_schedule, model_key, stage_key
+from gag.projection.alignment import Reader, Row
+from gag.projection.injection import inject
+from gag.projection.losses import label_loss
+from gag.training.sft import Tuning, tune
 
 LORA_RATES = (1e-3, 3e-3)
 PREFIX_RATES = (3e-3, 3e-2)
@@ -42,10 +42,16 @@ def tune_base(project: Project, domain: str, base: Backbone, quick: bool) -> Bui
     """Tune the base with LoRA on the rows that teach the expert; the rate that answers most validation rows is kept."""
     target = project.run(domain, "compare") / "lora"
     val = alignment_rows(project, domain)["val"]
-    held = {example.question for example in val}  # with one file for all, the validation rows choose and teach nothing
-    examples = [example for example in read_examples(adapt_file(project, domain)) if example.question not in held]
+    held = {
+        example.question for example in val
+    }  # with one file for all, the validation rows choose and teach nothing
+    examples = [
+        example for example in read_examples(adapt_file(project, domain)) if example.question not in held
+    ]
     rates = LORA_RATES[:1] if quick else LORA_RATES
-    settings = project.settings.adapt.model_copy(update={"tuning": "lora"} | ({"epochs": 1.0} if quick else {}))
+    settings = project.settings.adapt.model_copy(
+        update={"tuning": "lora"} | ({"epochs": 1.0} if quick else {})
+    )
     key = stage_key(data=digest(adapt_file(project, domain)), base=model_key(project.settings.base, project.root),
                     settings=settings.model_dump(), rates=rates, new=budget(project), val=_named(val))  # fmt: skip
     if not is_current(target, key):
@@ -55,13 +61,21 @@ def tune_base(project: Project, domain: str, base: Backbone, quick: bool) -> Bui
             started = time.monotonic()
             chosen = settings.model_copy(update={"learning_rate": rate})
             rows = [_row(base, example) for example in examples]
-            tuning = Tuning(f"rate-{rate:g}", f"tune the base, {rate:g}", chosen, rows, model=project.settings.base)
+            tuning = Tuning(
+                f"rate-{rate:g}", f"tune the base, {rate:g}", chosen, rows, model=project.settings.base
+            )
             folders[rate] = tune(project, run, tuning)
             seconds[rate] = time.monotonic() - started
             right[rate] = _share_right(_loaded(project, folders[rate]), val[:VAL_QUESTIONS], budget(project))
-            say(f"compare {domain}: base tuned at {rate:g}, {right[rate]:.3f} of validation right, {seconds[rate]:.0f} s")
+            say(
+                f"compare {domain}: base tuned at {rate:g}, {right[rate]:.3f} of validation right, {seconds[rate]:.0f} s"
+            )
         best = max(right, key=lambda rate: right[rate])
-        facts = {"key": key, "seconds": round(seconds[best], 1), "chosen_by": {f"{r:g}": round(x, 4) for r, x in right.items()}}
+        facts = {
+            "key": key,
+            "seconds": round(seconds[best], 1),
+            "chosen_by": {f"{r:g}": round(x, 4) for r, x in right.items()},
+        }
         with writing(target, facts) as temporary:
             for path in folders[best].iterdir():
                 if path.name != "manifest.json":
@@ -99,7 +113,9 @@ def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> 
             found[rate] = _trained(base, reader, rows, rate, epochs, seed)
             seconds[rate] = time.monotonic() - started
             losses[rate] = _prefix_loss(base, reader, found[rate], val)
-            say(f"compare {domain}: prefix at {rate:g}, validation loss {losses[rate]:.3f}, {seconds[rate]:.0f} s")
+            say(
+                f"compare {domain}: prefix at {rate:g}, validation loss {losses[rate]:.3f}, {seconds[rate]:.0f} s"
+            )
         best = min(losses, key=lambda rate: losses[rate])
         facts = {
             "key": key,
@@ -115,10 +131,14 @@ def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> 
 def prefix_rows(base: Backbone, built: Built, questions: list[str], instruction: str) -> list[torch.Tensor]:
     """Embed questions around the trained prefix, each [T, Db]."""
     prefix = load_tensors(built.folder / WEIGHTS)["prefix"].to(base.device)
-    return [inject(base, base.prompts.with_knowledge(question, instruction), prefix) for question in questions]
+    return [
+        inject(base, base.prompts.with_knowledge(question, instruction), prefix) for question in questions
+    ]
 
 
-def _trained(base: Backbone, reader: Reader, rows: list[Row], rate: float, epochs: int, seed: int) -> torch.Tensor:
+def _trained(
+    base: Backbone, reader: Reader, rows: list[Row], rate: float, epochs: int, seed: int
+) -> torch.Tensor:
     """Train one prefix [P, Db], from embeddings drawn from the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = base.model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
@@ -179,4 +199,6 @@ def _loaded(project: Project, folder: Path) -> Backbone:
 def _share_right(model: Backbone, examples: list[Example], new: int) -> float:
     prompts = [model.embed(model.prompts.plain(example.question)) for example in examples]
     texts = decoded(model, prompts, new)
-    return sum(contains(text, example.answers) for text, example in zip(texts, examples, strict=True)) / len(examples)
+    return sum(contains(text, example.answers) for text, example in zip(texts, examples, strict=True)) / len(
+        examples
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gag.pocket.world import Fact, PrivateDomain, entity_names
-from gag.records import Passage
+from gag.project.rows import Passage
 
 ADAPT_WORDINGS, ALIGN_WORDINGS, TEST_QUESTIONS = 4, 2, 120
 NUMERIC = frozenset({"dose"})  # relations whose values are amounts
@@ -29,9 +29,14 @@ class HardDomain:
 
     def adapt(self, rng: random.Random) -> list[Row]:
         """Teach the expert aliases, opposites, and the facts through them."""
-        rows = [self._named(entity, f"What is {alias}?", _alias(alias, entity)) for entity, alias in self.alias.items()]
+        rows = [
+            self._named(entity, f"What is {alias}?", _alias(alias, entity))
+            for entity, alias in self.alias.items()
+        ]
         for entity, opposite in self.opposite.items():
-            rows.append(self._named(entity, f"What is the opposite of {entity}?", _opposite(entity, opposite)))
+            rows.append(
+                self._named(entity, f"What is the opposite of {entity}?", _opposite(entity, opposite))
+            )
         for fact in self.domain.facts:
             rows += self._by_alias(fact, self._train(fact, rng, ADAPT_WORDINGS), taught=True)
             rows += self._two_hops(fact, self._train(fact, rng, ADAPT_WORDINGS), taught=True)
@@ -52,23 +57,30 @@ class HardDomain:
         for fact in facts:
             wording = rng.choice(self.domain.test_wordings[fact.relation.name])
             rows += [row | {"slices": ["entity by its alias"]} for row in self._by_alias(fact, [wording])]
-            rows += [row | {"slices": ["evidence in two statements"]} for row in self._two_hops(fact, [wording])]
+            rows += [
+                row | {"slices": ["evidence in two statements"]} for row in self._two_hops(fact, [wording])
+            ]
         for name, fact in zip(self.unheard, facts, strict=False):
             asked = Fact(name, fact.relation, UNKNOWN)
-            rows.append(self._row(asked, 0, asked.question(0), f"nobody/{name}") | {"slices": ["nothing answers it"]})
+            rows.append(
+                self._row(asked, 0, asked.question(0), f"nobody/{name}") | {"slices": ["nothing answers it"]}
+            )
         return rows
 
     def statements(self) -> list[Passage]:
         """State aliases and opposites."""
         aliases = [Passage(f"{e}/alias", f"{_alias(alias, e)}.") for e, alias in self.alias.items()]
-        return aliases + [Passage(f"{e}/opposite", f"{_opposite(e, other)}.") for e, other in self.opposite.items()]
+        return aliases + [
+            Passage(f"{e}/opposite", f"{_opposite(e, other)}.") for e, other in self.opposite.items()
+        ]
 
     def _by_alias(self, fact: Fact, wordings: list[int], taught: bool = False) -> list[Row]:
         alias = self.alias[fact.entity]
         told = f"{_alias(alias, fact.entity)}; {fact.background()}" if taught else fact.value
         group = f"{fact.entity}/{fact.relation.name}"
         return [
-            self._row(fact, i, Fact(alias, fact.relation, fact.value).question(i), group, "alias") | {"answer": told}
+            self._row(fact, i, Fact(alias, fact.relation, fact.value).question(i), group, "alias")
+            | {"answer": told}
             for i in wordings
         ]
 
@@ -78,13 +90,20 @@ class HardDomain:
         told = f"{_opposite(asker, fact.entity)}; {fact.background()}" if taught else fact.value
         around = Fact(f"the opposite of {asker}", fact.relation, fact.value)
         group = f"{asker}/opposite/{fact.relation.name}"
-        return [self._row(fact, i, around.question(i), group, "opposite") | {"answer": told} for i in wordings]
+        return [
+            self._row(fact, i, around.question(i), group, "opposite") | {"answer": told} for i in wordings
+        ]
 
     def _train(self, fact: Fact, rng: random.Random, count: int) -> list[int]:
         return rng.sample(self.domain.train_wordings(fact.relation), count)
 
     def _named(self, entity: str, question: str, answer: str) -> Row:
-        return {"id": f"{entity}/{question}", "question": question, "answer": f"{answer}.", "group": f"{entity}/names"}
+        return {
+            "id": f"{entity}/{question}",
+            "question": question,
+            "answer": f"{answer}.",
+            "group": f"{entity}/names",
+        }
 
     def _row(self, fact: Fact, wording: int, question: str, group: str, way: str = "name") -> Row:
         return {"id": f"{way}/{group}/{wording}", "question": question, "answer": fact.value, "group": group}

@@ -76,7 +76,14 @@ class Fact:
 def relations(domain: str) -> tuple[Relation, ...]:
     """Return a domain's relations."""
     return tuple(
-        Relation(domain, name, _values(**spec["values"]), spec["statement"], spec["background"], tuple(spec["wordings"]))
+        Relation(
+            domain,
+            name,
+            _values(**spec["values"]),
+            spec["statement"],
+            spec["background"],
+            tuple(spec["wordings"]),
+        )
         for name, spec in _domains()[domain]["relations"].items()
     )
 
@@ -96,7 +103,10 @@ def entity_names(domain: str, public: bool) -> list[str]:
     """Return every possible entity name of a domain, from the half for pre-training or from the private half."""
     prefixes = _domains()[domain]["prefixes"]
     return [
-        f"{prefix}-{stem}" for i, stem in enumerate(_STEMS) for k, prefix in enumerate(prefixes) if (i + k) % 2 == int(public)
+        f"{prefix}-{stem}"
+        for i, stem in enumerate(_STEMS)
+        for k, prefix in enumerate(prefixes)
+        if (i + k) % 2 == int(public)
     ]
 
 

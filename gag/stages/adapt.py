@@ -10,20 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gag import ranks
-from gag.artifacts import writing
-from gag.backbone import Backbone, load_backbone
-from gag.config import Project
-from gag.data import adapt_file, corpus_file
 from gag.errors import DataError
-from gag.progress import say
-from gag.readout import check_layers
-from gag.records import Example, Passage, digest, fold_of, read_examples, read_passages, split_passages
-from gag.run_report import curves, write_report
-from gag.settings import AdaptSettings
-from gag.sft import Tuning, tune
-from gag.training import Run, is_done, model_key, stage_key
-from gag.vocabulary import base_tokens, check_shared
+from gag.models.backbone import Backbone, load_backbone
+from gag.project import distributed as ranks
+from gag.project.artifacts import writing
+from gag.project.inputs import adapt_file, corpus_file
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.rows import Example, Passage, digest, fold_of, read_examples, read_passages, split_passages
+from gag.project.run import Run, is_done, model_key, stage_key
+from gag.project.settings import AdaptSettings
+from gag.readout.states import check_layers
+from gag.readout.vocabulary import base_tokens, check_shared
+from gag.training.report import curves, write_report
+from gag.training.sft import Tuning, tune
 
 CUT_SHARE = 0.01
 Rows = list[dict[str, list[int]]]
@@ -67,19 +67,38 @@ def adapt(project: Project, domain: str) -> Path:
     start = tune(project, run, corpus) if corpus else None
     tune(project, run, Tuning("expert", f"adapt {domain}", settings, rows, start=start))
     for fold in folds(project):
-        others = [row for row, e in zip(rows, examples, strict=True) if fold_of(e, project.settings.readout.folds) != fold]
-        tune(project, run, Tuning(f"fold-{fold}", f"adapt {domain}, fold {fold}", settings, others, start=start))
+        others = [
+            row
+            for row, e in zip(rows, examples, strict=True)
+            if fold_of(e, project.settings.readout.folds) != fold
+        ]
+        tune(
+            project,
+            run,
+            Tuning(f"fold-{fold}", f"adapt {domain}, fold {fold}", settings, others, start=start),
+        )
     seconds = round(time.monotonic() - started, 1)
     if ranks.rank() == 0:
-        facts = {"key": stage_key(**wanted), "rows": len(rows), "settings": settings.model_dump(), "seconds": seconds}
+        facts = {
+            "key": stage_key(**wanted),
+            "rows": len(rows),
+            "settings": settings.model_dump(),
+            "seconds": seconds,
+        }
         with writing(folder, facts) as temporary:
             for path in [run.folder / "expert", *run.folder.glob("fold-?"), *run.folder.glob("fold-??")]:
                 shutil.copytree(path, temporary / path.name, ignore=shutil.ignore_patterns("manifest.json"))
             logs = sorted(run.folder.glob("*.log.jsonl"))
             for log in logs:
                 shutil.copy(log, temporary)
-            lines = [c for log in logs for c in curves(log, ("loss", "eval_loss"), f"{log.name.partition('.')[0]} ")]
-            write_report(temporary, f"adapt {domain}", {**facts, "corpus": project.settings.corpus.model_dump()}, lines)
+            lines = [
+                c
+                for log in logs
+                for c in curves(log, ("loss", "eval_loss"), f"{log.name.partition('.')[0]} ")
+            ]
+            write_report(
+                temporary, f"adapt {domain}", {**facts, "corpus": project.settings.corpus.model_dump()}, lines
+            )
     run.close()
     say(f"adapt {domain}: {len(rows)} rows, {seconds:.0f} s")
     return folder
@@ -90,7 +109,9 @@ def _encode(project: Project, domain: str, examples: list[Example]) -> tuple[Row
     backbone = load_backbone(project.settings.expert, project.root)
     check_readable(project, backbone)
     prompt = project.described(domain).prompts.expert
-    return tokenise(backbone, examples, prompt, project.settings.adapt.max_tokens), _corpus(project, domain, backbone)
+    return tokenise(backbone, examples, prompt, project.settings.adapt.max_tokens), _corpus(
+        project, domain, backbone
+    )
 
 
 def check_readable(project: Project, backbone: Backbone) -> None:
@@ -131,8 +152,12 @@ def _corpus(project: Project, domain: str, backbone: Backbone) -> Tuning | None:
         return None
     train, val = split_passages(read_passages(path), settings.val_share, project.settings.adapt.seed)
     if not train or not val:
-        raise DataError(f"the corpus of {domain} is too small to hold out documents; add some, or raise corpus.val_share")
-    schedule = AdaptSettings(**project.settings.adapt.model_dump() | settings.model_dump(exclude={"block_tokens", "val_share"}))
+        raise DataError(
+            f"the corpus of {domain} is too small to hold out documents; add some, or raise corpus.val_share"
+        )
+    schedule = AdaptSettings(
+        **project.settings.adapt.model_dump() | settings.model_dump(exclude={"block_tokens", "val_share"})
+    )
     pieces = [_pieces(backbone, passages, settings.block_tokens) for passages in (train, val)]
     return Tuning("corpus", f"adapt {domain}, corpus", schedule, pieces[0], pieces[1], settings.block_tokens)
 
@@ -140,4 +165,6 @@ def _corpus(project: Project, domain: str, backbone: Backbone) -> Tuning | None:
 def _pieces(backbone: Backbone, passages: list[Passage], block: int) -> Rows:
     """Encode documents, each with an end token; one that is longer than a block is cut into several pieces."""
     ids = [backbone.prompts.answer(passage.text) for passage in passages]
-    return [{"input_ids": document[i : i + block]} for document in ids for i in range(0, len(document), block)]
+    return [
+        {"input_ids": document[i : i + block]} for document in ids for i in range(0, len(document), block)
+    ]

@@ -14,14 +14,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from gag import ranks
-from gag.artifacts import is_current, read_manifest, write_json, writing
-from gag.backbone import Backbone, load_backbone
-from gag.config import Project
 from gag.errors import ArtifactError, MismatchError, SettingsError
-from gag.expert import ADAPTER, Experts
-from gag.progress import say
-from gag.records import digest
+from gag.models.backbone import Backbone, load_backbone
+from gag.models.experts import ADAPTER, Experts
+from gag.project import distributed as ranks
+from gag.project.artifacts import is_current, read_manifest, write_json, writing
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.rows import digest
 from gag.stages.adapt import check_readable, key
 
 ADAPTER_CONFIG, CONFIG, GENERATION = "adapter_config.json", "config.json", "generation_config.json"
@@ -67,7 +67,9 @@ def _check_asked(project: Project, source: Path) -> bool:
         )
     tuning = "lora" if adapter else "full"
     if settings.adapt.tuning != tuning:
-        raise MismatchError(f"{source.name} is of {tuning} tuning, adapt.tuning is {settings.adapt.tuning}; set it to {tuning}")
+        raise MismatchError(
+            f"{source.name} is of {tuning} tuning, adapt.tuning is {settings.adapt.tuning}; set it to {tuning}"
+        )
     return adapter
 
 
@@ -85,7 +87,9 @@ def _check_unread(project: Project, domain: str) -> None:
     later = [project.run(domain, "readouts"), project.run(domain, "align"), project.domain(domain)]
     standing = [str(folder.relative_to(project.root)) for folder in later if folder.exists()]
     if standing:
-        raise ArtifactError(f"{', '.join(standing)}: made from another expert of {domain}; remove them, then run this again")
+        raise ArtifactError(
+            f"{', '.join(standing)}: made from another expert of {domain}; remove them, then run this again"
+        )
 
 
 def _take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
@@ -94,15 +98,22 @@ def _take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
 
     config = _read(source / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA" or config.get("modules_to_save"):
-        raise ArtifactError(f"{source.name} is no plain LoRA adapter; tune with LoRA alone (no additional_target)")
+        raise ArtifactError(
+            f"{source.name} is no plain LoRA adapter; tune with LoRA alone (no additional_target)"
+        )
     _copy(source, [ADAPTER], expert)
-    write_json(expert / ADAPTER_CONFIG, config | {"base_model_name_or_path": backbone.name, "revision": backbone.revision})
+    write_json(
+        expert / ADAPTER_CONFIG,
+        config | {"base_model_name_or_path": backbone.name, "revision": backbone.revision},
+    )
     stored = {name.removeprefix("base_model.model.") for name in _tensors(expert / ADAPTER)}
     experts = Experts(backbone)
     experts.load(_NAME, expert)
     with experts.using(_NAME) as tuned:
         active = tuned.model.active_adapters()[0]
-        taken = get_peft_model_state_dict(tuned.model, adapter_name=active, save_embedding_layers=False).keys()
+        taken = get_peft_model_state_dict(
+            tuned.model, adapter_name=active, save_embedding_layers=False
+        ).keys()
     odd = sorted(stored ^ {name.removeprefix("base_model.model.") for name in taken})
     if odd:
         raise MismatchError(
@@ -144,7 +155,9 @@ def _check_words(source: Path, backbone: Backbone) -> None:
     try:
         words = AutoTokenizer.from_pretrained(source, trust_remote_code=False).get_vocab()
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"the tokenizer in {source.name} cannot be read; copy the folder again") from error
+        raise ArtifactError(
+            f"the tokenizer in {source.name} cannot be read; copy the folder again"
+        ) from error
     if words != backbone.tokenizer.get_vocab():
         raise MismatchError(
             f"{source.name} was tuned with another vocabulary than the expert {backbone.name} has; tune without added tokens"
@@ -157,7 +170,9 @@ def _load(source: Path, expert: Path, backbone: Backbone) -> Backbone:
         experts.load(_NAME, expert)
     except SettingsError as error:
         reason = " ".join(str(error.__cause__).split())[:200]
-        raise ArtifactError(f"the weights in {source.name} cannot be loaded: {reason}; copy the whole folder again") from error
+        raise ArtifactError(
+            f"the weights in {source.name} cannot be loaded: {reason}; copy the whole folder again"
+        ) from error
     with experts.using(_NAME) as tuned:
         return tuned
 
@@ -172,7 +187,9 @@ def _tensors(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ArtifactError(f"{path.name} is not a whole safetensors file ({error}); copy the folder again") from error
+        raise ArtifactError(
+            f"{path.name} is not a whole safetensors file ({error}); copy the folder again"
+        ) from error
 
 
 def _copy(source: Path, names: list[str], expert: Path) -> None:
@@ -181,7 +198,9 @@ def _copy(source: Path, names: list[str], expert: Path) -> None:
         if Path(name).name != name or not (source / name).is_file():
             pickled = sorted(path.name for path in source.iterdir() if path.suffix in _PICKLES)
             others = f" (pickles are never loaded: {', '.join(pickled)})" if pickled else ""
-            raise ArtifactError(f"{source.name} holds no {name}{others}; save the model as safetensors, then run this again")
+            raise ArtifactError(
+                f"{source.name} holds no {name}{others}; save the model as safetensors, then run this again"
+            )
         shutil.copyfile(source / name, expert / name)
 
 
@@ -189,7 +208,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ArtifactError(f"{path.parent.name}/{path.name} is not JSON ({error}); copy the folder again") from error
+        raise ArtifactError(
+            f"{path.parent.name}/{path.name} is not JSON ({error}); copy the folder again"
+        ) from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path.parent.name}/{path.name} is no JSON object; copy the folder again")
     return content

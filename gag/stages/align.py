@@ -13,24 +13,24 @@ from typing import Any
 
 import torch
 
-from gag import ranks
-from gag.alignment import Reader, Row
-from gag.artifacts import load_tensors, save_tensors, writing
-from gag.backbone import Backbone, load_backbone
-from gag.config import Project
-from gag.data import alignment_rows
-from gag.domain import PROJECTOR
+from gag.engine.domain import PROJECTOR
 from gag.errors import DataError, MismatchError
-from gag.losses import SemanticHead, diversity_loss, label_loss, semantic_loss
-from gag.meaning import gold_meanings
-from gag.progress import bar, say
-from gag.projector import Projector, make_projector
-from gag.readout_store import StoredReadouts, read_store
-from gag.records import Example
-from gag.run_report import curves, write_report
-from gag.settings import AlignSettings, ReadoutSettings
+from gag.models.backbone import Backbone, load_backbone
+from gag.project import distributed as ranks
+from gag.project.artifacts import load_tensors, save_tensors, writing
+from gag.project.inputs import alignment_rows
+from gag.project.progress import bar, say
+from gag.project.project import Project
+from gag.project.rows import Example
+from gag.project.run import Run, is_done, linear_schedule, model_key, stage_key
+from gag.project.settings import AlignSettings, ReadoutSettings
+from gag.projection.alignment import Reader, Row
+from gag.projection.losses import SemanticHead, diversity_loss, label_loss, semantic_loss
+from gag.projection.projector import Projector, make_projector
+from gag.readout.store import StoredReadouts, read_store
 from gag.stages import readouts
-from gag.training import Run, is_done, linear_schedule, model_key, stage_key
+from gag.stages.meaning import gold_meanings
+from gag.training.report import curves, write_report
 
 _COUNTERS = ("total", "count", "best_loss", "best_step", "unimproved")
 
@@ -69,13 +69,21 @@ def align(project: Project, domain: str) -> Path:
     started = time.monotonic()
     base = load_backbone(project.settings.base, project.root)
     examples = alignment_rows(project, domain)
-    stored = {name: read_store(project.run(domain, "readouts") / name, readouts.key(project, domain)) for name in examples}
+    stored = {
+        name: read_store(project.run(domain, "readouts") / name, readouts.key(project, domain))
+        for name in examples
+    }
     instruction = project.described(domain).prompts.answer
-    splits = {name: _split(base, instruction, examples[name], stored[name], settings.distill > 0) for name in examples}
+    splits = {
+        name: _split(base, instruction, examples[name], stored[name], settings.distill > 0)
+        for name in examples
+    }
     if settings.semantic:
         splits["align"] = _with_meanings(splits["align"], examples["align"], project)
     run = Run(unfinished, wanted, project.settings.tracking)
-    projector, val_loss = train_projector(base, splits["align"], splits["val"], settings, run, f"align {domain}")
+    projector, val_loss = train_projector(
+        base, splits["align"], splits["val"], settings, run, f"align {domain}"
+    )
     seconds = round(time.monotonic() - started, 1)
     if ranks.rank() == 0:
         facts = {
@@ -124,12 +132,16 @@ def start_projector(base: Backbone, train: Split, settings: AlignSettings) -> Pr
     return projector
 
 
-def mean_loss(reader: Reader, base: Backbone, projector: Projector, split: Split, micro_batch_size: int) -> float:
+def mean_loss(
+    reader: Reader, base: Backbone, projector: Projector, split: Split, micro_batch_size: int
+) -> float:
     """Return the mean cross-entropy per answer token over a split, shared among the processes."""
     total = torch.zeros(2)
     with torch.no_grad():
         for chosen in _micro_batches(split, list(range(len(split.rows))), micro_batch_size):
-            states = reader.read(projector(split.slots[chosen].to(base.device)), [split.rows[i] for i in chosen])
+            states = reader.read(
+                projector(split.slots[chosen].to(base.device)), [split.rows[i] for i in chosen]
+            )
             total += torch.tensor([label_loss(base, states.before, states.labels).item(), len(states.labels)])
     ranks.add([total])
     return float(total[0] / total[1])
@@ -231,7 +243,9 @@ class _Trainer:
     def _batch(self) -> list[int]:
         """Return the rows of this step, for all processes: the epoch's order depends on the seed and the epoch."""
         epoch, place = divmod(self.step, self.epoch_steps)
-        order = torch.randperm(len(self.train.rows), generator=_generator(self.settings.seed, "epoch", epoch)).tolist()
+        order = torch.randperm(
+            len(self.train.rows), generator=_generator(self.settings.seed, "epoch", epoch)
+        ).tolist()
         return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
 
     def _accumulate(self, batch: list[int]) -> torch.Tensor:
@@ -245,7 +259,12 @@ class _Trainer:
             total += loss.detach().cpu()
         for parameter in self.modules.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        ranks.add([total, *(parameter.grad for parameter in self.modules.parameters() if parameter.grad is not None)])
+        ranks.add(
+            [
+                total,
+                *(parameter.grad for parameter in self.modules.parameters() if parameter.grad is not None),
+            ]
+        )
         return total
 
     def _loss(self, chosen: list[int], slots: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
@@ -266,7 +285,9 @@ class _Trainer:
         slots = self.train.slots[batch].float()
         if self.settings.noise == 0:
             return slots
-        return slots + self.noise * torch.randn(slots.shape, generator=_generator(self.settings.seed, "noise", self.step))
+        return slots + self.noise * torch.randn(
+            slots.shape, generator=_generator(self.settings.seed, "noise", self.step)
+        )
 
     def _validate(self) -> None:
         val_loss = mean_loss(self.reader, self.base, self.projector, self.val, self.settings.micro_batch_size)
@@ -296,7 +317,10 @@ class _Trainer:
             tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
         self.run.save(self.step, tensors, {name: getattr(self, name) for name in _COUNTERS})
         if ranks.rank() == 0:
-            named = {self._best_file(self.best_step), self._best_file(self.named_best)}  # by the two checkpoints that are kept
+            named = {
+                self._best_file(self.best_step),
+                self._best_file(self.named_best),
+            }  # by the two checkpoints that are kept
             for old in set(self.run.folder.glob("best-*")) - named:
                 old.unlink()
         self.named_best = self.best_step
@@ -315,12 +339,16 @@ def _generator(seed: int, what: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(name[:15], 16))
 
 
-def _split(base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts, taught: bool) -> Split:
+def _split(
+    base: Backbone, instruction: str, examples: list[Example], stored: StoredReadouts, taught: bool
+) -> Split:
     if stored.ids != [e.id for e in examples]:
         raise MismatchError("the readouts are of other rows than the data file's; run `gag readouts` again")
     width = ReadoutSettings(**stored.facts["settings"]).shape(stored.facts["expert"]["width"], base.width)[-1]
     if stored.slots.shape[-1] != width:
-        raise MismatchError(f"the readouts are {stored.slots.shape[-1]} wide, not {width}; run `gag readouts` again")
+        raise MismatchError(
+            f"the readouts are {stored.slots.shape[-1]} wide, not {width}; run `gag readouts` again"
+        )
     rows = [
         Row(
             base.prompts.with_knowledge(e.question, instruction),

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from gag import ranks
-from gag.artifacts import is_current, load_tensors, locked, read_manifest, save_tensors, writing
-from gag.config import Project
-from gag.data import check
-from gag.domain import EXPERT, MANIFEST, PROJECTOR
+from gag.engine.domain import EXPERT, MANIFEST, PROJECTOR
 from gag.errors import ArtifactError
-from gag.progress import say
-from gag.prototypes import FILE, QUESTIONS
-from gag.records import digest
-from gag.settings import GENERAL
+from gag.project import distributed as ranks
+from gag.project.artifacts import is_current, load_tensors, locked, read_manifest, save_tensors, writing
+from gag.project.inputs import check
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.rows import digest
+from gag.project.run import stage_key
+from gag.project.settings import GENERAL
+from gag.routing.bank import FILE, QUESTIONS
 from gag.stages import adapt, align, prototypes, readouts
-from gag.training import stage_key
 
 STAGES = {
     "adapt": adapt.adapt,
@@ -56,7 +56,9 @@ def _assemble(project: Project, domain: str) -> None:
         say(f"build {domain}: already there")
         return
     if _was_added_to(folder):
-        say(f"build {domain}: what `gag prototypes {domain} --add` added to its bank is gone; add those files again")
+        say(
+            f"build {domain}: what `gag prototypes {domain} --add` added to its bank is gone; add those files again"
+        )
     aligned = read_manifest(project.run(domain, "align"))
     facts = {
         "key": wanted,
@@ -75,7 +77,9 @@ def _assemble(project: Project, domain: str) -> None:
     with writing(folder, facts, MANIFEST) as temporary:
         shutil.copytree(project.run(domain, "adapt") / "expert", temporary / EXPERT)
         trained = load_tensors(project.run(domain, "align") / PROJECTOR)
-        half = getattr(torch, aligned["precision"])  # the module is stored in the precision of the base it speaks to
+        half = getattr(
+            torch, aligned["precision"]
+        )  # the module is stored in the precision of the base it speaks to
         save_tensors(temporary / PROJECTOR, {name: tensor.to(half) for name, tensor in trained.items()})
         for name in (FILE, QUESTIONS):
             if (project.run(domain, "prototypes") / name).is_file():
@@ -93,7 +97,12 @@ def _was_added_to(folder: Path) -> bool:
 
 def _data(project: Project, domain: str) -> dict[str, str]:
     described = project.described(domain)
-    named = {"adapt": described.file("adapt"), "align": described.file("align"), "val": described.val, "test": described.test}
+    named = {
+        "adapt": described.file("adapt"),
+        "align": described.file("align"),
+        "val": described.val,
+        "test": described.test,
+    }
     return {role: digest(project.file(name)) for role, name in named.items() if name}
 
 
@@ -132,7 +141,9 @@ Then `gag domains verify` checks it. `domain.json` holds the hashes of the files
 
 
 def _listed(data: dict[str, str]) -> str:
-    return "\n".join(f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in data.items()) or "- not recorded"
+    return (
+        "\n".join(f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in data.items()) or "- not recorded"
+    )
 
 
 @contextmanager

@@ -5,28 +5,30 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gag import ranks
-from gag.artifacts import MANIFEST, is_current, read_manifest, writing
-from gag.backbone import load_backbone
-from gag.config import Project
-from gag.data import questions_file
-from gag.domain import MANIFEST as DOMAIN_MANIFEST
-from gag.encoder import QueryEncoder
-from gag.encoders import cached, encoder_key, make_encoder
+from gag.engine.domain import MANIFEST as DOMAIN_MANIFEST
 from gag.errors import DataError
-from gag.progress import say
-from gag.prototypes import FILE, QUESTIONS, Bank, build_bank, encode_questions, load_bank, load_questions
-from gag.records import digest, read_grouped
-from gag.run_report import Curve, write_report
-from gag.settings import GENERAL
-from gag.training import stage_key
+from gag.models.backbone import load_backbone
+from gag.project import distributed as ranks
+from gag.project.artifacts import MANIFEST, is_current, read_manifest, writing
+from gag.project.inputs import questions_file
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.rows import digest, read_grouped
+from gag.project.run import stage_key
+from gag.project.settings import GENERAL
+from gag.routing.backbone_encoder import QueryEncoder
+from gag.routing.bank import FILE, QUESTIONS, Bank, build_bank, encode_questions, load_bank, load_questions
+from gag.routing.encoders import cached, encoder_key, make_encoder
+from gag.training.report import Curve, write_report
 
 
 def key(project: Project, domain: str) -> str:
     """Name what the bank is made from."""
     return stage_key(
         questions=digest(questions_file(project, domain)),
-        settings=project.settings.router.model_dump(exclude={"batch_size", "margin", "alpha", "rule", "encoder"}),
+        settings=project.settings.router.model_dump(
+            exclude={"batch_size", "margin", "alpha", "rule", "encoder"}
+        ),
         encoder=encoder_key(project),
     )
 
@@ -85,14 +87,20 @@ def _build(project: Project, domain: str, target: Path, wanted: str) -> None:
         if settings.keep_questions:
             encoded.save(temporary)
         axes = ("share of the questions", "cosine to the nearest centre")
-        write_report(temporary, f"prototypes {domain}", {**facts, "settings": settings.model_dump()}, [curve], axes)
+        write_report(
+            temporary, f"prototypes {domain}", {**facts, "settings": settings.model_dump()}, [curve], axes
+        )
     say(f"prototypes {domain}: {_described(bank)}, {time.monotonic() - started:.0f} s")
 
 
 def _described(bank: Bank) -> str:
     said = f"{len(bank.centres)} centres of {bank.count} questions, {len(bank.held_out)} held out"
     width = bank.encoder.width
-    return said if bank.count > width else f"{said} (fewer questions than a vector's {width} numbers, which is fine)"
+    return (
+        said
+        if bank.count > width
+        else f"{said} (fewer questions than a vector's {width} numbers, which is fine)"
+    )
 
 
 def _encoder(project: Project) -> QueryEncoder:

@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from gag import ranks
-from gag.artifacts import is_current, locked
-from gag.backbone import load_backbone
-from gag.config import Project
-from gag.data import align_file, alignment_rows
 from gag.errors import ArtifactError
-from gag.expert import Experts
-from gag.progress import bar, say
-from gag.readout import Readout, read
-from gag.readout_store import Shard, close_store, open_store, read_store, write_parts
-from gag.records import Example, digest, fold_of
-from gag.run_report import Curve, write_report
+from gag.models.backbone import load_backbone
+from gag.models.experts import Experts
+from gag.project import distributed as ranks
+from gag.project.artifacts import is_current, locked
+from gag.project.inputs import align_file, alignment_rows
+from gag.project.progress import bar, say
+from gag.project.project import Project
+from gag.project.rows import Example, digest, fold_of
+from gag.project.run import model_key, stage_key
+from gag.readout.states import Readout, read
+from gag.readout.store import Shard, close_store, open_store, read_store, write_parts
+from gag.readout.vocabulary import load_table
 from gag.stages import adapt
-from gag.training import model_key, stage_key
-from gag.vocabulary import load_table
+from gag.training.report import Curve, write_report
 
 SPLITS = ("align", "val")
 
@@ -62,11 +62,17 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
             ranks.wait()
     taken = round(time.monotonic() - started, 1)
     seconds = f"{taken:.0f} s"
-    facts = {"settings": project.settings.readout.model_dump(), "expert": experts.facts.model_dump(), "seconds": taken}
+    facts = {
+        "settings": project.settings.readout.model_dump(),
+        "expert": experts.facts.model_dump(),
+        "seconds": taken,
+    }
     with locked(folder, wait=True):
         closed = [ranks.decide(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS]
     if not all(closed):
-        say(f"readouts {domain}: shard {mine.index + 1} of {mine.count} is written, {seconds}; others are not there yet")
+        say(
+            f"readouts {domain}: shard {mine.index + 1} of {mine.count} is written, {seconds}; others are not there yet"
+        )
         return folder
     if ranks.rank() == 0:
         _report(project, domain, rows)
@@ -78,7 +84,9 @@ def _load_experts(project: Project, domain: str) -> Experts:
     """Load the domain's expert, and those of the folds."""
     folder = project.run(domain, "adapt")
     if not ranks.decide(lambda: is_current(folder, adapt.key(project, domain))):
-        raise ArtifactError(f"the expert of {domain} is not there, or was made from other inputs; run `gag adapt {domain}`")
+        raise ArtifactError(
+            f"the expert of {domain} is not there, or was made from other inputs; run `gag adapt {domain}`"
+        )
     experts = Experts(load_backbone(project.settings.expert, project.root))
     adapt.check_readable(project, experts.backbone)
     experts.load(domain, folder / "expert")
@@ -100,11 +108,14 @@ def _reader(project: Project, domain: str, experts: Experts, split: str) -> Any:
         folds = [fold_of(e, settings.folds) for e in examples]
         order = sorted(range(len(examples)), key=lambda i: folds[i])
         parts = [
-            plain([examples[i] for i in order if folds[i] == fold], _fold_name(domain, fold)) for fold in sorted(set(folds))
+            plain([examples[i] for i in order if folds[i] == fold], _fold_name(domain, fold))
+            for fold in sorted(set(folds))
         ]
         back = sorted(range(len(order)), key=order.__getitem__)
         texts, empty = [t for p in parts for t in p.texts], [e for p in parts for e in p.empty]
-        return Readout(torch.cat([p.slots for p in parts])[back], [texts[i] for i in back], [empty[i] for i in back])
+        return Readout(
+            torch.cat([p.slots for p in parts])[back], [texts[i] for i in back], [empty[i] for i in back]
+        )
 
     return crossed if settings.folds > 1 and split == "align" else plain
 
@@ -133,7 +144,9 @@ def _report(project: Project, domain: str, rows: dict[str, list[Example]]) -> No
     facts |= {"gap between alignment and validation": shares[0] - shares[1]}
     say(f"readouts {domain}: texts hold {shares[0]:.2f} of the answers' words, {shares[1]:.2f} in validation")
     settings = {"settings": project.settings.readout.model_dump()}
-    write_report(folder, f"readouts {domain}", facts | settings, lines, ("share of the questions", "words written"))
+    write_report(
+        folder, f"readouts {domain}", facts | settings, lines, ("share of the questions", "words written")
+    )
 
 
 def _held(text: str, answer: str) -> float:

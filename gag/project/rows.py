@@ -1,0 +1,175 @@
+"""Rows of data: examples and passages in JSONL, their groups, and a digest that names a file's content."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gag.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its answers (the first is learned, all count) and the group that no split may cut."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a domain's corpus."""
+
+    id: str
+    text: str
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read question-answer rows: {"question", "answer"} or Alpaca's {"instruction", "input", "output"}."""
+    examples = [_example(row, f"{path.name}:{line}", line) for line, row in read_rows(path)]
+    if not examples:
+        raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
+    return examples
+
+
+def read_questions(path: Path) -> list[str]:
+    """Read only the questions of a JSONL file."""
+    return [read_question(row, f"{path.name}:{line}") for line, row in read_rows(path)]
+
+
+def read_grouped(path: Path) -> dict[str, str]:
+    """Read the distinct questions of a JSONL file, in order, each with its group (its own text, if the row names none)."""
+    found: dict[str, str] = {}
+    for line, row in read_rows(path):
+        question = read_question(row, f"{path.name}:{line}")
+        found.setdefault(question, str(row["group"]) if row.get("group") is not None else question)
+    return found
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """Read a corpus: {"text", "id"?} per line."""
+    return [
+        Passage(str(row.get("id", line)), _text(row, "text", f"{path.name}:{line}"))
+        for line, row in read_rows(path)
+    ]
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSONL file; blank lines are skipped."""
+    if not path.is_file():
+        raise DataError(f"{path.name} does not exist; expected a JSONL file")
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+            if line.strip():
+                yield number, _object(line, f"{path.name}:{number}")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def split_groups(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split into (rest, part): about `share` of the groups go to the part, decided by a hash of each group."""
+    groups = sorted(
+        {e.group for e in examples}, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest()
+    )
+    chosen = set(groups[: round(share * len(groups))])
+    return [e for e in examples if e.group not in chosen], [e for e in examples if e.group in chosen]
+
+
+def split_passages(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
+    """Split documents into (rest, part): about `share` of them, at least one, go to the part, by a hash of each id."""
+    order = sorted(passages, key=lambda p: hashlib.sha256(f"{seed}/{p.id}".encode()).digest())
+    chosen = {p.id for p in order[: max(1, round(share * len(order)))]}
+    return [p for p in passages if p.id not in chosen], [p for p in passages if p.id in chosen]
+
+
+def fold_of(example: Example, folds: int) -> int:
+    """Return an example's fold in 0..folds-1, decided by a hash of its group."""
+    return int.from_bytes(hashlib.sha256(f"fold/{example.group}".encode()).digest()[:8], "big") % folds
+
+
+def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, str]) -> None:
+    """Refuse two files that share a group or a question."""
+    for what, of in (("groups", lambda e: e.group), ("questions", lambda e: e.question)):
+        shared = sorted({of(e) for e in left} & {of(e) for e in right})
+        if shared:
+            first = ", ".join(repr(name) for name in shared[:3])
+            raise DataError(
+                f"{names[0]} and {names[1]} share {len(shared)} {what} (first: {first}); give each to one of them"
+            )
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{place} is not JSON ({reason}); expected one object per line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is a {type(row).__name__}; expected a JSON object")
+    return row
+
+
+def _example(row: dict[str, Any], place: str, line: int) -> Example:
+    question = read_question(row, place)
+    answers = row.get("answer", row.get("output"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(a, str) and a.strip() for a in answers)
+    ):
+        raise DataError(f'{place} needs "answer": a text, or a list of texts, none of them empty')
+    group = row.get("group")
+    named = f"{row.get('instruction', '')}\n{question}" if group is None else str(group)
+    example = Example(str(row.get("id", line)), question, tuple(answers), named)
+    for text in (example.id, *answers, named):
+        check_text(text, place)
+    return example
+
+
+def read_question(row: dict[str, Any], place: str) -> str:
+    """Return a row's question: "question", or Alpaca's "instruction" and "input"."""
+    if "question" in row:
+        return _text(row, "question", place)
+    instruction = _text(row, "instruction", place) if "instruction" in row else ""
+    if not instruction:
+        raise DataError(
+            f'{place} lacks "question" (or Alpaca\'s "instruction"); it has: {", ".join(row) or "nothing"}'
+        )
+    extra = row.get("input") or ""
+    return f"{instruction}\n{extra}" if extra else instruction
+
+
+def _text(row: dict[str, Any], key: str, place: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f'{place} needs "{key}": a text that is not empty')
+    return check_text(value, place)
+
+
+def check_text(text: str, place: str) -> str:
+    """Return the text if it can be written as UTF-8; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place} holds half a character at position {error.start}; write the text as UTF-8"
+        ) from error
+    return text

@@ -1,0 +1,146 @@
+"""The trained network from an expert's slots to the base's embedding space: v1's mlp and v4's gated residual."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gag.errors import MismatchError
+
+LIMIT = 10.0  # of normalised states and of mixing weights
+
+
+class Mlp(nn.Module):
+    """v1: Linear(De -> Db), GELU, Linear(Db -> Db), on each slot of a single layer."""
+
+    def __init__(self, expert_width: int, base_width: int):
+        super().__init__()
+        self.inner = nn.Linear(expert_width, base_width)
+        self.outer = nn.Linear(base_width, base_width)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """Project slots: [B, S, 1, De] -> [B, S, Db]."""
+        if slots.shape[2] != 1:
+            raise MismatchError(
+                f"the mlp projector reads one layer, the readout has {slots.shape[2]}; set readout.layers"
+            )
+        features = slots[:, :, 0].to(self.inner.weight)
+        return self.outer(nn.functional.gelu(self.inner(features)))
+
+    @torch.no_grad()
+    def start_from_ridge(self, slots: torch.Tensor, targets: torch.Tensor, penalty: float = 0.1) -> None:
+        """Start as the ridge regression from standardised slots [N, S, 1, De] to targets [N, Db].
+
+        GELU(a) - GELU(-a) = a, so pairs of opposed hidden units carry the strongest Db / 2 directions of the linear
+        map exactly. `penalty` is in units of the features' variance.
+        """
+        ridge = _ridge(slots[:, :, 0], targets, penalty)
+        left, strength, right = torch.linalg.svd(ridge.solution, full_matrices=False)
+        rank = min(self.inner.out_features // 2, len(strength))
+        signs = torch.tensor([1.0, -1.0], dtype=left.dtype, device=left.device)
+        inner = torch.kron(signs[:, None], left[:, :rank].T / ridge.spread)  # [2 rank, De]
+        for parameter in self.outer.parameters():
+            parameter.mul_(0.0)
+        self.inner.weight[: 2 * rank] = inner.float()
+        self.inner.bias[: 2 * rank] = (-inner @ ridge.mean).float()
+        self.outer.weight[:, : 2 * rank] = torch.kron(signs[None], right[:rank].T * strength[:rank]).float()
+        self.outer.bias[:] = ridge.goal.float()
+
+
+class GatedResidual(nn.Module):
+    """v4: a learned mix of layers per slot, a linear path, and an MLP through a gate.
+
+    m = clamp(LayerNorm(slot), ±10);  f_s = Σ_l softmax(clamp(λ_s, ±10))_l m_{l,s};
+    u = W LN(f) + b;  n = LN(u);  out = u + sigmoid(G n) ⊙ W2 GELU(W1 n).
+    """
+
+    def __init__(self, expert_width: int, base_width: int, slots: int, layers: int):
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(slots, layers))  # λ
+        self.norm_in = nn.LayerNorm(expert_width)
+        self.linear = nn.Linear(expert_width, base_width)
+        self.norm_out = nn.LayerNorm(base_width)
+        self.gate = nn.Linear(base_width, base_width)
+        self.inner = nn.Linear(base_width, base_width)
+        self.outer = nn.Linear(base_width, base_width)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """Project slots: [B, S, L, De] -> [B, S, Db]."""
+        if slots.shape[1:3] != self.mix.shape:
+            raise MismatchError(
+                f"the projector takes {tuple(self.mix.shape)} slots and layers, the readout has {tuple(slots.shape[1:3])}"
+            )
+        direct = self.linear(self.norm_in(self.mixed(slots)))
+        n = self.norm_out(direct)
+        return direct + torch.sigmoid(self.gate(n)) * self.outer(nn.functional.gelu(self.inner(n)))
+
+    def mixed(self, slots: torch.Tensor) -> torch.Tensor:
+        """Normalise each state once and mix the layers of each slot: [B, S, L, De] -> [B, S, De]."""
+        states = nn.functional.layer_norm(slots.to(self.mix), slots.shape[-1:], eps=1e-6).clamp(-LIMIT, LIMIT)
+        weights = self.mix.clamp(-LIMIT, LIMIT).softmax(-1)  # [S, L]
+        return torch.einsum("bsld,sl->bsd", states, weights)
+
+    @torch.no_grad()
+    def start_from_ridge(self, slots: torch.Tensor, targets: torch.Tensor, penalty: float = 0.1) -> None:
+        """Start the linear path as the ridge regression to targets [N, Db], and the MLP's last layer at zero."""
+        ridge = _ridge(self.norm_in(self.mixed(slots)), targets, penalty)
+        weight = ridge.solution / ridge.spread[:, None]  # [De, Db]
+        self.linear.weight[:] = weight.T.float()
+        self.linear.bias[:] = (ridge.goal - ridge.mean @ weight).float()
+        self._silence()
+
+    @torch.no_grad()
+    def start_from_identity(self, slots: torch.Tensor, targets: torch.Tensor) -> None:
+        """Start the linear path as that multiple of the identity which comes nearest to targets [N, Db], the MLP at zero."""
+        if slots.shape[-1] != targets.shape[-1]:
+            raise MismatchError(
+                f"align.start identity needs slots in the base's space, {targets.shape[-1]} wide, not {slots.shape[-1]}; "
+                "set readout.space: vocabulary, or align.start: ridge"
+            )
+        features = self.norm_in(self.mixed(slots)).mean(1).double()  # [N, Db]
+        mean, goal = features.mean(0), targets.double().mean(0)
+        centred = features - mean
+        scale = (centred * (targets - goal)).sum() / centred.square().sum().clamp_min(1e-12)
+        self.linear.weight[:] = (scale * torch.eye(len(goal), device=scale.device)).float()
+        self.linear.bias[:] = (goal - scale * mean).float()
+        self._silence()
+
+    def _silence(self) -> None:
+        self.outer.weight.mul_(0.0)
+        self.outer.bias.mul_(0.0)
+
+
+Projector = Mlp | GatedResidual
+
+
+def make_projector(kind: str, shape: tuple[int, int, int], base_width: int) -> Projector:
+    """Make a projector of a kind (`mlp` or `gated_residual`) for slots [S, L, De] in float32, with random weights."""
+    slots, layers, expert_width = shape
+    if kind == "mlp":
+        return Mlp(expert_width, base_width)
+    if kind == "gated_residual":
+        return GatedResidual(expert_width, base_width, slots, layers)
+    raise MismatchError(
+        f"there is no projector {kind!r}, only mlp and gated_residual; install the version that built it"
+    )
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    solution: (
+        torch.Tensor
+    )  # [De, Db], on features from which `mean` is taken and which are divided by `spread`
+    mean: torch.Tensor  # [De]
+    spread: torch.Tensor  # [De]
+    goal: torch.Tensor  # [Db], what the mean features give
+
+
+def _ridge(features: torch.Tensor, targets: torch.Tensor, penalty: float) -> _Ridge:
+    """Regress targets [N, Db] on standardised features [N, S, De], in float64."""
+    x = features.flatten(0, 1).double()  # [N * S, De]
+    wanted = targets.double().repeat_interleave(features.shape[1], 0)
+    mean, goal = x.mean(0), wanted.mean(0)
+    spread = x.std(0, correction=0).clamp_min(1e-6)
+    x = (x - mean) / spread
+    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return _Ridge(torch.linalg.solve(gram, x.T @ (wanted - goal)), mean, spread, goal)

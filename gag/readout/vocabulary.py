@@ -1,0 +1,80 @@
+"""The vocabulary readout: what an expert's states foretell, in the token embeddings of a base that shares its tokens.
+
+A state goes through the expert's own output layer to a distribution over tokens, and that to the mean of the base's
+embeddings. So a token that alignment never saw has its place in the base's space from the start.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file
+
+from gag.errors import MismatchError, SettingsError
+from gag.models.backbone import Backbone
+from gag.project.settings import ModelSettings
+
+LIKELIEST = 64  # tokens of a distribution that are kept
+CHUNK = 256  # states turned into distributions at once
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@torch.no_grad()
+def foretold(expert: Backbone, states: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Embed what each last state foretells by the base's embeddings: [T, De], [V, Db] -> [T, Db] in float32."""
+    found = []
+    for some in states.split(CHUNK):
+        likely = expert.logits(some)[..., : len(table)].float().softmax(-1).topk(min(LIKELIEST, len(table)))
+        weights = (likely.values / likely.values.sum(-1, keepdim=True)).to(table.device)
+        found.append(torch.einsum("tk,tkd->td", weights, table[likely.indices.to(table.device)].float()))
+    return torch.cat(found).to(states.device)
+
+
+def base_tokens(base: ModelSettings, root: Path) -> dict[str, int]:
+    """Read a base's tokens and their numbers, without its weights."""
+    with _explained(base):
+        return AutoTokenizer.from_pretrained(
+            _source(base, root), revision=base.revision, trust_remote_code=False
+        ).get_vocab()
+
+
+def check_shared(expert: Backbone, tokens: dict[str, int]) -> None:
+    """Refuse a base whose tokens have other numbers than the expert's."""
+    if expert.tokenizer.get_vocab() != tokens:
+        raise MismatchError(
+            f"readout.space vocabulary needs a base with the tokens of the expert {expert.name}; choose models of one family, "
+            "or set readout.space: hidden"
+        )
+
+
+def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tensor:
+    """Load the base's token embeddings alone from its weight files, beside its expert [V, Db]."""
+    source, known = _source(base, root), {"revision": base.revision}
+    with _explained(base):
+        with torch.device("meta"):
+            shell: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **known))
+        name = next(n for n, p in shell.named_parameters() if p is shell.get_input_embeddings().weight)
+        index = cached_file(source, _INDEX, _raise_exceptions_for_missing_entries=False, **known)
+        part = json.loads(Path(index).read_bytes())["weight_map"][name] if index else _WHOLE
+        with safe_open(str(cached_file(source, part, **known)), "pt") as weights:
+            return weights.get_tensor(name).to(expert.device)
+
+
+def _source(base: ModelSettings, root: Path) -> str:
+    return str(root / base.model) if (root / base.model).is_dir() else base.model
+
+
+@contextmanager
+def _explained(base: ModelSettings) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(
+            f"the tokens of {base.model} or their embeddings cannot be read: {reason}; name a whole model"
+        ) from error

@@ -1,0 +1,232 @@
+"""The query encoder that the settings choose: the expert backbone, any encoder, or vectors from elsewhere; and a cache."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gag.errors import DataError, MissingExtraError, SettingsError
+from gag.models.backbone import Backbone, choose_device, weights_hash
+from gag.models.prompts import plain_tokenizer
+from gag.project.artifacts import load_tensors, recover, save_tensors, writing
+from gag.project.project import Project
+from gag.project.rows import digest, read_questions
+from gag.project.run import model_key
+from gag.project.settings import EncoderSettings, RouterSettings
+from gag.routing.backbone_encoder import BackboneEncoder, EncoderSpec, QueryEncoder
+
+VECTORS, QUESTIONS = "vectors.safetensors", "questions.jsonl"
+
+
+def make_encoder(project: Project, expert: Callable[[], Backbone]) -> QueryEncoder:
+    """Make the router's encoder; the expert backbone is loaded for its own kind only."""
+    settings = project.settings.router
+    kind = settings.encoder.kind
+    if kind == "expert":
+        backbone = expert()
+        return BackboneEncoder(backbone, backbone.fingerprint, settings)
+    made = {
+        "transformer": TransformerEncoder,
+        "sentence-transformers": SentenceEncoder,
+        "vectors": GivenVectors,
+    }[kind]
+    return made(settings, project.root)
+
+
+def encoder_key(project: Project) -> dict[str, Any]:
+    """Name the encoder without loading it."""
+    chosen = project.settings.router.encoder
+    if chosen.model is None:
+        return model_key(project.settings.expert, project.root)
+    folder = project.root / chosen.model
+    inside = sorted(
+        p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl") and p.is_file()
+    )
+    files = {str(path.relative_to(folder)): digest(path) for path in inside}
+    return chosen.model_dump(exclude={"device", "model"}) | (files or {"model": chosen.model})
+
+
+class TransformerEncoder:
+    """An encoder of transformers: the masked mean of the last hidden state, or its first token's, L2-normalised."""
+
+    def __init__(self, settings: RouterSettings, root: Path):
+        from transformers import AutoModel, AutoTokenizer
+
+        chosen, source = settings.encoder, _source(settings.encoder, root)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, revision=chosen.revision, trust_remote_code=False
+            )
+            self._model = AutoModel.from_pretrained(
+                source,
+                revision=chosen.revision,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _cannot_load(chosen, error) from error
+        self._model.to(choose_device(chosen.device)).eval().requires_grad_(False)
+        self._plain = plain_tokenizer(tokenizer)
+        self._before, self._after = self._frame(tokenizer)
+        self._batch_size = settings.batch_size
+        identity = hashlib.sha256(f"{weights_hash(self._model)}\n{self._plain.to_str()}".encode()).hexdigest()
+        positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
+        longest = min(settings.max_tokens, positions, tokenizer.model_max_length)
+        self.spec = EncoderSpec(identity, chosen.pooling, longest, self._model.config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, questions: list[str]) -> torch.Tensor:
+        """Encode questions in length-sorted batches -> [B, Dq]."""
+        room = max(0, self.spec.max_tokens - len(self._before) - len(self._after))
+        rows = [
+            self._before + self._plain.encode(q, add_special_tokens=False).ids[:room] + self._after
+            for q in questions
+        ]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        vectors = torch.empty(len(rows), self.spec.width)
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            vectors[chosen] = self._encode([rows[i] for i in chosen]).cpu()
+        return vectors
+
+    def _encode(self, rows: list[list[int]]) -> torch.Tensor:
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # [B, T]
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        states = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [B, T, Dq]
+        weight = mask[..., None].to(states)
+        pooled = states[:, 0] if self.spec.pooling == "first" else (states * weight).sum(1) / weight.sum(1)
+        return torch.nn.functional.normalize(pooled.float(), dim=-1)
+
+    def _frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """Find the control tokens that the tokenizer puts around a text."""
+        inner, whole = (
+            self._plain.encode("question", add_special_tokens=False).ids,
+            tokenizer("question")["input_ids"],
+        )
+        for start in range(len(whole) - len(inner) + 1):
+            if whole[start : start + len(inner)] == inner:
+                return whole[:start], whole[start + len(inner) :]
+        return [], []
+
+
+class SentenceEncoder:
+    """A model of sentence-transformers with its own pooling, L2-normalised."""
+
+    def __init__(self, settings: RouterSettings, root: Path):
+        chosen = settings.encoder
+        try:
+            from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise MissingExtraError(
+                f"the encoder {chosen.model} needs sentence-transformers; run `pip install 'gag[eval]'`"
+            ) from error
+        try:
+            self._model = SentenceTransformer(
+                _source(chosen, root), revision=chosen.revision, device=str(choose_device(chosen.device)),
+                trust_remote_code=False, model_kwargs={"use_safetensors": True},
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _cannot_load(chosen, error) from error
+        self._model.tokenizer.split_special_tokens = True  # whatever a user types stays plain text
+        longest = min(settings.max_tokens, self._model.max_seq_length or settings.max_tokens)
+        self._model.max_seq_length = longest
+        self._batch_size = settings.batch_size
+        described = (
+            f"{weights_hash(self._model)}\n{self._model!r}\n{plain_tokenizer(self._model.tokenizer).to_str()}"
+        )
+        identity = hashlib.sha256(described.encode()).hexdigest()
+        self.spec = EncoderSpec(identity, "own", longest, len(self.encode(["width"])[0]))
+
+    def encode(self, questions: list[str]) -> torch.Tensor:
+        """Encode questions -> [B, Dq]."""
+        vectors = self._model.encode(
+            questions,
+            batch_size=self._batch_size,
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+        return vectors.float().cpu()
+
+
+class GivenVectors:
+    """Vectors made elsewhere: row i of vectors.safetensors (`vectors` [N, Dq]) is of line i of questions.jsonl."""
+
+    def __init__(self, settings: RouterSettings, root: Path):
+        chosen = settings.encoder
+        folder = root / str(chosen.model)
+        questions = read_questions(folder / QUESTIONS)
+        vectors = load_tensors(folder / VECTORS).get("vectors")
+        if vectors is None or vectors.ndim != 2 or len(vectors) != len(questions):
+            shape = None if vectors is None else tuple(vectors.shape)
+            raise DataError(f"{VECTORS} must hold `vectors` of shape ({len(questions)}, width), has {shape}")
+        self._vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
+        self._places = {question: i for i, question in enumerate(questions)}
+        made_by = chosen.revision or digest(folder / VECTORS)
+        self.spec = EncoderSpec(f"vectors of {made_by}", "own", settings.max_tokens, vectors.shape[1])
+
+    def encode(self, questions: list[str]) -> torch.Tensor:
+        """Look up questions -> [B, Dq]; one without a vector is refused."""
+        missing = [question for question in questions if question not in self._places]
+        if missing:
+            raise DataError(
+                f"{len(missing)} questions have no vector in {QUESTIONS} (first: {missing[0][:60]!r}); add them"
+            )
+        return self._vectors[[self._places[question] for question in questions]]
+
+
+def cached(encoder: QueryEncoder, project: Project) -> QueryEncoder:
+    """Keep on disk what an encoder encodes; vectors from elsewhere are on disk already."""
+    return (
+        encoder
+        if isinstance(encoder, GivenVectors)
+        else CachedEncoder(encoder, project.root / "runs" / "vectors")
+    )
+
+
+class CachedEncoder:
+    """An encoder that keeps on disk what it encoded, by a hash of the text; for verbs that encode files."""
+
+    def __init__(self, encoder: QueryEncoder, folder: Path):
+        self.spec = encoder.spec
+        self._encoder = encoder
+        self._folder = folder / hashlib.sha256(repr(encoder.spec).encode()).hexdigest()[:16]
+        self._known: dict[bytes, torch.Tensor] = {}
+        recover(self._folder)
+        if self._folder.is_dir():
+            stored = load_tensors(self._folder / VECTORS)
+            self._known = {
+                bytes(h): v for h, v in zip(stored["hashes"].numpy(), stored["vectors"], strict=True)
+            }
+
+    def encode(self, questions: list[str]) -> torch.Tensor:
+        """Encode what is new, keep it, and return all -> [B, Dq]."""
+        names = [hashlib.sha256(question.encode()).digest() for question in questions]
+        fresh = {name: q for name, q in zip(names, questions, strict=True) if name not in self._known}
+        if fresh:
+            self._known |= zip(fresh, self._encoder.encode(list(fresh.values())), strict=True)
+            with writing(self._folder, {}) as temporary:
+                hashes = torch.frombuffer(bytearray(b"".join(self._known)), dtype=torch.uint8).view(-1, 32)
+                save_tensors(
+                    temporary / VECTORS,
+                    {"hashes": hashes, "vectors": torch.stack(list(self._known.values()))},
+                )
+        return (
+            torch.stack([self._known[name] for name in names]) if names else torch.empty(0, self.spec.width)
+        )
+
+
+def _source(chosen: EncoderSettings, root: Path) -> str:
+    folder = root / str(chosen.model)
+    return str(folder) if folder.is_dir() else str(chosen.model)
+
+
+def _cannot_load(chosen: EncoderSettings, error: Exception) -> SettingsError:
+    reason = " ".join(str(error).split())[:200]
+    return SettingsError(
+        f"router.encoder {chosen.model} cannot be loaded: {reason}; name a whole folder or id"
+    )

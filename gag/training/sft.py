@@ -1,0 +1,250 @@
+"""Tune an expert with TRL: an adapter or all weights, on one process or many, going on after a kill.
+
+The trainer's checkpoints count only once a manifest stands beside their files; the newest two complete ones are kept.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gag.errors import SettingsError
+from gag.models.backbone import Backbone, load_backbone
+from gag.models.experts import ADAPTER
+from gag.project import distributed as ranks
+from gag.project.artifacts import MANIFEST, is_current, seal, write_json, writing
+from gag.project.progress import bar
+from gag.project.project import Project
+from gag.project.run import Run, cut_log, stage_key
+from gag.project.settings import AdaptSettings, ModelSettings
+
+_THIRD_PARTY = (  # spoken by transformers 5.23 about names that TRL and PEFT still use
+    "`gradient_checkpointing` is deprecated",
+    "`is_gradient_checkpointing` is deprecated",
+)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One tuning of an expert: what it is called, its rows, and where it starts."""
+
+    name: str
+    label: str
+    settings: AdaptSettings
+    rows: list[dict[str, list[int]]]
+    val: list[dict[str, list[int]]] | None = None  # held-out rows that choose the best checkpoint
+    block: int | None = None  # pack rows to blocks of this many tokens, kept apart by their positions
+    start: Path | None = None  # an adapter or weights to go on from, instead of the backbone
+    model: ModelSettings | None = None  # another model than the project's expert
+
+    @property
+    def key(self) -> str:
+        """Name the tuning by its settings and rows; where it starts is in the run's own inputs."""
+        sha = hashlib.sha256()
+        for row in self.rows + (self.val or []):
+            for ids in row.values():
+                sha.update(array("q", [*ids, -1]).tobytes())
+        settings = self.settings.model_dump(exclude={"checkpoint_steps"})
+        return stage_key(name=self.name, settings=settings, block=self.block, rows=sha.hexdigest())
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps, at most: packing needs fewer."""
+        tokens = sum(len(row["input_ids"]) for row in self.rows)
+        rows = len(self.rows) if self.block is None else math.ceil(tokens / self.block)
+        return math.ceil(self.settings.epochs * rows / self.settings.batch_size)
+
+
+def tune(project: Project, run: Run, tuning: Tuning) -> Path:
+    """Tune, unless it is done; return the folder with the adapter or the weights."""
+    folder = run.folder / tuning.name
+    key = tuning.key
+    if ranks.decide(lambda: is_current(folder, key)):
+        return folder
+    _check_devices()
+    backbone = load_backbone(_source(project, tuning), project.root)
+    dtype = backbone.model.dtype
+    scratch, log = run.folder / f"{tuning.name}-trainer", run.folder / f"{tuning.name}.log.jsonl"
+    newest = _newest(scratch, key)
+    cut_log(log, int(newest.name.split("-")[1]) if newest else -1)
+    with bar(tuning.label, tuning.steps) as advance, warnings.catch_warnings():
+        for message in _THIRD_PARTY:
+            warnings.filterwarnings("ignore", message, FutureWarning)
+        trainer = _trainer(
+            _start(backbone, tuning), backbone, tuning, scratch, _callback(run, log, key, advance)
+        )
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    _save(trainer, backbone, dtype, folder, key)
+    if ranks.rank() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    ranks.wait()
+    return folder
+
+
+def _check_devices() -> None:
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise SettingsError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process; use `torchrun --nproc-per-node "
+            f"{torch.cuda.device_count()} -m gag ...` for all of them, or set CUDA_VISIBLE_DEVICES to one"
+        )
+
+
+def _source(project: Project, tuning: Tuning) -> ModelSettings:
+    """Say what to load: the backbone, or the weights that an earlier tuning made of it."""
+    if tuning.start is None or (tuning.start / ADAPTER).is_file():
+        return tuning.model or project.settings.expert
+    return project.settings.expert.model_copy(update={"model": str(tuning.start), "revision": None})
+
+
+def _start(backbone: Backbone, tuning: Tuning) -> Any:
+    """Return the model to train: the backbone, with the adapter of an earlier tuning if there is one."""
+    full = tuning.settings.tuning == "full"
+    if tuning.start and (tuning.start / ADAPTER).is_file():
+        from peft import PeftModel
+
+        name = backbone.model.name_or_path
+        model = PeftModel.from_pretrained(backbone.model, str(tuning.start), is_trainable=True)
+        model.peft_config[
+            "default"
+        ].base_model_name_or_path = name  # else PEFT looks the written name up on the hub
+        return model
+    model = backbone.model.train().requires_grad_(full)
+    return model.float() if full else model  # small steps are lost in half precision
+
+
+def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, callback: Any) -> Any:
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    settings, accelerated = tuning.settings, backbone.device.type != "cpu"
+    micro = min(settings.micro_batch_size, max(1, settings.batch_size // ranks.world()))
+    if settings.batch_size % (micro * ranks.world()) and settings.batch_size > micro:
+        raise SettingsError(
+            f"batch_size {settings.batch_size} is no multiple of {ranks.world()} processes x micro_batch_size {micro}"
+        )
+    every = (
+        max(1, min(settings.checkpoint_steps, tuning.steps // 4)) if tuning.val else settings.checkpoint_steps
+    )
+    best: dict[str, Any] = (
+        {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True} if tuning.val else {}
+    )
+    packed: dict[str, Any] = (
+        {"packing": True, "max_length": tuning.block} if tuning.block else {"max_length": None}
+    )
+    arguments = SFTConfig(
+        output_dir=str(scratch),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=max(1, settings.batch_size // (micro * ranks.world())),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        bf16=accelerated,
+        use_cpu=not accelerated,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        logging_steps=max(1, min(10, tuning.steps // 10)),
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=3,  # while the newest one is not complete yet, two others are
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=accelerated,
+        **packed,
+        **best,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(tuning.rows),
+        eval_dataset=Dataset.from_list(tuning.val) if tuning.val else None,
+        processing_class=backbone.tokenizer,
+        peft_config=_lora(settings) if settings.tuning == "lora" and tuning.start is None else None,
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _callback(run: Run, log: Path, key: str, advance: Any) -> Any:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Log, advance the bar, and mark a checkpoint as complete once all its files stand."""
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
+        ) -> None:
+            run.report({"step": state.global_step, **(logs or {})}, log)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            advance(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            advance(1)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ranks.wait()
+            if state.is_world_process_zero:
+                seal(
+                    Path(args.output_dir) / f"checkpoint-{state.global_step}",
+                    {"key": key, "step": state.global_step},
+                )
+
+    return Watch()
+
+
+def _newest(scratch: Path, key: str) -> Path | None:
+    """Return the newest complete checkpoint of these inputs; others are cleared."""
+    found = None
+    for folder in sorted(
+        scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True
+    ):
+        if ranks.decide(lambda f=folder: (f / MANIFEST).is_file() and is_current(f, key)):
+            found = found or folder
+        elif ranks.rank() == 0:
+            shutil.rmtree(folder)
+    ranks.wait()
+    return found
+
+
+def _lora(settings: AdaptSettings) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, key: str) -> None:
+    """Save the weights that were trained, without a trace of where they were made."""
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # gathered, if they are sharded
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if ranks.rank() == 0:
+        with writing(folder, {"key": key}) as expert:
+            if hasattr(model, "peft_config"):
+                model.save_pretrained(expert, state_dict=weights, save_embedding_layers=False)
+                (expert / "README.md").unlink(missing_ok=True)
+                config = expert / "adapter_config.json"
+                content = json.loads(config.read_text(encoding="utf-8"))
+                write_json(
+                    config,
+                    content | {"base_model_name_or_path": backbone.name, "revision": backbone.revision},
+                )
+            else:
+                half = {name: tensor.to(dtype) for name, tensor in weights.items()}
+                model.config.dtype = dtype
+                model.save_pretrained(expert, state_dict=half)
+                backbone.tokenizer.save_pretrained(expert)
+    ranks.wait()

@@ -1,0 +1,1 @@
+"""How the bundled pocket models were pre-trained: run once, their weights lie under gag/pocket/assets."""
