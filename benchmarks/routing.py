@@ -245,10 +245,10 @@ def _figures(
         "coverage": found["abstention"]["coverage"],
         "calibration_error": found["calibration_error"],
     }
-    for name, stranger in found["strangers"].items():
+    for name, outside in found["out_of_distribution"].items():
         figures |= {
-            f"strangers_{name}_auroc": stranger["auroc"],
-            f"strangers_{name}_to_general": stranger["to_general"],
+            f"out_of_distribution_{name}_auroc": outside["auroc"],
+            f"out_of_distribution_{name}_to_general": outside["to_general"],
         }
     figures |= {f"latency_ms_{n}_p50": t["p50"] for n, t in found["latency_ms"].items()}
     said = f"best of the others: {best}; ours less theirs {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
@@ -269,7 +269,7 @@ def _floors(names: list[str], figures: dict[str, float], args: Any) -> dict[str,
     }
     if len(args.data) == 1:
         floors["general_recall"] = (">=", 0.98)
-        floors |= {name: (">=", 0.9) for name in figures if name.startswith("strangers_")}
+        floors |= {name: (">=", 0.9) for name in figures if name.startswith("out_of_distribution_")}
     return floors
 
 

@@ -54,7 +54,9 @@ def test_the_router_is_tried_on_files_before_any_domain_is_built(
     assert figures["accuracy"]["micro"] >= 0.95
     low, high = figures["accuracy"]["micro_interval"]
     assert low <= figures["accuracy"]["micro"] <= high
-    assert {"metals", "plants"} == set(figures["strangers"]) and 0 <= figures["calibration_error"] <= 1
+    assert {"metals", "plants"} == set(figures["out_of_distribution"]) and 0 <= figures[
+        "calibration_error"
+    ] <= 1
     assert sum(figures["confusion"]["metals"].values()) == 20
     assert figures["latency_ms"]["64"]["p99"] >= figures["latency_ms"]["64"]["p50"] > 0
     page = (project.root / figures["page"]).read_text()
@@ -113,9 +115,9 @@ def test_questions_of_a_domain_that_is_not_here_are_strangers(
     )
     assert code == 0, err
     figures = json.loads(out.splitlines()[-1])
-    stranger = figures["strangers"]["(no domain here)"]
-    assert stranger["questions"] == 20 and set(stranger) == {"questions", "to_general", "auroc"}
-    assert figures["confusion"]["(no domain here)"]["general"] == round(20 * stranger["to_general"])
+    outside = figures["out_of_distribution"]["(no domain here)"]
+    assert outside["questions"] == 20 and set(outside) == {"questions", "to_general", "auroc"}
+    assert figures["confusion"]["(no domain here)"]["general"] == round(20 * outside["to_general"])
 
 
 def test_shared_questions_are_reported(project: Project, tmp_path: Path, files, capsys, monkeypatch) -> None:
@@ -134,7 +136,7 @@ def test_shared_questions_are_reported(project: Project, tmp_path: Path, files, 
 def test_a_route_is_explained(project: Project, capsys, monkeypatch) -> None:
     at = ["--project", str(project.root)]
     code, out, err = run(capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", *at)
-    assert code == 0 and "prototype" in out and "lead over general" in out
+    assert code == 0 and "prototype" in out and "margin over general" in out
     assert "not calibrated" in err and "held out" not in out
     code, out, _ = run(
         capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", "--json", *at
@@ -180,7 +182,9 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
     shown = json.loads(out)
     assert (
-        shown["banks"]["metals"]["held_out"] >= 16 and shown["lead"] == made["lead"] and shown["alpha"] == 0.1
+        shown["banks"]["metals"]["held_out"] >= 16
+        and shown["margin"] == made["margin"]
+        and shown["alpha"] == 0.1
     )
     assert "at most 10.0% of general questions" in "\n".join(_decided(made))
     shutil.rmtree(project.domain("plants"))

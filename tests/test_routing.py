@@ -77,7 +77,7 @@ def test_the_nearest_prototype_wins_and_ties_go_to_general() -> None:
 def test_the_margin_sends_doubts_to_general() -> None:
     routes = Router(BANKS, Compass(), RouterSettings(rule="ppr", margin=0.1)).route(["nearly", "north"])
     assert [route.domain for route in routes] == ["general", "metals"]
-    assert "leads general by 0.0247, not over 0.1" in routes[0].reason
+    assert "lies above general by 0.0247, not over 0.1" in routes[0].reason
 
 
 def test_other_domains_scores_do_not_move() -> None:
@@ -197,11 +197,11 @@ def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
     assert "at most 1.0% of general questions go to specialists, not 0.1%" in router.warning
 
 
-def test_strangers_go_to_general_however_sure_the_rule_is() -> None:
+def test_out_of_distribution_questions_go_to_general_however_sure_the_rule_is() -> None:
     router = Router(CLOUDS, Cloud(), RouterSettings())
     far = -cloud(1, 50, 7) + 2 * cloud(2, 50, 8)
     verdict = router.judge(torch.nn.functional.normalize(far, dim=-1) * 9)
-    assert verdict.strangers.all() and (verdict.chosen == 0).all()
+    assert verdict.out_of_distribution.all() and (verdict.chosen == 0).all()
     assert router.route_vectors(far[:1] * 9)[0].reason == "far from every domain"
     near = Query(cloud(1, 200, 9), Statistics(router.banks)).nearest
     assert router.calibration is not None and (near > router.calibration.far).float().mean() < 0.05
@@ -228,10 +228,10 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
     save_calibration(tmp_path / "router.json", saved)
     loaded = load_calibration(tmp_path / "router.json")
     assert loaded == saved
-    assert Router(CLOUDS, Cloud(), RouterSettings(), replace(saved, lead=99.0)).lead == 99.0
-    other = Router(CLOUDS | {"stones": cloudy(3)}, Cloud(), RouterSettings(), replace(saved, lead=99.0))
+    assert Router(CLOUDS, Cloud(), RouterSettings(), replace(saved, margin=99.0)).margin == 99.0
+    other = Router(CLOUDS | {"stones": cloudy(3)}, Cloud(), RouterSettings(), replace(saved, margin=99.0))
     assert (
-        other.lead < 99 and other.calibration is not None and other.calibration.alpha == 0.2
+        other.margin < 99 and other.calibration is not None and other.calibration.alpha == 0.2
     )  # anew, for the same risk
     names = ["general", "metals", "woods"]
     assert saved.bank_set == set_hash(names, Statistics([CLOUDS[n] for n in names]))
@@ -245,7 +245,7 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
     "change",
     [
         {"weights": {"magic": 1.0}},
-        {"lead": float("nan")},
+        {"margin": float("nan")},
         {"far": "x"},
         {"weights": 3},
         {"more": 1},

@@ -28,7 +28,7 @@ from gag.commands.options import (
 )
 from gag.commands.router import route, router_app
 from gag.errors import GagError, SettingsError, is_full_disk
-from gag.project import distributed as ranks
+from gag.project import distributed
 
 if TYPE_CHECKING:
     from gag.project.project import Project
@@ -297,7 +297,7 @@ def main() -> None:
             "the disk is full; free some space and run the same command again: what is complete stays, and it goes on"
         )
     finally:
-        ranks.leave()
+        distributed.destroy()
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gag.errors import SettingsError
-from gag.project import distributed as ranks
+from gag.project import distributed
 
 if TYPE_CHECKING:
     from gag.project.project import Project
@@ -57,7 +57,7 @@ def asked(question: str, project: Path | None, settings: list[str] | None) -> "P
 
 def finish(as_json: bool, result: dict[str, Any], shown: str | None = None) -> None:
     """Print one JSON object, or what is shown to a person."""
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         return
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

@@ -57,7 +57,7 @@ def router_show(
         for name, bank in zip(router.names, router.banks, strict=True)
     }
     decided = (
-        asdict(router.calibration) if router.calibration else {"rule": router.rule, "margin": router.lead}
+        asdict(router.calibration) if router.calibration else {"rule": router.rule, "margin": router.margin}
     )
     lines = [f"{'bank':<20}{'questions':>10}{'centres':>9}{'held out':>10}"]
     lines += [
@@ -115,7 +115,7 @@ def router_calibrate(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the rule, the lead over general and the distance of strangers anew, and write router.json."""
+    """Choose the rule, the margin over general and the distance limit anew, and write router.json."""
     opened = _routed(project, [*(settings or []), *([f"router.alpha={alpha}"] if alpha is not None else [])])
     from gag.engine.engine import load_router
     from gag.project.artifacts import locked
@@ -169,18 +169,20 @@ def _decided(decided: dict[str, Any]) -> list[str]:
     losses = "  ".join(f"{name} {loss:.4f}" for name, loss in decided["losses"].items())
     return [
         f"rule {decided['rule']}; log loss on the questions held out: {losses}",
-        f"at most {decided['reached']:.1%} of general questions go to specialists: a lead of {decided['lead']:.3g} is needed",
-        f"a question further than {decided['far']:.3g} from every domain is a stranger and goes to general",
+        f"at most {decided['reached']:.1%} of general questions go to specialists: a margin of {decided['margin']:.3g} is needed",
+        f"a question further than {decided['far']:.3g} from every domain is out of distribution and goes to general",
     ]
 
 
 def _explained(explained: dict[str, Any]) -> list[str]:
     lines = [f"rule {explained['rule']}"]
-    if explained["lead"] is not None:
-        lines[0] += f"; lead over general {explained['lead']:.3g}, needed {explained['lead_needed']:.3g}"
+    if explained["margin"] is not None:
+        lines[0] += (
+            f"; margin over general {explained['margin']:.3g}, needed {explained['margin_needed']:.3g}"
+        )
     if explained["distance"] is not None:
         lines.append(
-            f"distance to the nearest domain {explained['distance']:.3g}, a stranger's is over {explained['far']:.3g}"
+            f"distance to the nearest domain {explained['distance']:.3g}, out of distribution above {explained['far']:.3g}"
         )
     for name, near in explained["prototypes"].items():
         lines.append(

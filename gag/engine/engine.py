@@ -153,7 +153,7 @@ def load_router(project: Project, saved: bool = True) -> Router:
 
 
 def explain_route(project: Project, router: Router, question: str) -> dict[str, Any]:
-    """Say what a route was decided by: leads, distance, nearest prototypes, and questions where a domain carries them."""
+    """Say what a route was decided by: margins, distance, nearest prototypes, and questions where a domain carries them."""
     vector = router.encoder.encode([question])
     verdict = router.judge(vector)
     folders = {GENERAL: project.general} | {name: project.domain(name) for name in router.names[1:]}
@@ -164,8 +164,8 @@ def explain_route(project: Project, router: Router, question: str) -> dict[str, 
     }
     return {
         "rule": router.rule,
-        "lead": float(verdict.leads[0]) if len(router.names) > 1 else None,
-        "lead_needed": router.lead,
+        "margin": float(verdict.margins[0]) if len(router.names) > 1 else None,
+        "margin_needed": router.margin,
         "distance": None if verdict.distances is None else float(verdict.distances[0]),
         "far": router.calibration.far if router.calibration else None,
         "prototypes": {name: asdict(near) for name, near in router.nearest(vector[0]).items()},

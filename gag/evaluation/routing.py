@@ -1,4 +1,4 @@
-"""Judge a router on questions whose domain is known: accuracy, confusion, abstention, strangers, calibration, latency."""
+"""Judge a router on questions whose domain is known: accuracy, confusion, abstention, novelty, latency."""
 
 import time
 from collections import Counter
@@ -40,7 +40,7 @@ def banks_of(rows: Sequence[Asked], encoder: QueryEncoder, settings: RouterSetti
 
 
 def evaluate_routing(router: Router, rows: Sequence[Asked], settings: RouterSettings) -> dict[str, Any]:
-    """Route every row and compare with its domain; one whose domain is not present belongs to general, as a stranger."""
+    """Route every row and compare with its domain; one whose domain is not present belongs to general."""
     vectors = router.encoder.encode([row.question for row in rows])  # [B, Dq]
     verdict = router.judge(vectors)
     names = router.names
@@ -77,7 +77,7 @@ def evaluate_routing(router: Router, rows: Sequence[Asked], settings: RouterSett
             "coverage": _share(chosen[specialists] > 0) if specialists.any() else None,
         },
         "calibration_error": _calibration_error(sure, truth[known]) if router.calibration else None,
-        "strangers": _strangers(router, vectors, truth, verdict, settings),
+        "out_of_distribution": _out_of_distribution(router, vectors, truth, verdict, settings),
         "latency_ms": _latency(router, [row.question for row in rows]),
         "calibration": asdict(router.calibration) if router.calibration else {"warning": router.warning},
         "duplicates": duplicates(router),
@@ -122,20 +122,23 @@ def write_routing(folder: Path, figures: dict[str, Any], title: str) -> Path:
     )  # fmt: skip
     page.table(
         ["accuracy", "share", "95 % interval"],
-        [["total, strangers to general", accuracy["total"], None]]
+        [["total, others to general", accuracy["total"], None]]
         + [
             [k, accuracy[k], "{:.3f} to {:.3f}".format(*accuracy[f"{k}_interval"])]
             for k in ("micro", "macro")
         ],
     )
-    if figures["strangers"]:
+    if figures["out_of_distribution"]:
         page.heading("Questions of no domain here")
         page.text(
             "Each domain is left out in turn, and its questions are asked: do they end in general?", "note"
         )
         page.table(
             ["left out", "questions", "to general", "AUROC of the distance"],
-            [[n, s["questions"], s["to_general"], s["auroc"]] for n, s in figures["strangers"].items()],
+            [
+                [n, s["questions"], s["to_general"], s["auroc"]]
+                for n, s in figures["out_of_distribution"].items()
+            ],
         )
     page.heading("Time")
     page.table(
@@ -160,9 +163,9 @@ def routing_lines(figures: dict[str, Any]) -> list[str]:
         precision = f"{domain['precision']:.4f}" if domain["precision"] is not None else "-"
         lines.append(f"{name:<18}{domain['recall']:>8.4f}{precision:>11}{domain['questions']:>11}")
     lines.append(_abstention(figures["abstention"]).strip())
-    for name, stranger in figures["strangers"].items():
+    for name, outside in figures["out_of_distribution"].items():
         lines.append(
-            f"strangers from {name}: {stranger['to_general']:.3f} end in general, AUROC {_number(stranger['auroc'])}"
+            f"out of distribution, {name}: {outside['to_general']:.3f} end in general, AUROC {_number(outside['auroc'])}"
         )
     lines += [
         f"{pair} share {count} of the questions held out" for pair, count in figures["duplicates"].items()
@@ -203,10 +206,10 @@ def _calibration_error(scores: torch.Tensor, truth: np.ndarray) -> float:
     return round(float(error), 4)
 
 
-def _strangers(
+def _out_of_distribution(
     router: Router, vectors: torch.Tensor, truth: np.ndarray, verdict: Verdict, settings: RouterSettings
 ) -> dict[str, Any]:
-    """Leave each specialist out in turn, and take its questions, or those of domains that are not here, for strangers'."""
+    """Leave each specialist out in turn, and its questions, or those of domains not here, are out of distribution."""
     found = {}
     if (truth < 0).any():
         found[UNKNOWN] = _told_apart(verdict, truth < 0, truth >= 0)
@@ -221,15 +224,15 @@ def _strangers(
     return found
 
 
-def _told_apart(verdict: Verdict, strangers: np.ndarray, installed: np.ndarray) -> dict[str, Any]:
+def _told_apart(verdict: Verdict, out_of_distribution: np.ndarray, installed: np.ndarray) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
     auroc = None
-    if verdict.distances is not None and strangers.any() and installed.any():
-        both = strangers | installed
-        auroc = round(float(roc_auc_score(strangers[both], verdict.distances.numpy()[both])), 4)
-    to_general = _share(verdict.chosen.numpy()[strangers] == 0)
-    return {"questions": int(strangers.sum()), "to_general": to_general, "auroc": auroc}
+    if verdict.distances is not None and out_of_distribution.any() and installed.any():
+        both = out_of_distribution | installed
+        auroc = round(float(roc_auc_score(out_of_distribution[both], verdict.distances.numpy()[both])), 4)
+    to_general = _share(verdict.chosen.numpy()[out_of_distribution] == 0)
+    return {"questions": int(out_of_distribution.sum()), "to_general": to_general, "auroc": auroc}
 
 
 def _latency(router: Router, questions: list[str]) -> dict[str, dict[str, float]]:

@@ -158,6 +158,15 @@ class Backbone:
         )
         return [list(takewhile(lambda i: i not in self.stops, row)) for row in rows.tolist()]
 
+    def states(self, inputs: Inputs) -> torch.Tensor:
+        """Run the decoder once, without a cache -> the last hidden states, after the final norm [B, T, D]."""
+        return self.model.get_decoder()(
+            inputs_embeds=inputs.embeds,
+            attention_mask=inputs.mask,
+            position_ids=inputs.positions,
+            use_cache=False,
+        ).last_hidden_state
+
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
         config = self.model.config.get_text_config()
@@ -171,10 +180,15 @@ class Backbone:
         return {key: config[key] for key in sorted(config) if key not in _VOLATILE}
 
 
+def locate_model(name: str, root: Path) -> str:
+    """Return where transformers finds a model: a folder under the project's root (or an absolute one), else the hub's id."""
+    folder = root / name
+    return str(folder) if folder.is_dir() else name
+
+
 def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     """Load a model and its tokenizer, frozen, from a folder under `root` or from the hub; no remote code, no pickle."""
-    folder = root / settings.model
-    source = str(folder) if folder.is_dir() else settings.model
+    source = locate_model(settings.model, root)
     device = choose_device(settings.device)
     dtype = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
     known: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gag.errors import ArtifactError
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.rows import digest
 
 MANIFEST = "manifest.json"
@@ -110,15 +110,29 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside a file to write to; when the block ends well, it takes the file's place at once."""
+    fresh = path.with_name(f".{path.name}.new")
+    yield fresh
+    fresh.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once: whoever reads it sees the old text or the new one."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write an indented JSON file at once."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold a folder for one process and those launched with it, or for all that share it; another run waits or is refused."""
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

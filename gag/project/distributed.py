@@ -14,20 +14,20 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def world() -> int:
+def world_size() -> int:
     """Return how many processes there are."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    if world() > 1:
+    if world_size() > 1:
         _group().wait_for_everyone()
 
 
-def decide(question: Callable[[], bool]) -> bool:
+def broadcast(question: Callable[[], bool]) -> bool:
     """Ask on the first process, answer on all: files may change between two looks at them."""
-    if world() == 1:
+    if world_size() == 1:
         return question()
     import torch
 
@@ -37,9 +37,9 @@ def decide(question: Callable[[], bool]) -> bool:
     return answer[0]
 
 
-def add(tensors: "list[torch.Tensor]") -> None:
+def all_reduce(tensors: "list[torch.Tensor]") -> None:
     """Sum tensors over the processes, in place."""
-    if world() == 1:
+    if world_size() == 1:
         return
     import torch
 
@@ -50,9 +50,9 @@ def add(tensors: "list[torch.Tensor]") -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def leave() -> None:
+def destroy() -> None:
     """Take the processes' group down, if there is one."""
-    if world() > 1 and _group.cache_info().currsize:
+    if world_size() > 1 and _group.cache_info().currsize:
         _group().destroy_process_group()
 
 

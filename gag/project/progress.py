@@ -4,19 +4,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gag.project import distributed as ranks
+from gag.project import distributed
 
 
 def say(line: str) -> None:
     """Print one line for people, on stderr; of several processes, the first one speaks."""
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar on stderr; without a terminal it does nothing."""
-    if ranks.rank() > 0 or not sys.stderr.isatty():
+    if distributed.rank() > 0 or not sys.stderr.isatty():
         yield lambda steps: None
         return
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gag.errors import ArtifactError, MismatchError
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import is_current, load_tensors, read_manifest, save_tensors, write_json, writing
 from gag.project.rows import digest
 from gag.project.settings import ModelSettings
@@ -61,8 +61,8 @@ class Checkpoint:
 
 def is_done(folder: Path, key: str, unfinished: Path) -> bool:
     """Say whether a stage's result stands; what a kill left of its run just after that is cleared."""
-    done = ranks.decide(lambda: is_current(folder, key))
-    if done and ranks.rank() == 0:
+    done = distributed.broadcast(lambda: is_current(folder, key))
+    if done and distributed.rank() == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
     return done
 
@@ -80,10 +80,10 @@ class Run:
         name = f"{folder.parent.name}-{folder.name.partition('.')[0]}"
         self._track = tracker(tracking, name, folder.parent / "tensorboard")
         self._key = stage_key(**inputs)
-        ranks.wait()
-        if ranks.rank() == 0:
+        distributed.barrier()
+        if distributed.rank() == 0:
             self._open(inputs)
-        ranks.wait()
+        distributed.barrier()
 
     @property
     def log(self) -> Path:
@@ -102,26 +102,26 @@ class Run:
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint, its manifest last, and drop all but the newest two complete ones."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             with writing(
                 self.folder / f"step-{step:08d}", {"key": self._key, "step": step, "state": state}
             ) as temporary:
                 save_tensors(temporary / "state.safetensors", tensors)
             for old in self._steps()[: -self.KEPT]:
                 shutil.rmtree(old)
-        ranks.wait()
+        distributed.barrier()
 
     def report(self, row: dict[str, Any], log: Path | None = None) -> None:
         """Append a row with its `step` to the log, or to another one, and send it to the tracker."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             append_log(log or self.log, row)
             self._track(row)
 
     def close(self) -> None:
         """Clear the run once its result stands elsewhere."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             shutil.rmtree(self.folder)
-        ranks.wait()
+        distributed.barrier()
 
     def _open(self, inputs: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +170,6 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
 
 def cut_log(path: Path, step: int) -> None:
     """Drop what was logged after a checkpoint's step, and a line that a kill cut short: it is going to be logged again."""
-    if ranks.rank() == 0 and path.is_file():
+    if distributed.rank() == 0 and path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
         path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")

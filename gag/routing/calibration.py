@@ -1,4 +1,4 @@
-"""What the held-out vectors of the banks decide: the rule, how far a specialist must lead, and who is a stranger."""
+"""What the held-out vectors of the banks decide: the rule, how far a specialist must lie above general, and what is out of distribution."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ CANDIDATES = {
 ENOUGH = 10  # held-out questions of each domain, below which nothing is decided by them
 SUREST = 20.0  # log odds
 FAR_SHARE = 0.99  # of the specialists' held-out questions lie nearer than some distance, and ...
-FAR_SLACK = 3.0  # times that distance is a stranger's: new wordings of a domain lie further out than its own questions
+FAR_SLACK = 3.0  # times that distance is one out of distribution: new wordings of a domain lie further out than its own questions
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Calibration:
     weights: dict[
         str, float
     ]  # of the rules in the sum that is the score: their softmax over the domains is a probability
-    lead: float  # by how much a specialist's score must lie above general's
-    far: float  # distance to the nearest domain beyond which a question is a stranger
+    margin: float  # by how much a specialist's score must lie above general's
+    far: float  # distance to the nearest domain beyond which a question is out of distribution
     losses: dict[str, float]  # log loss of each candidate, mean over the domains
     recalls: dict[str, float]  # share that it routes right, mean over the domains, before abstention
     questions: dict[str, int]  # held out, by domain
@@ -52,7 +52,7 @@ def load_calibration(path: Path) -> Calibration | None:
         numbers = (
             found.alpha,
             found.reached,
-            found.lead,
+            found.margin,
             found.far,
             *found.weights.values(),
             *found.priors.values(),
@@ -110,16 +110,18 @@ def calibrate(
     losses = {name: _losses(scores[name], truth) for name in weights}
     least = min(losses.values(), key=lambda each: float(each.mean()))
     best = next(name for name, each in losses.items() if _not_worse(each, least))
-    lead, reached = _lead(lead_over_general(scores[best][truth == 0] + log_priors(names, priors)), alpha)
+    margin, reached = _conformal_margin(
+        margin_over_general(scores[best][truth == 0] + log_priors(names, priors)), alpha
+    )
     return Calibration(
-        bank_set=set_hash(names, known), rule=best, alpha=alpha, reached=reached, weights=weights[best], lead=lead,
+        bank_set=set_hash(names, known), rule=best, alpha=alpha, reached=reached, weights=weights[best], margin=margin,
         far=FAR_SLACK * float(query.nearest[truth > 0].quantile(FAR_SHARE)),
         losses={name: round(float(each.mean()), 5) for name, each in losses.items()},
         recalls={name: _recall(scores[name], truth) for name in weights}, questions=counts, priors=priors,
     )  # fmt: skip
 
 
-def lead_over_general(scores: torch.Tensor) -> torch.Tensor:
+def margin_over_general(scores: torch.Tensor) -> torch.Tensor:
     """Return how far the best specialist lies above general, scores [B, N] -> [B]."""
     return scores[:, 1:].amax(1) - scores[:, 0]
 
@@ -162,9 +164,9 @@ def _mean_over_domains(values: torch.Tensor, truth: torch.Tensor) -> float:
     return float(torch.stack([values[truth == i].mean() for i in truth.unique()]).mean())
 
 
-def _lead(leads: torch.Tensor, alpha: float) -> tuple[float, float]:
-    """Split conformal: of exchangeable general questions at most a share of `alpha` leads by more -> (lead, share reached)."""
-    count = len(leads)
+def _conformal_margin(margins: torch.Tensor, alpha: float) -> tuple[float, float]:
+    """Split conformal: of exchangeable general questions at most a share of `alpha` has a larger one -> (margin, share reached)."""
+    count = len(margins)
     place = math.ceil((count + 1) * (1 - alpha))
     reached = alpha if place <= count else 1 / (count + 1)
-    return max(0.0, float(leads.sort().values[min(place, count) - 1])), reached
+    return max(0.0, float(margins.sort().values[min(place, count) - 1])), reached

@@ -1,4 +1,4 @@
-"""The router: the domain that a question fits best; ties, doubts and strangers go to general."""
+"""The router: the domain that a question fits best; ties, doubts and out-of-distribution questions go to general."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from gag.errors import SettingsError
 from gag.project.settings import GENERAL, RouterSettings
 from gag.routing.backbone_encoder import QueryEncoder
 from gag.routing.bank import Bank
-from gag.routing.calibration import Calibration, calibrate, lead_over_general, log_priors, set_hash
+from gag.routing.calibration import Calibration, calibrate, log_priors, margin_over_general, set_hash
 from gag.routing.rules import Blend, Ppr, Query, Statistics
 
 
@@ -26,10 +26,10 @@ class Verdict:
     """A batch's routes as numbers; the domains are the router's `names`, general first."""
 
     scores: torch.Tensor  # [B, N] of the rule
-    leads: torch.Tensor  # [B], of the best specialist over general
+    margins: torch.Tensor  # [B], of the best specialist over general
     distances: torch.Tensor | None  # [B], to the nearest domain
     chosen: torch.Tensor  # [B], number of the domain
-    strangers: torch.Tensor  # [B], whether it lies too far from all
+    out_of_distribution: torch.Tensor  # [B], whether it lies too far from all
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Router:
         self._known = Statistics(self.banks)
         self.calibration = None if settings.rule == "ppr" else self._calibrate(self._known, settings, saved)
         self.rule = self.calibration.rule if self.calibration else "ppr"
-        self.lead = self.calibration.lead if self.calibration else settings.margin
+        self.margin = self.calibration.margin if self.calibration else settings.margin
         self._gains = log_priors(self.names, self.calibration.priors if self.calibration else {})
         self._scorer = Blend(self._known, self.calibration.weights) if self.calibration else Ppr(self._known)
 
@@ -80,13 +80,13 @@ class Router:
         rows = zip(
             verdict.chosen.tolist(),
             scores.tolist(),
-            verdict.leads.tolist(),
-            verdict.strangers.tolist(),
+            verdict.margins.tolist(),
+            verdict.out_of_distribution.tolist(),
             strict=True,
         )
         return [
-            Route(self.names[chosen], score, self._reason(chosen, lead, stranger))
-            for chosen, score, lead, stranger in rows
+            Route(self.names[chosen], score, self._reason(chosen, margin, outside))
+            for chosen, score, margin, outside in rows
         ]
 
     def scores(self, question: str) -> dict[str, float]:
@@ -95,19 +95,19 @@ class Router:
         return dict(zip(self.names, shown[0].tolist(), strict=True))
 
     def judge(self, vectors: torch.Tensor) -> Verdict:
-        """Decide on encoded questions [B, Dq]: a specialist must lead general, and the question must lie near a domain."""
+        """Decide on encoded questions [B, Dq]: a specialist must lie above general, and the question must lie near a domain."""
         query = Query(vectors, self._known)
         scores = self._scorer.scores(query) + self._gains  # [B, N]
         if len(self.names) == 1:
             nowhere = torch.zeros(len(vectors), dtype=torch.long)
             return Verdict(scores, torch.full((len(vectors),), -torch.inf), None, nowhere, nowhere.bool())
-        leads = lead_over_general(scores)
-        distances, strangers = None, torch.zeros(len(vectors), dtype=torch.bool)
+        margins = margin_over_general(scores)
+        distances, out_of_distribution = None, torch.zeros(len(vectors), dtype=torch.bool)
         if self.calibration:
             distances = query.nearest
-            strangers = distances > self.calibration.far
-        chosen = torch.where((leads > self.lead) & ~strangers, scores[:, 1:].argmax(1) + 1, 0)
-        return Verdict(scores, leads, distances, chosen, strangers)
+            out_of_distribution = distances > self.calibration.far
+        chosen = torch.where((margins > self.margin) & ~out_of_distribution, scores[:, 1:].argmax(1) + 1, 0)
+        return Verdict(scores, margins, distances, chosen, out_of_distribution)
 
     def nearest(self, vector: torch.Tensor) -> dict[str, Nearest]:
         """Find each domain's prototype nearest to a vector [Dq]."""
@@ -120,13 +120,13 @@ class Router:
     def _shown(self, verdict: Verdict) -> torch.Tensor:
         return verdict.scores.softmax(1) if self.calibration else verdict.scores
 
-    def _reason(self, chosen: int, lead: float, stranger: bool) -> str:
+    def _reason(self, chosen: int, margin: float, outside: bool) -> str:
         best = "nearest prototype" if self.calibration is None else f"best by {self.rule}"
-        if chosen or lead <= 0:
+        if chosen or margin <= 0:
             return best
-        if stranger:
+        if outside:
             return "far from every domain"
-        return f"the best specialist leads general by {lead:.3g}, not over {self.lead:.3g}"
+        return f"the best specialist lies above general by {margin:.3g}, not over {self.margin:.3g}"
 
     def _calibrate(
         self, known: Statistics, settings: RouterSettings, saved: Calibration | None

@@ -76,7 +76,7 @@ class Query:
 
     @property
     def nearest(self) -> torch.Tensor:
-        """The Mahalanobis distance to the nearest domain's mean [B]: it tells strangers, and routes nothing."""
+        """The Mahalanobis distance to the nearest domain's mean [B]: it measures novelty, and routes nothing."""
         return self.squared.amin(1).clamp_min(0).sqrt()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gag.errors import DataError
 from gag.models.backbone import Backbone, load_backbone
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import writing
 from gag.project.inputs import adapt_file, corpus_file
 from gag.project.progress import say
@@ -78,7 +78,7 @@ def adapt(project: Project, domain: str) -> Path:
             Tuning(f"fold-{fold}", f"adapt {domain}, fold {fold}", settings, others, start=start),
         )
     seconds = round(time.monotonic() - started, 1)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         facts = {
             "key": stage_key(**wanted),
             "rows": len(rows),

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from gag.errors import ArtifactError, MismatchError, SettingsError
 from gag.models.backbone import Backbone, load_backbone
 from gag.models.experts import ADAPTER, Experts
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import is_current, read_manifest, write_json, writing
 from gag.project.progress import say
 from gag.project.project import Project
@@ -34,18 +34,18 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
     """Write a checkpoint as the domain's expert, as if `adapt` had tuned it; return the stage's folder."""
     folder, wanted = project.run(domain, "adapt"), key(project, domain)
     adapter = _check_asked(project, source)
-    if ranks.decide(lambda: _is_taken(folder, wanted, source)):
+    if distributed.broadcast(lambda: _is_taken(folder, wanted, source)):
         say(f"adapt {domain}: already there")
         return folder
     _check_unread(project, domain)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         facts = {"key": wanted, "from": source.resolve().name, "rows": 0, "seconds": 0}
         with writing(folder, facts) as temporary:
             backbone, expert = load_backbone(project.settings.expert, project.root), temporary / "expert"
             check_readable(project, backbone)
             expert.mkdir()
             (_take_adapter if adapter else _take_weights)(source, expert, backbone)
-    ranks.wait()
+    distributed.barrier()
     say(f"adapt {domain}: took {'the adapter' if adapter else 'the weights'} of {source.resolve().name}")
     return folder
 

@@ -16,7 +16,7 @@ import torch
 from gag.engine.domain import PROJECTOR
 from gag.errors import DataError, MismatchError
 from gag.models.backbone import Backbone, load_backbone
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import load_tensors, save_tensors, writing
 from gag.project.inputs import alignment_rows
 from gag.project.progress import bar, say
@@ -85,7 +85,7 @@ def align(project: Project, domain: str) -> Path:
         base, splits["align"], splits["val"], settings, run, f"align {domain}"
     )
     seconds = round(time.monotonic() - started, 1)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         facts = {
             "key": stage_key(**wanted),
             "rows": len(splits["align"].rows),
@@ -143,7 +143,7 @@ def mean_loss(
                 projector(split.slots[chosen].to(base.device)), [split.rows[i] for i in chosen]
             )
             total += torch.tensor([label_loss(base, states.before, states.labels).item(), len(states.labels)])
-    ranks.add([total])
+    distributed.all_reduce([total])
     return float(total[0] / total[1])
 
 
@@ -259,7 +259,7 @@ class _Trainer:
             total += loss.detach().cpu()
         for parameter in self.modules.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        ranks.add(
+        distributed.all_reduce(
             [
                 total,
                 *(parameter.grad for parameter in self.modules.parameters() if parameter.grad is not None),
@@ -300,11 +300,11 @@ class _Trainer:
 
     def _keep_best(self) -> None:
         """Write the best projector beside the checkpoints, which name it by its step."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             fresh = self.run.folder / ".best.new"
             save_tensors(fresh, dict(self.projector.state_dict()))
             fresh.rename(self._best_file(self.step))
-        ranks.wait()
+        distributed.barrier()
 
     def _best_file(self, step: int) -> Path:
         return self.run.folder / f"best-{step:08d}.safetensors"
@@ -316,7 +316,7 @@ class _Trainer:
             tensors |= {f"weight.{name}": parameter, f"exp_avg.{name}": state["exp_avg"]}
             tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
         self.run.save(self.step, tensors, {name: getattr(self, name) for name in _COUNTERS})
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             named = {
                 self._best_file(self.best_step),
                 self._best_file(self.named_best),
@@ -329,7 +329,7 @@ class _Trainer:
 def _micro_batches(split: Split, chosen: list[int], size: int) -> Iterator[list[int]]:
     """Yield this process's rows in groups of like length."""
     order = sorted(chosen, key=lambda i: split.rows[i].length)
-    mine = order[ranks.rank() :: ranks.world()]
+    mine = order[distributed.rank() :: distributed.world_size()]
     for start in range(0, len(mine), size):
         yield mine[start : start + size]
 

@@ -12,7 +12,7 @@ import torch
 
 from gag.engine.domain import EXPERT, MANIFEST, PROJECTOR
 from gag.errors import ArtifactError
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import is_current, load_tensors, locked, read_manifest, save_tensors, writing
 from gag.project.inputs import check
 from gag.project.progress import say
@@ -42,9 +42,9 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
             for name, stage in STAGES.items():
                 with _timed(seconds, f"{name} {domain}"):
                     stage(project, domain)
-            if ranks.rank() == 0:
+            if distributed.rank() == 0:
                 _assemble(project, domain)
-            ranks.wait()
+            distributed.barrier()
     return seconds
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from gag.engine.domain import MANIFEST as DOMAIN_MANIFEST
 from gag.errors import DataError
 from gag.models.backbone import load_backbone
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import MANIFEST, is_current, read_manifest, writing
 from gag.project.inputs import questions_file
 from gag.project.progress import say
@@ -42,12 +42,12 @@ def prototypes(project: Project, domain: str) -> Path:
     """Encode the domain's distinct questions, cluster and sum them up; return the folder with the bank."""
     target = folder(project, domain)
     wanted = key(project, domain)
-    if ranks.decide(lambda: is_current(target, wanted)):
+    if distributed.broadcast(lambda: is_current(target, wanted)):
         say(f"prototypes {domain}: already there")
         return target
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         _build(project, domain, target, wanted)
-    ranks.wait()
+    distributed.barrier()
     return target
 
 

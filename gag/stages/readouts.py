@@ -12,7 +12,7 @@ import torch
 from gag.errors import ArtifactError
 from gag.models.backbone import load_backbone
 from gag.models.experts import Experts
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import is_current, locked
 from gag.project.inputs import align_file, alignment_rows
 from gag.project.progress import bar, say
@@ -44,22 +44,22 @@ def key(project: Project, domain: str) -> str:
 def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
     """Write the readouts of a domain's alignment and validation rows, or a shard of them; return their folder."""
     folder, wanted = project.run(domain, "readouts"), key(project, domain)
-    if ranks.decide(lambda: all(is_current(folder / split, wanted) for split in SPLITS)):
+    if distributed.broadcast(lambda: all(is_current(folder / split, wanted) for split in SPLITS)):
         say(f"readouts {domain}: already there")
         return folder
     started = time.monotonic()
     rows = alignment_rows(project, domain)
     experts = _load_experts(project, domain)
-    mine = shard or Shard(ranks.rank(), ranks.world())
+    mine = shard or Shard(distributed.rank(), distributed.world_size())
     total = sum(map(len, rows.values())) // mine.count
     with bar(f"readouts {domain}", total) as advance:
         with locked(folder, wait=True):  # shards may come at once
-            for split in rows if ranks.rank() == 0 else ():
+            for split in rows if distributed.rank() == 0 else ():
                 open_store(folder / split, wanted)
-        ranks.wait()
+        distributed.barrier()
         for split, chosen in rows.items():
             write_parts(folder / split, chosen, _reader(project, domain, experts, split), advance, mine)
-            ranks.wait()
+            distributed.barrier()
     taken = round(time.monotonic() - started, 1)
     seconds = f"{taken:.0f} s"
     facts = {
@@ -68,13 +68,15 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
         "seconds": taken,
     }
     with locked(folder, wait=True):
-        closed = [ranks.decide(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS]
+        closed = [
+            distributed.broadcast(lambda s=s: close_store(folder / s, wanted, facts, rows[s])) for s in SPLITS
+        ]
     if not all(closed):
         say(
             f"readouts {domain}: shard {mine.index + 1} of {mine.count} is written, {seconds}; others are not there yet"
         )
         return folder
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         _report(project, domain, rows)
     say(f"readouts {domain}: {sum(map(len, rows.values()))} rows, {seconds}")
     return folder
@@ -83,7 +85,7 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
 def _load_experts(project: Project, domain: str) -> Experts:
     """Load the domain's expert, and those of the folds."""
     folder = project.run(domain, "adapt")
-    if not ranks.decide(lambda: is_current(folder, adapt.key(project, domain))):
+    if not distributed.broadcast(lambda: is_current(folder, adapt.key(project, domain))):
         raise ArtifactError(
             f"the expert of {domain} is not there, or was made from other inputs; run `gag adapt {domain}`"
         )

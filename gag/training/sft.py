@@ -19,7 +19,7 @@ import torch
 from gag.errors import SettingsError
 from gag.models.backbone import Backbone, load_backbone
 from gag.models.experts import ADAPTER
-from gag.project import distributed as ranks
+from gag.project import distributed
 from gag.project.artifacts import MANIFEST, is_current, seal, write_json, writing
 from gag.project.progress import bar
 from gag.project.project import Project
@@ -67,7 +67,7 @@ def tune(project: Project, run: Run, tuning: Tuning) -> Path:
     """Tune, unless it is done; return the folder with the adapter or the weights."""
     folder = run.folder / tuning.name
     key = tuning.key
-    if ranks.decide(lambda: is_current(folder, key)):
+    if distributed.broadcast(lambda: is_current(folder, key)):
         return folder
     _check_devices()
     backbone = load_backbone(_source(project, tuning), project.root)
@@ -83,9 +83,9 @@ def tune(project: Project, run: Run, tuning: Tuning) -> Path:
         )
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     _save(trainer, backbone, dtype, folder, key)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
-    ranks.wait()
+    distributed.barrier()
     return folder
 
 
@@ -126,10 +126,10 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, call
     from trl import SFTConfig, SFTTrainer
 
     settings, accelerated = tuning.settings, backbone.device.type != "cpu"
-    micro = min(settings.micro_batch_size, max(1, settings.batch_size // ranks.world()))
-    if settings.batch_size % (micro * ranks.world()) and settings.batch_size > micro:
+    micro = min(settings.micro_batch_size, max(1, settings.batch_size // distributed.world_size()))
+    if settings.batch_size % (micro * distributed.world_size()) and settings.batch_size > micro:
         raise SettingsError(
-            f"batch_size {settings.batch_size} is no multiple of {ranks.world()} processes x micro_batch_size {micro}"
+            f"batch_size {settings.batch_size} is no multiple of {distributed.world_size()} processes x micro_batch_size {micro}"
         )
     every = (
         max(1, min(settings.checkpoint_steps, tuning.steps // 4)) if tuning.val else settings.checkpoint_steps
@@ -144,7 +144,7 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, call
         output_dir=str(scratch),
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=max(1, settings.batch_size // (micro * ranks.world())),
+        gradient_accumulation_steps=max(1, settings.batch_size // (micro * distributed.world_size())),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -195,7 +195,7 @@ def _callback(run: Run, log: Path, key: str, advance: Any) -> Any:
             advance(1)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ranks.wait()
+            distributed.barrier()
             if state.is_world_process_zero:
                 seal(
                     Path(args.output_dir) / f"checkpoint-{state.global_step}",
@@ -211,11 +211,11 @@ def _newest(scratch: Path, key: str) -> Path | None:
     for folder in sorted(
         scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True
     ):
-        if ranks.decide(lambda f=folder: (f / MANIFEST).is_file() and is_current(f, key)):
+        if distributed.broadcast(lambda f=folder: (f / MANIFEST).is_file() and is_current(f, key)):
             found = found or folder
-        elif ranks.rank() == 0:
+        elif distributed.rank() == 0:
             shutil.rmtree(folder)
-    ranks.wait()
+    distributed.barrier()
     return found
 
 
@@ -231,7 +231,7 @@ def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, ke
     """Save the weights that were trained, without a trace of where they were made."""
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathered, if they are sharded
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         with writing(folder, {"key": key}) as expert:
             if hasattr(model, "peft_config"):
                 model.save_pretrained(expert, state_dict=weights, save_embedding_layers=False)
@@ -247,4 +247,4 @@ def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, ke
                 model.config.dtype = dtype
                 model.save_pretrained(expert, state_dict=half)
                 backbone.tokenizer.save_pretrained(expert)
-    ranks.wait()
+    distributed.barrier()

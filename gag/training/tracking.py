@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from gag.errors import MissingExtraError
-from gag.project import distributed as ranks
+from gag.project import distributed
 
 Track = Callable[[dict[str, Any]], None]
 
 
 def tracker(kind: str, name: str, folder: Path) -> Track:
     """Return what takes a row; TensorBoard writes under `folder`, and only the first process sends."""
-    if kind == "none" or ranks.rank() > 0:
+    if kind == "none" or distributed.rank() > 0:
         return lambda row: None
     made = _make(kind, name, folder)
 
