@@ -53,7 +53,7 @@ def make_backbone(role: str, shapes: str, device: str) -> Backbone:
         "random",
         None,
     )
-    backbone.__dict__["prompts"] = Ids()
+    backbone.__dict__["_prompts"] = Ids()
     return backbone
 
 

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 import yaml
+from gag.engine.domain import MANIFEST
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import SMALL, folder_bytes, options, report
-from gag.engine.domain import MANIFEST, PROJECTOR
 from gag.pocket.world import ASSETS
-from gag.project.artifacts import load_tensors
+from gag.project.domain import PROJECTOR
 from gag.project.project import load_project
 from gag.project.rows import write_rows
+from gag.project.tensors import load_tensors
 from gag.projection.projector import make_projector
 from gag.stages.build import build
 
@@ -104,7 +105,7 @@ def measure(root: Path) -> None:
 
     warm_up()
     before = resident()
-    gag = GAG(load_project(root))
+    gag = GAG.open(load_project(root))
     gag.ask(["What is thing number 1?"], "d0")
     print(resident() - before)
 
@@ -151,7 +152,7 @@ def checkpoint_figures(root: Path) -> dict[str, float]:
     """Stop an alignment after its first checkpoint and look at its size."""
     from gag.stages import align as stage
 
-    project = load_project(root, ("align.epochs=3", "align.checkpoint_steps=2"))
+    project = load_project(root, ("align.epochs=3", "align.checkpoint_minutes=0"))
     original, kept = stage.Run.close, {}
 
     def close(run: Any) -> None:

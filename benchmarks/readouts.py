@@ -7,8 +7,9 @@ whole prefix run again for each new token. `cached`: one at a time with a cache.
 import torch
 
 from benchmarks.harness import alternate, make_backbone, options, report
-from gag.models.backbone import Backbone, pad_left
-from gag.project.settings import ReadoutSettings
+from gag.models.backbone import Backbone
+from gag.models.language_model import pad_left
+from gag.project.hyperparameters import ReadoutSettings
 from gag.readout.states import pool, read_states
 
 PROMPT, NEW, LAYERS = 60, 64, (-4,)

@@ -20,9 +20,10 @@ from benchmarks.harness import alternate, options, report
 from gag.evaluation.intervals import paired
 from gag.evaluation.labelled import Asked, read_asked
 from gag.evaluation.routing import evaluate_routing
+from gag.project.domain import EncoderSpec
 from gag.project.settings import GENERAL, EncoderSettings, RouterSettings
-from gag.routing.backbone_encoder import EncoderSpec
-from gag.routing.bank import Bank, Encoded, build_bank
+from gag.routing.bank import Bank
+from gag.routing.building import Encoded, build_bank
 from gag.routing.encoders import CachedEncoder, SentenceEncoder
 from gag.routing.router import Router
 

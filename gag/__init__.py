@@ -1,20 +1,27 @@
-"""Generation-Augmented Generation: private knowledge for a frozen language model, one injected vector at a time."""
+"""Generation-Augmented Generation: private knowledge for a frozen language model, through injected vectors.
+
+>>> from gag import GAG
+>>> gag = GAG.open("my-project")
+>>> gag.ask("Which support keeps platinum dispersed?").text
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gag.engine.engine import GAG, Answer
+    from gag.engine.engine import GAG, Answer, Knowledge
     from gag.errors import GagError
-    from gag.project.project import load_project
+    from gag.project.project import Project, load_project
     from gag.routing.router import Route
 
 __version__ = "0.1.0"
-__all__ = ["GAG", "Answer", "GagError", "Route", "load_project"]
+__all__ = ["GAG", "Answer", "GagError", "Knowledge", "Project", "Route", "load_project"]
 _HOME = {
     "GAG": "engine.engine",
     "Answer": "engine.engine",
     "GagError": "errors",
     "Route": "routing.router",
+    "Knowledge": "engine.engine",
+    "Project": "project.project",
     "load_project": "project.project",
 }
 
@@ -26,3 +33,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"gag.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

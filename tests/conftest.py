@@ -16,7 +16,8 @@ import torch
 import yaml
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from gag.models.backbone import Backbone, load_backbone
+from gag.models.backbone import Backbone
+from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import write_rows
 from gag.project.settings import ModelSettings

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from gag.errors import ArtifactError, DataError, MismatchError, MissingExtraError
-from gag.models.backbone import load_backbone
+from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import fold_of, read_examples, read_rows, write_rows
 from gag.readout.store import read_store
@@ -29,9 +29,14 @@ class Killed(BaseException):
 def tiny(root: Path, *overrides: str, corpus: bool = False) -> Project:
     write_tiny_project(root)
     write_rows(root / "data" / "corpus.jsonl", CORPUS)
-    fixed = ["adapt.epochs=4", "adapt.checkpoint_steps=3", "corpus.block_tokens=32", "corpus.batch_size=2"]
+    fixed = [
+        "adapt.epochs=4",
+        "adapt.checkpoint_minutes=0",
+        "pretrain.block_tokens=32",
+        "pretrain.batch_size=2",
+    ]
     named = ["domains.metals.corpus=data/corpus.jsonl"] if corpus else []
-    return load_project(root, (*fixed, "corpus.micro_batch_size=2", *named, *overrides))
+    return load_project(root, (*fixed, "pretrain.micro_batch_size=2", *named, *overrides))
 
 
 def weights(folder: Path) -> dict:

@@ -11,13 +11,14 @@ import torch
 
 from gag.errors import DataError, MismatchError
 from gag.models.backbone import Backbone, weights_hash
+from gag.project.hyperparameters import AlignSettings
 from gag.project.run import Run
-from gag.project.settings import AlignSettings
-from gag.projection.alignment import Reader, Row
+from gag.projection.alignment import Reader, Row, Split
 from gag.projection.injection import inject
 from gag.projection.losses import diversity_loss, label_loss, semantic_loss
-from gag.projection.projector import Mlp, make_projector
-from gag.stages.align import Split, mean_loss, start_projector, train_projector
+from gag.projection.projector import Mlp, Projector, make_projector
+from gag.projection.start import new_projector, start_projector
+from gag.projection.trainer import mean_loss, train_projector
 
 QUESTIONS = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Why?", "Name the glow of zinc."]
 ANSWERS = ["gold", "pale violet", "two hundred small drops", "copper"]
@@ -47,6 +48,10 @@ def rich(rows: list[Row]) -> Split:
         torch.randn(len(rows), 3, 2, 24, generator=generator),
         torch.randn(len(rows), 10, generator=generator),
     )
+
+
+def started(base: Backbone, split: Split, settings: AlignSettings) -> Projector:
+    return start_projector(new_projector(base, split, settings), base, split, settings)
 
 
 def run(folder: Path, **inputs: str) -> Run:
@@ -151,7 +156,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(
     before = weights_hash(base.model)
     settings = AlignSettings(epochs=150, batch_size=2, learning_rate=1e-2, start="random")
     start = mean_loss(
-        Reader(base, split.rows[0].prompt), base, start_projector(base, split, settings), split, 4
+        Reader(base, split.rows[0].prompt), base, started(base, split, settings), split, 4
     )
     _, best = train_projector(base, split, split, settings, run(tmp_path))
     assert best < start - 1
@@ -164,7 +169,7 @@ def test_the_rich_preset_trains(base: Backbone, rich: Split, tmp_path: Path) -> 
         projector="gated_residual", steps=60, batch_size=3, micro_batch_size=2, learning_rate=1e-2, clip=1.0,
         semantic=0.1, diversity=0.1, distill=0.1, noise=0.1,
     )  # fmt: skip
-    start = mean_loss(Reader(base, rich.rows[0].prompt), base, start_projector(base, rich, settings), rich, 4)
+    start = mean_loss(Reader(base, rich.rows[0].prompt), base, started(base, rich, settings), rich, 4)
     projector, best = train_projector(base, rich, rich, settings, run(tmp_path))
     assert best < start - 1
     assert not any("head" in name for name in projector.state_dict())
@@ -183,7 +188,7 @@ def test_a_killed_run_goes_on_bit_for_bit(base: Backbone, rich: Split, tmp_path:
         learning_rate=1e-2,
         noise=0.2,
         semantic=0.1,
-        checkpoint_steps=2,
+        checkpoint_minutes=0,
     )
     whole, best = train_projector(base, rich, rich, settings, run(tmp_path / "whole"))
     run_there = run(tmp_path / "killed")
@@ -215,7 +220,7 @@ def test_a_killed_run_goes_on_bit_for_bit(base: Backbone, rich: Split, tmp_path:
 
 
 def test_the_newest_two_checkpoints_are_kept(base: Backbone, split: Split, tmp_path: Path) -> None:
-    settings = AlignSettings(epochs=5, batch_size=2, checkpoint_steps=1, projector="mlp")
+    settings = AlignSettings(epochs=5, batch_size=2, checkpoint_minutes=0, projector="mlp")
     there = run(tmp_path)
     projector, _ = train_projector(base, split, split, settings, there)
     folders = sorted(there.folder.glob("step-*"))
@@ -238,7 +243,7 @@ def test_the_best_epoch_is_kept(base: Backbone, split: Split, tmp_path: Path) ->
     projector, best = train_projector(base, split, split, wild, run(tmp_path))
     reader = Reader(base, split.rows[0].prompt)
     assert mean_loss(reader, base, projector, split, 2) == pytest.approx(best)
-    start = mean_loss(reader, base, start_projector(base, split, wild), split, 2)
+    start = mean_loss(reader, base, started(base, split, wild), split, 2)
     assert best <= start
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gag.errors import ArtifactError
-from gag.project.artifacts import is_current, locked, read_manifest, recover, save_tensors, writing
+from gag.project.artifacts import is_current, locked, read_manifest, recover, writing
+from gag.project.tensors import save_tensors
 
 
 def write(folder: Path, value: float, key: str = "k") -> None:

@@ -177,7 +177,7 @@ def test_no_project_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
 
 
 def test_a_killed_build_goes_on(tmp_path: Path) -> None:
-    root = write_tiny_project(tmp_path / "p", align={"epochs": 300, "checkpoint_steps": 20})
+    root = write_tiny_project(tmp_path / "p", align={"epochs": 300, "checkpoint_minutes": 0})
     build = [sys.executable, "-m", "gag", "build", "metals", "--project", str(root)]
     child = subprocess.Popen(
         build, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -83,7 +83,7 @@ def test_the_base_is_what_it_was(compared) -> None:
         for line in (project.run("metals", "compare") / "answers.jsonl").read_text().splitlines()
     ]
     assert len(answers) == result["questions"] + 10  # and those that alignment saw, for their slice alone
-    again = GAG(project).ask([answers[0]["question"]], "general")[0].text
+    again = GAG.open(project).ask([answers[0]["question"]], "general")[0].text
     assert answers[0]["base"] == again
 
 
@@ -185,7 +185,7 @@ def test_retrieval_finds_what_shares_words_or_states(expert) -> None:
 
 def test_baselines_are_trained_once_and_the_prefix_learns(compared) -> None:
     project, _ = compared
-    base = GAG(project).base
+    base = GAG.open(project).base
     built = train_prefix(project, "metals", base, quick=True)
     assert built == train_prefix(project, "metals", base, quick=True) and set(built.chosen_by) == {"0.003"}
     rows = prefix_rows(base, built, ["What is in metals number 2?"], "Tell.")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from gag.errors import RoutingError, SettingsError
-from gag.project.project import Project, find_project, load_project, parse_settings, write_example
+from gag.project.example import write_example
+from gag.project.parsing import parse_settings
+from gag.project.project import Project, find_project, load_project
 from gag.project.settings import check_name
 
 MODELS = {"base": {"model": "b"}, "expert": {"model": "e"}}

@@ -7,10 +7,11 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from gag.errors import DataError, SettingsError
-from gag.project.artifacts import save_tensors
-from gag.project.project import load_project, parse_settings
+from gag.project.parsing import parse_settings
+from gag.project.project import load_project
 from gag.project.rows import write_rows
 from gag.project.settings import EncoderSettings, RouterSettings
+from gag.project.tensors import save_tensors
 from gag.routing.encoders import CachedEncoder, GivenVectors, TransformerEncoder, make_encoder
 from tests.conftest import TOKENIZER, write_tiny_project
 
@@ -103,7 +104,7 @@ def test_a_project_names_its_encoder(bert: Path, tmp_path: Path) -> None:
     from gag.stages.build import build
 
     build(load_project(root), ["metals", "plants"])
-    from gag.engine.engine import load_router
+    from gag.routing.state import load_router
 
     router = load_router(load_project(root))
     assert (

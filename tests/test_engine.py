@@ -8,16 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gag.engine.engine import GAG, load_router
-from gag.engine.registry import verify_domains
+from gag.engine.domains import verify_domains
+from gag.engine.engine import GAG
 from gag.errors import ArtifactError, DataError, MismatchError, RoutingError, SettingsError
 from gag.evaluation.general import evaluate_general
-from gag.models.backbone import load_backbone, pad_left, weights_hash
+from gag.models.backbone import weights_hash
 from gag.models.experts import Experts
+from gag.models.language_model import pad_left
+from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import Example
 from gag.project.settings import GENERAL
 from gag.projection.injection import inject
+from gag.routing.state import load_router
 from tests.conftest import make_model
 
 QUESTIONS = ["What is in metals number 2?", "What is 3 plus 3?", "Which one is in plants number 5?", "Why not?",
@@ -26,7 +29,7 @@ QUESTIONS = ["What is in metals number 2?", "What is 3 plus 3?", "Which one is i
 
 @pytest.fixture(scope="module")
 def gag(built) -> GAG:
-    return GAG(load_project(built))
+    return GAG.open(load_project(built))
 
 
 def test_a_mixed_batch_is_one_by_one(gag: GAG) -> None:
@@ -85,7 +88,7 @@ def test_the_general_route_is_the_stock_base(gag: GAG) -> None:
 
 
 def test_identity_notices_a_changed_base(project: Project) -> None:
-    gag = GAG(project)
+    gag = GAG.open(project)
     with torch.no_grad():
         gag.base.model.get_input_embeddings().weight[5, 0] += 1e-3
     rows = [Example("0", "What is 1 plus 1?", ("a",), "0")]
@@ -114,9 +117,9 @@ def test_adapters_off_is_the_backbone(gag: GAG) -> None:
 
 
 def test_without_domains_everything_is_general(project: Project) -> None:
-    full = GAG(project).ask(QUESTIONS, GENERAL)
+    full = GAG.open(project).ask(QUESTIONS, GENERAL)
     shutil.rmtree(project.domains)
-    bare = GAG(project).ask(QUESTIONS)
+    bare = GAG.open(project).ask(QUESTIONS)
     assert [answer.route.domain for answer in bare] == [GENERAL] * len(QUESTIONS)
     assert [answer.text for answer in bare] == [answer.text for answer in full]
 
@@ -132,16 +135,16 @@ def test_the_light_router_is_the_engines(gag: GAG) -> None:
 def test_another_base_or_expert_is_refused(project: Project) -> None:
     make_model(project.root / "models" / "base", 32, seed=5)
     with pytest.raises(MismatchError, match=r"built for the base models/base with fingerprint"):
-        GAG(project)
+        GAG.open(project)
     make_model(project.root / "models" / "base", 40, seed=0)
     with pytest.raises(MismatchError, match="base of width 32 .* has 40"):
-        GAG(project)
+        GAG.open(project)
 
 
 def test_another_expert_is_refused(project: Project) -> None:
     make_model(project.root / "models" / "expert", 24, seed=5)
     with pytest.raises(MismatchError, match="built for the expert"):
-        GAG(project)
+        GAG.open(project)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_an_edited_domain_is_refused(project: Project, name: str) -> None:
     file = project.domain("metals") / name
     file.write_bytes(file.read_bytes()[:-3] + b"abc")
     with pytest.raises(ArtifactError, match="edited or cut short"):
-        GAG(project)
+        GAG.open(project)
 
 
 def test_a_fully_tuned_expert_is_a_model_of_its_own(project: Project) -> None:
@@ -159,7 +162,7 @@ def test_a_fully_tuned_expert_is_a_model_of_its_own(project: Project) -> None:
 
     full = load_project(project.root, ("adapt.tuning=full", "adapt.learning_rate=0.001"))
     build(full, ["metals"])
-    gag = GAG(full)
+    gag = GAG.open(full)
     assert not (project.domain("metals") / "expert" / "adapter_config.json").exists()
     assert gag.domains["metals"].facts.tuning == "full" and gag.domains["plants"].facts.tuning == "lora"
     answers = gag.ask(QUESTIONS)
@@ -170,7 +173,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(project: Project) -> None:
     file = project.root / "models" / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(SettingsError, match="models/base cannot be loaded"):
-        GAG(project)
+        GAG.open(project)
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match="models/expert cannot be loaded.* a device that is here"):
             load_router(load_project(project.root, ("expert.device=cuda",)))

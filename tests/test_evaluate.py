@@ -73,7 +73,9 @@ def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> Non
     ]
     assert [a["id"] for a in answers] == list("abcde")
     assert all((a["support"] is None) == (a["route"] == "general" or not a["routed"]) for a in answers)
-    assert answers[4]["oracle"] == GAG(project).ask(["Which one is in glass number 1?"], "general")[0].text
+    assert (
+        answers[4]["oracle"] == GAG.open(project).ask(["Which one is in glass number 1?"], "general")[0].text
+    )
     code, out, err = run(capsys, monkeypatch, "evaluate", "metals", "--project", str(project.root), *sets)
     assert code == 0 and "metals" in out and "routed right" in out, err
 
@@ -131,7 +133,7 @@ def test_a_data_set_without_a_metric_is_refused(judged) -> None:
 
 
 def test_support_is_the_difference_of_log_probabilities(project: Project) -> None:
-    gag = GAG(project)
+    gag = GAG.open(project)
     questions, answers = ["What is in metals number 2?", "What is in metals number 3?"], ["cobalt", ""]
     known = gag.know(questions, "metals")
     found = support(gag, questions, answers, "metals", known)

@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gag.commands.app import app
 from gag.errors import ArtifactError, GagError, MismatchError, SettingsError
-from gag.models.backbone import load_backbone
 from gag.models.experts import Experts
+from gag.models.loading import load_backbone
 from gag.project.artifacts import read_manifest
 from gag.project.project import Project, load_project
 from gag.project.rows import read_examples, read_passages, write_rows
-from gag.stages.adapt import adapt, key
-from gag.stages.adopt import adopt
+from gag.stages.adapt import adapt, adopt, key
 from gag.training.llamafactory import export_llamafactory
 from tests.conftest import make_model, write_tiny_project
 
@@ -305,7 +304,7 @@ def test_the_papers_settings_load(version: str) -> None:
             0.1,
         )
         assert (align.clip, align.semantic, align.diversity) == (1.0, 0.01, 0.001)
-        corpus = settings.corpus
+        corpus = settings.pretrain
         assert (corpus.learning_rate, corpus.epochs, corpus.block_tokens, corpus.val_share) == (
             5e-5,
             2,

@@ -173,7 +173,7 @@ def test_a_corpus_is_a_stage_of_its_own(wide: Path) -> None:
         wide / "data" / "corpus.jsonl",
         [{"text": f"Metal number {i} is called tin. " * 20} for i in range(20)],
     )
-    corpus = ("domains.metals.corpus=data/corpus.jsonl", "corpus.block_tokens=64")
+    corpus = ("domains.metals.corpus=data/corpus.jsonl", "pretrain.block_tokens=64")
     made = plan(load_project(wide, corpus), "metals", "8x80GB")
     assert [stage.name for stage in made.stages] == [
         "corpus",

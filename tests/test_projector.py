@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.engine.domain import PROJECTOR, load_projector
 from gag.errors import ArtifactError, MismatchError
-from gag.project.artifacts import save_tensors
-from gag.project.settings import ReadoutSettings
+from gag.project.domain import PROJECTOR
+from gag.project.hyperparameters import ReadoutSettings
+from gag.project.tensors import save_tensors
+from gag.projection.modules import load_projector
 from gag.projection.projector import GatedResidual, Mlp, make_projector
 
 

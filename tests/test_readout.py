@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from gag.errors import ArtifactError, SettingsError
-from gag.models.backbone import Backbone, Inputs
-from gag.models.sampling import seeded_sampler
+from gag.models.backbone import Backbone
+from gag.models.batching import in_length_batches, length_batches
+from gag.models.sampling import choose, seeded
+from gag.project.hyperparameters import ReadoutSettings
 from gag.project.rows import Example
-from gag.project.settings import ReadoutSettings
-from gag.readout.states import Readout, check_layers, pool, read, read_states, token_batches, write
+from gag.readout.states import Readout, check_layers, generate_background, pool, read, read_states
 from gag.readout.store import Shard, close_store, open_store, read_store, write_parts
 
 QUESTIONS = [
@@ -117,52 +119,61 @@ def test_sampling_depends_on_the_question_alone(expert: Backbone) -> None:
 
 
 def test_seeded_sampling_follows_the_distribution() -> None:
-    settings = ReadoutSettings(temperature=0.7, top_k=3, top_p=1.0, max_new_tokens=1)
-    count = 4000
-    sampler = seeded_sampler([f"question {i}" for i in range(count)], settings, torch.device("cpu"))
-    assert sampler is not None
-    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
-    chosen = sampler(torch.empty(count, 0, dtype=torch.long), logits.expand(count, -1)).argmax(-1)
+    count, logits = 4000, torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
+    samplings = [seeded(f"question {i}", 7, 1, 0.7, 1.0, 3) for i in range(count)]
+    chosen = choose(logits.expand(count, -1), samplings, 0)
     expected = (logits[:3] / 0.7).softmax(0)
     shares = torch.bincount(chosen, minlength=5) / count
     assert torch.allclose(shares[:3], expected, atol=0.03) and shares[3:].sum() == 0
+    narrow = choose(logits.expand(count, -1), [seeded(f"{i}", 7, 1, 1.0, 0.6, 0) for i in range(count)], 0)
+    assert set(narrow.tolist()) == {0, 1}  # 0.58 is not 0.6 yet, so the second token is kept too
+    mixed = choose(logits.expand(3, -1), [None, samplings[0], None], 0)
+    assert mixed.tolist() == [0, int(chosen[0]), 0]
+    assert seeded("question", 7, 1, 0.0, 1.0, 3) is None
 
 
 def test_batches_keep_the_token_budget() -> None:
-    batches = token_batches([5, 1, 9, 5, 30, 2], 20)
+    batches = length_batches([5, 1, 9, 5, 30, 2], 20)
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert batches == [[1, 5, 0, 3], [2], [4]]
+    assert length_batches([5, 1, 9], rows=2) == [[1, 0], [2]] and length_batches([]) == []
+    assert in_length_batches(["ccc", "a", "bb"], lambda some: [text * 2 for text in some], rows=1) == [
+        "cccccc",
+        "aa",
+        "bbbb",
+    ]
 
 
 def test_out_of_memory_goes_on_with_smaller_batches(
     expert: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    original = Backbone.generate
 
-    def generate(self: Backbone, inputs: Inputs, *args: object) -> list[list[int]]:
-        sizes.append(len(inputs.mask))
-        if len(inputs.mask) > 2:
+    def few(expert: Backbone, questions: list[str], *args: Any) -> list[list[int]]:
+        sizes.append(len(questions))
+        if len(questions) > 2:
             raise torch.OutOfMemoryError
-        return original(self, inputs, *args)  # pyright: ignore
+        return generate_background(expert, questions, *args)
 
     expected = read(expert, QUESTIONS, "Say.", SETTINGS)
-    monkeypatch.setattr(Backbone, "generate", generate)
+    monkeypatch.setattr("gag.readout.states.generate_background", few)
     roomy = SETTINGS.model_copy(update={"batch_tokens": 4096})
     got = read(expert, QUESTIONS, "Say.", roomy)
     assert max(sizes) == 5 and got.texts == expected.texts
     assert torch.allclose(got.slots, expected.slots, atol=1e-5)
-    monkeypatch.setattr(Backbone, "generate", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    none = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())  # noqa: E731
+    monkeypatch.setattr("gag.readout.states.generate_background", none)
     with pytest.raises(SettingsError, match="one question does not fit"):
         read(expert, QUESTIONS, "Say.", roomy)
 
 
 def test_shards_write_what_one_process_writes(tmp_path: Path) -> None:
     for index in (2, 0, 1):
-        assert not close_store(tmp_path / "s", "k", {}, EXAMPLES, part_size=2)
-        open_store(tmp_path / "s", "k")
-        write_parts(tmp_path / "s", EXAMPLES, fake, lambda n: None, Shard(index, 3), part_size=2)
-    assert close_store(tmp_path / "s", "k", {}, EXAMPLES, part_size=2)
+        assert not close_store(tmp_path / "s", "k", {}, EXAMPLES)
+        open_store(tmp_path / "s", "k", len(EXAMPLES), 3)
+        write_parts(tmp_path / "s", EXAMPLES, fake, lambda n: None, Shard(index, 3))
+    assert close_store(tmp_path / "s", "k", {}, EXAMPLES)
+    assert len(list((tmp_path / "s").glob("*.safetensors"))) == 3  # a part for each
     store(tmp_path / "one")
     assert read_store(tmp_path / "s").ids == read_store(tmp_path / "one").ids
     assert torch.equal(read_store(tmp_path / "s").slots, read_store(tmp_path / "one").slots)
@@ -172,9 +183,9 @@ def test_shards_write_what_one_process_writes(tmp_path: Path) -> None:
 def test_layers_that_cannot_be_read_are_refused(
     expert: Backbone, layers: tuple[int, ...], words: str
 ) -> None:
-    check_layers(expert, (-3,))
+    check_layers(expert.name, expert.layers, (-3,))
     with pytest.raises(SettingsError, match=words):
-        check_layers(expert, layers)
+        check_layers(expert.name, expert.layers, layers)
 
 
 def fake(examples: list[Example]) -> Readout:
@@ -184,9 +195,9 @@ def fake(examples: list[Example]) -> Readout:
 
 
 def store(folder: Path, read=fake, key: str = "k") -> None:
-    open_store(folder, key)
-    write_parts(folder, EXAMPLES, read, lambda n: None, part_size=2)
-    assert close_store(folder, key, {}, EXAMPLES, part_size=2)
+    open_store(folder, key, len(EXAMPLES), workers=3)  # parts of two rows
+    write_parts(folder, EXAMPLES, read, lambda n: None)
+    assert close_store(folder, key, {}, EXAMPLES)
 
 
 def test_a_store_is_read_back_in_order(tmp_path: Path) -> None:
@@ -224,7 +235,7 @@ def test_a_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_any_text_is_read_back(tmp_path: Path) -> None:
     odd = "a\u2028b\u2029c\u0085d\re"
     examples = [Example("odd", odd, ("a",), "odd")]
-    open_store(tmp_path / "s", "k")
+    open_store(tmp_path / "s", "k", 1)
     write_parts(tmp_path / "s", examples, fake, lambda n: None)
     close_store(tmp_path / "s", "k", {}, examples)
     assert read_store(tmp_path / "s", "k").ids == ["odd"]

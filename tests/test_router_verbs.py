@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gag.commands.router import _decided
-from gag.engine.domain import load_domain
 from gag.errors import DataError, MismatchError
 from gag.evaluation.labelled import read_asked
+from gag.project.domain import load_domain
 from gag.project.project import Project, load_project
 from gag.project.rows import digest, write_rows
 from gag.stages.prototypes import add_questions, prototypes

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +10,26 @@ from pydantic import ValidationError
 
 from gag.errors import ArtifactError, DataError, MismatchError, SettingsError
 from gag.models.backbone import Backbone
+from gag.project.domain import BANK, STATISTICS, BankFacts, EncoderSpec
+from gag.project.project import Project
+from gag.project.rows import digest
 from gag.project.settings import RouterSettings
-from gag.routing.backbone_encoder import BackboneEncoder, EncoderSpec
-from gag.routing.bank import HELD_OUT, Bank, Encoded, build_bank, encode_questions, load_bank, load_questions
-from gag.routing.calibration import CANDIDATES, calibrate, load_calibration, save_calibration, set_hash
-from gag.routing.router import Router
+from gag.routing.bank import MemoryBank, load_bank
+from gag.routing.building import HELD_OUT, Encoded, build_bank, encode_questions, load_questions, updated
+from gag.routing.calibration import (
+    CANDIDATES,
+    GRID_SIZE,
+    GRID_STEP,
+    SUREST,
+    _losses,
+    _temperature,
+    calibration_shortage,
+    set_hash,
+)
+from gag.routing.query_encoder import BackboneEncoder
+from gag.routing.router import Router, RouterState
 from gag.routing.rules import Lda, Ppr, Query, Statistics, Whitened, shrink
+from gag.routing.state import keep_state, load_state
 
 SPEC = EncoderSpec("fake", "mean", 256, 2)
 ANGLES = {"east": 0.0, "north": 90.0, "between": 45.0, "nearly": 46.0}
@@ -42,9 +56,9 @@ class Cloud:
         return cloud(1, len(questions), 4)
 
 
-def bank(direction: str) -> Bank:
+def bank(direction: str) -> MemoryBank:
     one = Compass().encode([direction])
-    return Bank(one, torch.ones(1), 1, torch.zeros(2), torch.zeros(2, 2), one[:0], SPEC)
+    return MemoryBank(one, torch.ones(1), 1, torch.zeros(2), torch.zeros(2, 2), one[:0], SPEC)
 
 
 def cloud(place: int, count: int, seed: int, spread: float = 0.25) -> torch.Tensor:
@@ -54,7 +68,7 @@ def cloud(place: int, count: int, seed: int, spread: float = 0.25) -> torch.Tens
     return torch.nn.functional.normalize(torch.eye(WIDE.width)[place] + spread * noise, dim=-1)
 
 
-def cloudy(place: int, seed: int = 0, count: int = 300) -> Bank:
+def cloudy(place: int, seed: int = 0, count: int = 300) -> MemoryBank:
     vectors = cloud(place, count, 10 * place + seed)
     return build_bank(
         Encoded([], vectors[count // 3 :], vectors[: count // 3]), WIDE, RouterSettings(centres=6)
@@ -103,7 +117,7 @@ def test_the_general_bank_is_needed() -> None:
 def test_too_few_held_out_questions_fall_back_to_the_published_rule() -> None:
     router = Router(BANKS, Compass(), RouterSettings())
     assert router.rule == "ppr" and router.calibration is None
-    assert "general holds 0 questions out" in router.warning
+    assert "general holds 0 questions out" in router.state.warning
     assert (
         Router({"general": bank("east")}, Compass(), RouterSettings()).route(["north"])[0].domain == "general"
     )
@@ -156,13 +170,13 @@ def test_a_set_with_one_domain_more_is_that_set_from_scratch() -> None:
 def test_new_questions_add_up_without_the_old_ones() -> None:
     vectors, settings = cloud(1, 300, 1), RouterSettings(centres=6)
     old = build_bank(Encoded([], vectors[:200], vectors[:5]), WIDE, settings)
-    grown = old.updated(Encoded([], vectors[200:], vectors[5:9]), settings)
+    grown = updated(old, Encoded([], vectors[200:], vectors[5:9]), settings)
     whole = build_bank(Encoded([], vectors, vectors[:0]), WIDE, settings)
     assert grown.count == 300 and torch.allclose(grown.mean, whole.mean, atol=1e-6)
     assert torch.allclose(grown.scatter, whole.scatter, atol=1e-4)
     assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6 and len(grown.held_out) == 9
     many = replace(old, count=900, held_out=cloud(1, HELD_OUT, 2))
-    mixed = many.updated(Encoded([], vectors[200:], cloud(2, HELD_OUT, 3)), settings).held_out
+    mixed = updated(many, Encoded([], vectors[200:], cloud(2, HELD_OUT, 3)), settings).held_out
     assert len(mixed) == HELD_OUT and int((mixed[:, 2] > mixed[:, 1]).sum()) == pytest.approx(
         HELD_OUT / 10, abs=15
     )
@@ -183,7 +197,7 @@ def test_given_priors_move_the_odds_and_keep_the_promised_risk() -> None:
     moved = (often.judge(asked).scores - plain.judge(asked).scores).mean(0)
     assert moved.tolist() == pytest.approx([0.0, math.log(8), math.log(0.5)], abs=1e-4)
     assert (often.judge(cloud(0, 3000, 500)).chosen > 0).float().mean() <= 0.14
-    again = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.1), often.calibration)
+    again = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.1), often.state)
     assert again.calibration == plain.calibration  # a calibration for other priors is not taken
     with pytest.raises(ValidationError, match="take rule auto"):
         RouterSettings(rule="ppr", priors={"metals": 2.0})
@@ -193,8 +207,10 @@ def test_given_priors_move_the_odds_and_keep_the_promised_risk() -> None:
 
 def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
     router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001))
-    assert router.calibration is not None and router.calibration.reached == pytest.approx(1 / 101)
-    assert "at most 1.0% of general questions go to specialists, not 0.1%" in router.warning
+    assert router.calibration is not None and router.calibration.reached == pytest.approx(
+        1 / 67
+    )  # of 100, a third fits the scores
+    assert "at most 1.5% of general questions go to specialists, not 0.1%" in router.state.warning
 
 
 def test_out_of_distribution_questions_go_to_general_however_sure_the_rule_is() -> None:
@@ -222,23 +238,35 @@ def test_the_first_rule_that_is_no_worse_than_the_best_is_chosen() -> None:
     assert sum(scores.values()) == pytest.approx(1)
 
 
-def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
-    saved = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.2)).calibration
-    assert saved is not None
-    save_calibration(tmp_path / "router.json", saved)
-    loaded = load_calibration(tmp_path / "router.json")
-    assert loaded == saved
-    assert Router(CLOUDS, Cloud(), RouterSettings(), replace(saved, margin=99.0)).margin == 99.0
-    other = Router(CLOUDS | {"stones": cloudy(3)}, Cloud(), RouterSettings(), replace(saved, margin=99.0))
-    assert (
-        other.margin < 99 and other.calibration is not None and other.calibration.alpha == 0.2
-    )  # anew, for the same risk
+def moved(state: RouterState, margin: float) -> RouterState:
+    assert state.calibration is not None
+    return replace(state, calibration=replace(state.calibration, margin=margin))
+
+
+def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
+    made = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.2)).state
+    keep_state(project, made)
+    loaded = load_state(project.router)
+    assert loaded is not None and loaded.calibration == made.calibration and loaded.members == made.members
+    assert torch.equal(loaded.total, made.total) and torch.equal(loaded.root, made.root)  # pyright: ignore
+    assert Router(CLOUDS, Cloud(), RouterSettings(), moved(loaded, 99.0)).margin == 99.0
+    more = CLOUDS | {"stones": cloudy(3)}
+    other = Router(more, Cloud(), RouterSettings(), moved(loaded, 99.0))
+    anew = Router(more, Cloud(), RouterSettings(alpha=0.2))
+    assert other.state == replace(
+        anew.state, total=other.state.total, root=other.state.root
+    )  # for the same risk
+    assert torch.equal(other.state.total, anew.state.total)  # pyright: ignore
+    assert torch.equal(other.state.root, anew.state.root)  # pyright: ignore - added up, to the bit what is summed anew
+    fewer = {name: bank for name, bank in CLOUDS.items() if name != "woods"}
+    assert torch.equal(
+        Router(fewer, Cloud(), RouterSettings(), loaded).state.root,  # pyright: ignore
+        Router(fewer, Cloud(), RouterSettings()).state.root,  # pyright: ignore
+    )
     names = ["general", "metals", "woods"]
-    assert saved.bank_set == set_hash(names, Statistics([CLOUDS[n] for n in names]))
-    (tmp_path / "router.json").write_text('{"rule": "lda"}')
-    with pytest.raises(ArtifactError, match="gag router calibrate"):
-        load_calibration(tmp_path / "router.json")
-    assert load_calibration(tmp_path / "none.json") is None
+    assert made.calibration is not None
+    assert made.calibration.bank_set == set_hash(names, [CLOUDS[name] for name in names])
+    assert load_state(project.root / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -252,20 +280,54 @@ def test_a_saved_calibration_is_for_its_own_set_alone(tmp_path) -> None:
         {"priors": [1]},
     ],
 )
-def test_an_edited_calibration_is_refused(tmp_path, change: dict) -> None:
-    saved = Router(CLOUDS, Cloud(), RouterSettings()).calibration
-    assert saved is not None
-    (tmp_path / "router.json").write_text(json.dumps(asdict(saved) | change))
+def test_an_edited_calibration_is_refused(project: Project, change: dict) -> None:
+    keep_state(project, Router(CLOUDS, Cloud(), RouterSettings()).state)
+    path = project.router / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"calibration": content["calibration"] | change}))
     with pytest.raises(ArtifactError, match="gag router calibrate"):
-        load_calibration(tmp_path / "router.json")
-    (tmp_path / "router.json").write_text(json.dumps(asdict(saved))[:50])
-    with pytest.raises(ArtifactError, match="gag router calibrate"):
-        load_calibration(tmp_path / "router.json")
+        load_state(project.router)
+    path.write_text(json.dumps(content)[:50])
+    with pytest.raises(ArtifactError, match="not JSON"):
+        load_state(project.router)
+
+
+def test_a_thousandth_of_the_temperatures_is_enough() -> None:
+    """The bisection finds what trying every temperature finds."""
+    generator = torch.Generator().manual_seed(0)
+    for sharpness in (0.1, 1.0, 10.0, 300.0):
+        scores = (sharpness * torch.randn(200, 5, generator=generator)).double()
+        truth = (scores + sharpness * torch.randn(200, 5, generator=generator)).argmax(1)
+        best = scores.topk(2, dim=1).values
+        lowest = float((best[:, 0] - best[:, 1]).median()) / SUREST
+        tried = [lowest * GRID_STEP**i for i in range(GRID_SIZE)]
+        wanted = min(tried, key=lambda t: float(_losses(scores / t, truth).mean()))
+        assert _temperature(scores, truth) == wanted
+
+
+def test_the_threshold_rests_on_questions_that_nothing_was_fitted_to() -> None:
+    """Split conformal: what fits the rule's weights is apart from what sets the margin."""
+    changed = CLOUDS["general"].held_out.clone()
+    changed[1::3] = changed[1::3].flip(
+        0
+    )  # the same questions in another order, none of them in the third that fits
+    again = Router(
+        CLOUDS | {"general": replace(CLOUDS["general"], held_out=changed)}, Cloud(), RouterSettings()
+    )
+    first = Router(CLOUDS, Cloud(), RouterSettings())
+    assert again.calibration is not None and first.calibration is not None
+    assert again.calibration.weights == first.calibration.weights
+    changed[1::3] = cloud(1, len(changed[1::3]), 5)  # strange ones: only the margin moves
+    other = Router(
+        CLOUDS | {"general": replace(CLOUDS["general"], held_out=changed)}, Cloud(), RouterSettings()
+    )
+    assert other.calibration is not None and other.calibration.weights == first.calibration.weights
+    assert other.calibration.margin > first.calibration.margin
 
 
 def test_calibration_says_what_is_missing() -> None:
     few = CLOUDS | {"woods": replace(CLOUDS["woods"], held_out=torch.zeros(3, WIDE.width))}
-    said = calibrate(list(few), Statistics(list(few.values())), 0.01, None, {})
+    said = calibration_shortage(list(few), list(few.values()))
     assert said == "woods holds 3 questions out for calibration, 10 are needed"
 
 
@@ -282,8 +344,14 @@ def test_the_encoder_is_the_masked_mean_of_the_last_state(expert: Backbone) -> N
 
 def test_a_bank_is_saved_and_loaded(tmp_path) -> None:
     made = cloudy(1)
-    loaded = load_bank(tmp_path, made.save(tmp_path))
-    assert loaded.count == 200 and loaded.encoder == WIDE and loaded.hash == made.hash
+    facts = made.save(tmp_path)
+    files = {name: digest(tmp_path / name) for name in (BANK, STATISTICS)}
+    loaded = load_bank(tmp_path, BankFacts(**json.loads(facts.model_dump_json())), files)
+    assert (
+        loaded.count == 200 and loaded.encoder == WIDE and loaded.held_out_count == made.held_out_count == 100
+    )
+    with pytest.raises(ArtifactError, match=r"lists no bank-statistics"):
+        load_bank(tmp_path, facts, {BANK: files[BANK]})
     for name in ("centres", "sizes", "mean", "scatter", "held_out"):
         assert torch.equal(getattr(loaded, name), getattr(made, name))
     assert torch.allclose(made.centres.norm(dim=-1), torch.ones(6))

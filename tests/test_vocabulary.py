@@ -1,4 +1,4 @@
-"""What an expert foretells, in the base's embeddings: exact, of shared tokens alone, and a start for the projector."""
+"""What an expert predicts, in the base's embeddings: exact, of shared tokens alone, and a start for the projector."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,14 @@ import torch
 
 from gag.engine.engine import GAG
 from gag.errors import MismatchError, SettingsError
-from gag.models.backbone import Backbone, load_backbone
+from gag.models.backbone import Backbone
+from gag.models.loading import load_backbone
+from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.project import load_project
-from gag.project.settings import PRESETS, AlignSettings, ModelSettings, ReadoutSettings
+from gag.project.settings import ModelSettings
 from gag.projection.projector import GatedResidual
 from gag.readout.states import read, read_states
-from gag.readout.vocabulary import LIKELIEST, check_shared, foretold, load_table
+from gag.readout.vocabulary import LIKELIEST, check_shared, load_table, predicted_embeddings
 from gag.stages.adapt import adapt
 from gag.stages.build import build
 from tests.conftest import write_tiny_project
@@ -35,8 +37,10 @@ def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(
     likely = full.softmax(-1).topk(LIKELIEST)
     kept = torch.zeros_like(full).scatter(-1, likely.indices, likely.values)
     wanted = (kept / kept.sum(-1, keepdim=True)) @ table_of(base)
-    assert torch.allclose(foretold(expert, states, table_of(base)), wanted, atol=1e-4)
-    cut = foretold(expert, states, table_of(base)[:5])  # a token beyond the table is never foretold
+    assert torch.allclose(predicted_embeddings(expert, states, table_of(base)), wanted, atol=1e-4)
+    cut = predicted_embeddings(
+        expert, states, table_of(base)[:5]
+    )  # a token beyond the table is never predicted
     assert (
         cut.shape == (4, base.width)
         and cut.norm(dim=-1).max() <= table_of(base)[:5].norm(dim=-1).max() + 1e-5
@@ -65,7 +69,11 @@ def test_other_tokens_are_refused(expert: Backbone) -> None:
     swapped = expert.tokenizer.get_vocab()
     first, second = list(swapped)[:2]
     with pytest.raises(MismatchError, match="models of one family"):
-        check_shared(expert, swapped | {first: swapped[second], second: swapped[first]})
+        check_shared(
+            expert.name,
+            expert.tokenizer.get_vocab(),
+            swapped | {first: swapped[second], second: swapped[first]},
+        )
 
 
 def test_other_tokens_are_refused_before_the_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +107,8 @@ def test_a_domain_is_built_and_asked(tmp_path: Path) -> None:
     write_tiny_project(tmp_path)
     project = load_project(tmp_path, ("preset=vocabulary",))
     build(project, ["metals"])
-    gag = GAG(project)
-    assert gag.domains["metals"].facts.readout.space == "vocabulary"
-    known = gag.know(["What is tin?"], "metals")[0]
+    gag = GAG.open(project)
+    assert gag.domains.facts("metals").readout.space == "vocabulary"
+    known = gag.read(["What is tin?"], "metals")[0]
     assert known.vectors.shape == (1, gag.base.width) and known.vectors.isfinite().all()
     assert gag.ask(["What is tin?"], "metals")[0].tokens_added == 1

@@ -13,7 +13,8 @@ from gag.errors import SettingsError
 from gag.pocket.world import ENTITIES
 from gag.pocket.write import PRESET, write_project
 from gag.project.progress import say
-from gag.project.project import PROJECT_FILE, Project, load_project
+from gag.project.parsing import PROJECT_FILE
+from gag.project.project import Project, load_project
 from gag.project.rows import Example, Passage, digest, read_examples, read_passages, read_rows
 from gag.project.settings import GENERAL
 

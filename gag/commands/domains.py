@@ -18,7 +18,7 @@ domains_app = typer.Typer(
 def domains_list(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """List the domains that are present."""
     opened = open_project(project)
-    from gag.engine.registry import list_domains
+    from gag.project.listing import list_domains
 
     rows = list_domains(opened)
     header = f"{'domain':<20} {'built':<11} {'tuning':<7} {'MB':>8} {'val loss':>9}  base"
@@ -39,7 +39,7 @@ def domains_show(name: str, project: ProjectOption = None, as_json: JsonOption =
     """Show a domain's card."""
     opened = open_project(project)
     opened.require(name)
-    from gag.engine.registry import show_domain
+    from gag.project.listing import show_domain
 
     domain = show_domain(opened, name)
     finish(
@@ -59,7 +59,7 @@ def domains_add(
         raise SettingsError(
             f"{folder} is not a folder; point at a domain folder, such as other-project/domains/materials"
         )
-    from gag.engine.registry import add_domain
+    from gag.engine.domains import add_domain
 
     name = add_domain(opened, folder)
     finish(as_json, {"added": name}, f"added {name}")
@@ -77,7 +77,7 @@ def domains_verify(
     opened = open_project(project)
     for name in names or []:
         opened.require(name)
-    from gag.engine.registry import verify_domains
+    from gag.engine.domains import verify_domains
 
     verified = verify_domains(opened, names or [])
     finish(
@@ -99,7 +99,7 @@ def domains_remove(
     opened.require(name)
     if not yes:
         typer.confirm(f"Remove domains/{name}?", abort=True, err=True)
-    from gag.engine.registry import remove_domain
+    from gag.engine.domains import remove_domain
 
     remove_domain(opened, name)
     finish(as_json, {"removed": name}, f"removed {name}")

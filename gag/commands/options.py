@@ -48,10 +48,7 @@ def asked(question: str, project: Path | None, settings: list[str] | None) -> "P
 
     check_text(question, "the question")
     opened = open_project(project, settings)
-    if not opened.general.is_dir():
-        raise SettingsError(
-            "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
-        )
+    opened.require_general()
     return opened
 
 

@@ -26,7 +26,7 @@ def route(
 ) -> None:
     """Say where a question would go, with every domain's score."""
     opened = asked(question, project, settings)
-    from gag.engine.engine import load_router
+    from gag.routing.state import load_router
 
     router = load_router(opened)
     chosen = router.route([question])[0]
@@ -36,7 +36,7 @@ def route(
     ]
     result, lines = asdict(chosen) | {"scores": scores}, [*lines, f"[{chosen.reason}]"]
     if explain:
-        from gag.engine.engine import explain_route
+        from gag.routing.explain import explain_route
 
         result["explanation"] = explained = explain_route(opened, router, question)
         lines += _explained(explained)
@@ -49,7 +49,7 @@ def router_show(
 ) -> None:
     """Show the banks, the rule that was chosen, and what it promises."""
     opened = _routed(project, settings)
-    from gag.engine.engine import load_router
+    from gag.routing.state import load_router
 
     router = load_router(opened)
     banks = {
@@ -117,7 +117,7 @@ def router_calibrate(
 ) -> None:
     """Choose the rule, the margin over general and the distance limit anew, and write router.json."""
     opened = _routed(project, [*(settings or []), *([f"router.alpha={alpha}"] if alpha is not None else [])])
-    from gag.engine.engine import load_router
+    from gag.routing.state import load_router
     from gag.project.artifacts import locked
     from gag.routing.calibration import save_calibration
 
@@ -144,11 +144,11 @@ def _routed(project: Path | None, settings: list[str] | None) -> "Project":
 def _router_over(opened: "Project", learned: list[Any]) -> Any:
     """Load the project's router, or make one over banks of these rows."""
     if not learned:
-        from gag.engine.engine import load_router
+        from gag.routing.state import load_router
 
         return load_router(opened)
     from gag.evaluation.routing import banks_of
-    from gag.models.backbone import load_backbone
+    from gag.models.loading import load_backbone
     from gag.project.artifacts import locked
     from gag.project.progress import say
     from gag.routing.encoders import cached, make_encoder

@@ -1,199 +1,309 @@
 """GAG: route a question, read the expert, project, inject, and let the frozen base answer."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, overload
 
 import torch
 
-from gag.engine.domain import Domain, load_domain
-from gag.errors import ArtifactError, DataError
-from gag.models.backbone import Backbone, load_backbone, pad_left
+from gag.engine.pool import DomainPool, Module
+from gag.errors import DataError, GagError, RoutingError
+from gag.models.backbone import Backbone
 from gag.models.experts import Experts
-from gag.project.artifacts import read_manifest
-from gag.project.progress import say
-from gag.project.project import Project
+from gag.models.language_model import Generation, LanguageModel, Request, generate
+from gag.models.loading import load_backbone
+from gag.project.project import Project, load_project
 from gag.project.rows import check_text
-from gag.project.settings import GENERAL, ReadoutSettings
+from gag.project.settings import GENERAL, DecodingSettings
 from gag.projection.injection import inject
-from gag.projection.projector import Projector
 from gag.readout.states import read
-from gag.routing.backbone_encoder import BackboneEncoder
-from gag.routing.bank import QUESTIONS, load_bank, load_questions
-from gag.routing.calibration import load_calibration
-from gag.routing.encoders import make_encoder
 from gag.routing.router import Route, Router
+from gag.routing.state import open_router, project_encoder
 
 
-@dataclass(frozen=True)
-class Module:
-    """How a domain's expert is read, and its projector."""
+class ExpertSource(Protocol):
+    """Where experts come from; `Experts` holds them over one backbone."""
 
-    readout: ReadoutSettings
-    projector: Projector
+    def using(self, name: str) -> AbstractContextManager[LanguageModel, bool | None]:
+        """Yield a domain's expert."""
+        ...
+
+
+class Domains(Protocol):
+    """What the engine asks of the domains; `DomainPool` follows a project's folder."""
+
+    @property
+    def names(self) -> list[str]:
+        """The domains that can be asked."""
+        ...
+
+    def refresh(self) -> bool:
+        """Look again which domains there are; say whether anything changed."""
+        ...
+
+    def module(self, name: str) -> Module:
+        """Return a domain's module."""
+        ...
+
+
+class Routes(Protocol):
+    """What the engine asks of a router."""
+
+    def route(self, questions: Sequence[str]) -> list[Route]:
+        """Route a batch of questions."""
+        ...
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a domain's module gives for one question."""
+    """What a domain's module gives for one question.
 
-    vectors: torch.Tensor  # [S, Db]
+    Attributes:
+        vectors: what is injected [S, Db].
+        text: what the expert wrote; it never reaches the base.
+    """
+
+    vectors: torch.Tensor
     text: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the frozen base, and how it came about."""
+    """An answer of the frozen base, and how it came about.
+
+    Attributes:
+        question: the question.
+        text: the answer.
+        route: where the question went, and why.
+        finish: `stop`, or `length` where `decoding.max_new_tokens` cut it; `refused` where its domain could not be read.
+        prompt_tokens: tokens and vectors that the base read.
+        answer_tokens: tokens that it wrote.
+        knowledge: what was injected, and what the expert wrote; None on the general route.
+        seconds: of its batch: route, read, answer.
+        refusal: why its domain could not be read.
+
+    Example:
+        >>> answer = gag.ask("Which support keeps platinum dispersed?")
+        >>> answer.text, answer.route.domain, answer.finish
+    """
 
     question: str
     text: str
     route: Route
-    tokens_added: int
-    seconds: dict[str, float]  # of the batch: route, read, answer
-    background: str | None
+    finish: Literal["stop", "length", "refused"]
+    prompt_tokens: int
+    answer_tokens: int
+    knowledge: Knowledge | None
+    seconds: dict[str, float]
+    refusal: str = ""
+
+    @property
+    def tokens_added(self) -> int:
+        """Vectors that were put into the prompt."""
+        return len(self.knowledge.vectors) if self.knowledge else 0
 
 
 class GAG:
-    """A frozen base, one expert backbone, and the domains of a project. One thread owns it."""
+    """A frozen base, experts, a router and domains that answer together. One thread owns it.
 
-    def __init__(self, project: Project):
-        settings = project.settings
-        self.project = project
-        self.domains = {name: load_domain(project.domain(name)) for name in project.present()}
-        self.base = load_backbone(settings.base, project.root)
-        self.experts = Experts(load_backbone(settings.expert, project.root))
-        self._modules: dict[str, Module] = {}
-        for name, domain in self.domains.items():
-            self._check(domain)
-            self.experts.load(name, domain.expert)
-            self._modules[name] = Module(domain.facts.readout, domain.projector().to(self.base.device))
-        self.router = _router(project, lambda: self.experts.backbone, self.domains)
+    `GAG.open(folder)` makes the parts of a project; any of them can be another that keeps its protocol.
 
-    def route(self, questions: list[str]) -> list[Route]:
-        """Say where each question goes."""
+    Args:
+        base: answers; not one of its weights is ever changed.
+        experts: hold the domains' knowledge.
+        router: sends each question to a domain or to general.
+        domains: the modules, by name.
+        decoding: how long answers may be, and how many questions are answered together.
+
+    Example:
+        >>> gag = GAG.open("~/my-project")
+        >>> gag.ask("Which support keeps platinum dispersed?").text
+        >>> [answer.route.domain for answer in gag.ask(["What is 2 plus 2?", "What is ceria?"])]
+    """
+
+    def __init__(
+        self,
+        base: LanguageModel,
+        experts: ExpertSource,
+        router: Routes,
+        domains: Domains,
+        decoding: DecodingSettings | None = None,
+    ):
+        self.base, self.experts, self.router, self.domains = base, experts, router, domains
+        self.decoding = decoding or DecodingSettings()
+
+    @classmethod
+    def open(cls, project: str | Path | Project) -> "ProjectGAG":
+        """Open a project: load base and expert backbone, and follow its domains.
+
+        Args:
+            project: the project's folder (`~` is the home), or a `Project`.
+
+        Raises:
+            SettingsError: no project there, a wrong setting, or a model that cannot be loaded.
+            ArtifactError: the general bank is missing or harmed. A domain that fails is refused by name instead.
+
+        Example:
+            >>> gag = GAG.open("~/my-project")
+        """
+        return ProjectGAG(project if isinstance(project, Project) else load_project(project))
+
+    def route(self, questions: Sequence[str]) -> list[Route]:
+        """Say where each question would go.
+
+        Raises:
+            DataError: a question is empty or no text.
+        """
+        self._follow()
         return self.router.route(_checked(questions))
 
-    def ask(self, questions: list[str], domain: str | None = None) -> list[Answer]:
-        """Answer questions in batches; `domain` (or `general`) overrides the router."""
-        size = self.project.settings.decoding.batch_size
-        questions = _checked(questions)
-        if domain is not None:
-            self.project.require(domain)
-        return [
-            answer
-            for start in range(0, len(questions), size)
-            for answer in self._ask(questions[start : start + size], domain)
-        ]
+    @overload
+    def ask(self, questions: str, domain: str | None = None) -> Answer: ...
 
-    def sentence_encoder(self) -> BackboneEncoder:
-        """The expert backbone without adapters as a sentence encoder."""
-        return BackboneEncoder(
-            self.experts.backbone, self.experts.facts.fingerprint, self.project.settings.router
-        )
+    @overload
+    def ask(self, questions: list[str] | tuple[str, ...], domain: str | None = None) -> list[Answer]: ...
 
-    def know(self, questions: list[str], domain: str, module: Module | None = None) -> list[Knowledge]:
-        """Read a domain's expert on questions and project what it knows, by its own module or another of this expert."""
-        chosen, system = module or self._modules[domain], self.domains[domain].facts.prompts.expert
+    def ask(
+        self, questions: str | list[str] | tuple[str, ...], domain: str | None = None
+    ) -> Answer | list[Answer]:
+        """Answer a question, or several in batches that may mix general and any domains.
+
+        Args:
+            questions: one text, or several.
+            domain: skips the router: a domain, or `general`.
+
+        Returns:
+            An `Answer` for a text, a list in the order of the questions for several. Of several, one whose domain
+            cannot be read is an answer with `finish` "refused", and the others are answered.
+
+        Raises:
+            DataError: a question is empty or no text.
+            RoutingError: no such domain, or the domain of a single question cannot be read.
+            ArtifactError: the domain that was asked for is refused.
+
+        Example:
+            >>> gag.ask("What is ceria?", domain="materials").text
+        """
+        if isinstance(questions, str):
+            answer = self.ask([questions], domain)[0]
+            if answer.finish == "refused":
+                raise RoutingError(answer.refusal)
+            return answer
+        questions, size = _checked(questions), self.decoding.batch_size
+        self._follow()
+        if domain not in (None, GENERAL):
+            self.domains.module(domain)  # one that is not here, or refused, is said at once
+        starts = range(0, len(questions), size)
+        return [answer for start in starts for answer in self._ask(questions[start : start + size], domain)]
+
+    def read(self, questions: Sequence[str], domain: str, module: Module | None = None) -> list[Knowledge]:
+        """Read a domain's expert on questions and project what it knows.
+
+        Args:
+            questions: the questions.
+            domain: whose expert is read.
+            module: another readout and projector of the same expert (default: the domain's own).
+        """
+        own = self.domains.module(domain)
+        chosen = module or own
+        table = self.base.table if chosen.readout.space == "vocabulary" else None
         with self.experts.using(domain) as expert:
-            readout = read(expert, questions, system, chosen.readout, self._table(chosen.readout))
+            readout = read(expert, list(questions), chosen.prompts.expert, chosen.readout, table)
         with torch.no_grad():
-            vectors = chosen.projector(readout.slots.to(self.base.device))  # [B, S, Db]
+            device = next(chosen.projector.parameters()).device
+            vectors = chosen.projector(readout.slots.to(device))  # [B, S, Db]
         return [Knowledge(v, text) for v, text in zip(vectors, readout.texts, strict=True)]
 
-    def embed(self, question: str, domain: str, knowledge: Knowledge | None) -> torch.Tensor:
+    def prompt(self, question: str, domain: str, knowledge: Knowledge | None) -> torch.Tensor:
         """Build the base's input for one question: plain, or around its knowledge vectors -> [T, Db]."""
         if knowledge is None:
             return self.base.embed(self.base.prompts.plain(question))
-        instruction = self.domains[domain].facts.prompts.answer
+        instruction = self.domains.module(domain).prompts.answer
         return inject(self.base, self.base.prompts.with_knowledge(question, instruction), knowledge.vectors)
 
-    def generate(self, rows: list[torch.Tensor]) -> list[str]:
-        """Let the base answer a batch of inputs, each [T, Db]."""
-        written = self.base.generate(pad_left(rows), self.project.settings.decoding.max_new_tokens)
-        return [self.base.prompts.decode(ids) for ids in written]
+    def generate(self, prompts: Sequence[torch.Tensor], new: int | None = None) -> list[Generation]:
+        """Let the base continue prompts, each [T, Db], by `decoding.max_new_tokens` at most, or by `new`."""
+        budget = new or self.decoding.max_new_tokens
+        return generate(self.base, [Request(prompt, budget) for prompt in prompts])
+
+    def _follow(self) -> None:
+        self.domains.refresh()
 
     def _ask(self, questions: list[str], domain: str | None) -> list[Answer]:
         seconds: dict[str, float] = {}
         with _clock(seconds, "route"):
             routes = self.router.route(questions) if domain is None else [_forced(domain)] * len(questions)
         with _clock(seconds, "read"):
-            knowledge = self._know_all(questions, routes)
+            knowledge, refusals = self._read_all(questions, routes)
         with _clock(seconds, "answer"):
-            rows = [self.embed(q, r.domain, k) for q, r, k in zip(questions, routes, knowledge, strict=True)]
-            texts = self.generate(rows)
-        return [
-            Answer(q, text, route, len(k.vectors) if k else 0, seconds, k.text if k else None)
-            for q, text, route, k in zip(questions, texts, routes, knowledge, strict=True)
-        ]
+            asked = [i for i in range(len(questions)) if i not in refusals]
+            prompts = {i: self.prompt(questions[i], routes[i].domain, knowledge.get(i)) for i in asked}
+            written = dict(zip(asked, self.generate(list(prompts.values())), strict=True)) if asked else {}
+        answers = []
+        for i, (question, route) in enumerate(zip(questions, routes, strict=True)):
+            if i in refusals:
+                answers.append(Answer(question, "", route, "refused", 0, 0, None, seconds, refusals[i]))
+                continue
+            text = self.base.prompts.decode(written[i].ids)
+            counts = len(prompts[i]), len(written[i].ids)
+            answers.append(
+                Answer(question, text, route, written[i].finish, *counts, knowledge.get(i), seconds)
+            )
+        return answers
 
-    def _know_all(self, questions: list[str], routes: list[Route]) -> list[Knowledge | None]:
-        """Read each domain's expert once for its questions; general ones get nothing."""
-        knowledge: list[Knowledge | None] = [None] * len(questions)
-        for domain in {route.domain for route in routes} - {GENERAL}:
+    def _read_all(
+        self, questions: list[str], routes: list[Route]
+    ) -> tuple[dict[int, Knowledge], dict[int, str]]:
+        """Read each domain's expert once for its questions -> knowledge, and refusals, by the question's place."""
+        knowledge: dict[int, Knowledge] = {}
+        refusals: dict[int, str] = {}
+        for domain in sorted({route.domain for route in routes} - {GENERAL}):
             chosen = [i for i, route in enumerate(routes) if route.domain == domain]
-            for i, known in zip(chosen, self.know([questions[i] for i in chosen], domain), strict=True):
-                knowledge[i] = known
-        return knowledge
-
-    def _table(self, readout: ReadoutSettings) -> torch.Tensor | None:
-        """Return the base's token embeddings [V, Db] for a readout of what the expert foretells."""
-        return self.base.model.get_input_embeddings().weight if readout.space == "vocabulary" else None  # pyright: ignore
-
-    def _check(self, domain: Domain) -> None:
-        domain.facts.base.check("base", self.base.facts, domain.name)
-        domain.facts.expert.check("expert", self.experts.facts, domain.name)
+            try:
+                found = self.read([questions[i] for i in chosen], domain)
+            except GagError as error:
+                refusals |= dict.fromkeys(chosen, str(error))
+            else:
+                knowledge |= zip(chosen, found, strict=True)
+        return knowledge, refusals
 
 
-def load_router(project: Project, saved: bool = True) -> Router:
-    """Load only what routing needs, the query encoder and the banks; without `saved`, calibrate anew."""
-    domains = {name: load_domain(project.domain(name)) for name in project.present()}
-    return _router(project, lambda: load_backbone(project.settings.expert, project.root), domains, saved)
+class ProjectGAG(GAG):
+    """The engine over a project's folder; it follows the folder while it runs."""
 
+    base: Backbone
+    experts: Experts
+    router: Router
+    domains: DomainPool
 
-def explain_route(project: Project, router: Router, question: str) -> dict[str, Any]:
-    """Say what a route was decided by: margins, distance, nearest prototypes, and questions where a domain carries them."""
-    vector = router.encoder.encode([question])
-    verdict = router.judge(vector)
-    folders = {GENERAL: project.general} | {name: project.domain(name) for name in router.names[1:]}
-    carried = {
-        name: load_questions(f).nearest(vector[0], 3)
-        for name, f in folders.items()
-        if (f / QUESTIONS).is_file()
-    }
-    return {
-        "rule": router.rule,
-        "margin": float(verdict.margins[0]) if len(router.names) > 1 else None,
-        "margin_needed": router.margin,
-        "distance": None if verdict.distances is None else float(verdict.distances[0]),
-        "far": router.calibration.far if router.calibration else None,
-        "prototypes": {name: asdict(near) for name, near in router.nearest(vector[0]).items()},
-        "questions": carried,
-    }
+    def __init__(self, project: Project):
+        self.project = project
+        settings = project.settings
+        base = load_backbone(settings.base, project.root)
+        experts = Experts(load_backbone(settings.expert, project.root))
+        self._encoder = project_encoder(project, lambda: experts.backbone)
+        pool = DomainPool(project, base.facts, experts, self._encoder.spec, base.device)
+        router = open_router(project, pool.banks(), self._encoder)
+        super().__init__(base, experts, router, pool, settings.decoding)
 
-
-def _router(
-    project: Project, expert: Callable[[], Backbone], domains: dict[str, Domain], load: bool = True
-) -> Router:
-    banks = {name: domain.bank() for name, domain in domains.items()}
-    if not project.general.is_dir():
-        raise ArtifactError("the general bank is not built; run `gag prototypes general`")
-    banks[GENERAL] = load_bank(project.general, read_manifest(project.general)["bank"])
-    saved = load_calibration(project.calibration) if load else None
-    router = Router(banks, make_encoder(project, expert), project.settings.router, saved)
-    if router.warning:
-        say(router.warning)
-    return router
+    def _follow(self) -> None:
+        if self.domains.refresh():
+            self.router = open_router(self.project, self.domains.banks(), self._encoder)
 
 
 def _forced(domain: str) -> Route:
     return Route(domain, 1.0, "asked for")
 
 
-def _checked(questions: list[str]) -> list[str]:
-    if any(not question.strip() for question in questions):
-        raise DataError("a question is empty; ask something")
+def _checked(questions: Sequence[str]) -> list[str]:
+    if isinstance(questions, str):
+        raise DataError("several questions are expected here; give a list of texts")
+    for question in questions:
+        if not isinstance(question, str) or not question.strip():
+            raise DataError("a question is empty; ask something")
     return [check_text(question, "a question") for question in questions]
 
 

@@ -1,61 +1,72 @@
 """Was the knowledge used? How much likelier the injected vectors make an answer than null vectors do."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from gag.engine.engine import GAG, Answer, Knowledge
-from gag.models.backbone import pad_left
+from gag.engine.engine import GAG, Answer, Knowledge, ProjectGAG
+from gag.models.language_model import pad_left
 from gag.project.settings import GENERAL
-from gag.routing.bank import QUESTIONS, load_questions
+from gag.routing.state import near_questions
 
 
-def evidence_of(gag: GAG, answer: Answer) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evidence:
+    """What an answer rests on."""
+
+    support: (
+        float | None
+    )  # nats per token that the vectors add to the answer's log-likelihood; None: nothing to weigh
+    questions: list[
+        tuple[str, float]
+    ]  # nearest questions with their cosines, where the domain carries its questions
+
+
+def evidence_of(gag: ProjectGAG, answer: Answer) -> Evidence:
     """Say what an answer rests on: its support, and the nearest training questions where the domain carries them."""
-    domain = answer.route.domain
-    if domain == GENERAL:
-        return {"support": None, "questions": []}
-    known = gag.know([answer.question], domain)
-    carried = (gag.domains[domain].folder / QUESTIONS).is_file()
-    near = (
-        load_questions(gag.domains[domain].folder).nearest(gag.router.encoder.encode([answer.question])[0], 3)
-        if carried
-        else []
-    )
-    return {"support": support(gag, [answer.question], [answer.text], domain, known)[0], "questions": near}
+    domain, knowledge = answer.route.domain, answer.knowledge
+    if domain == GENERAL or knowledge is None:
+        return Evidence(None, [])
+    vector = gag.router.encoder.encode([answer.question])[0]
+    near = near_questions(gag.project.domain(domain), vector)
+    return Evidence(support(gag, [answer.question], [answer.text], domain, [knowledge])[0], near)
 
 
 @torch.no_grad()
 def support(
-    gag: GAG, questions: list[str], answers: list[str], domain: str, known: list[Knowledge]
+    gag: GAG,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    domain: str,
+    knowledge: Sequence[Knowledge],
 ) -> list[float | None]:
-    """Return log p(answer | vectors) - log p(answer | zero vectors) per token, in nats; None for an empty answer."""
-    null = [replace(k, vectors=torch.zeros_like(k.vectors)) for k in known]
+    """Weigh answers of one domain against zero vectors.
+
+    Returns:
+        For each, log p(answer | vectors) - log p(answer | zero vectors) per token, in nats; None for an empty answer.
+    """
+    null = [replace(one, vectors=torch.zeros_like(one.vectors)) for one in knowledge]
     ids = [gag.base.prompts.text(answer) for answer in answers]
-    with_knowledge = _log_probability(
-        gag, [gag.embed(q, domain, k) for q, k in zip(questions, known, strict=True)], ids
-    )
-    without = _log_probability(
-        gag, [gag.embed(q, domain, k) for q, k in zip(questions, null, strict=True)], ids
-    )
-    pairs = zip(with_knowledge, without, ids, strict=True)
+    with_vectors = _log_likelihoods(gag, _prompts(gag, questions, domain, knowledge), ids)
+    without = _log_likelihoods(gag, _prompts(gag, questions, domain, null), ids)
+    pairs = zip(with_vectors, without, ids, strict=True)
     return [round((a - b) / len(row), 4) if row else None for a, b, row in pairs]
 
 
-def _log_probability(gag: GAG, prompts: list[torch.Tensor], answers: list[list[int]]) -> list[float]:
+def _prompts(
+    gag: GAG, questions: Sequence[str], domain: str, knowledge: Sequence[Knowledge]
+) -> list[torch.Tensor]:
+    return [gag.prompt(question, domain, one) for question, one in zip(questions, knowledge, strict=True)]
+
+
+def _log_likelihoods(gag: GAG, prompts: Sequence[torch.Tensor], answers: Sequence[list[int]]) -> list[float]:
     """Sum the log probabilities of answers' tokens after their prompts, each [T, Db]."""
     rows = [
         torch.cat([prompt, gag.base.embed(ids)]) if ids else prompt
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
-    inputs = pad_left(rows)
-    states = gag.base.model.get_decoder()(
-        inputs_embeds=inputs.embeds,
-        attention_mask=inputs.mask,
-        position_ids=inputs.positions,
-        use_cache=False,
-    ).last_hidden_state
+    states = gag.base.states(pad_left(rows))
     sums = []
     for state, ids in zip(states, answers, strict=True):
         before = state[len(state) - len(ids) - 1 : len(state) - 1]  # the state before each answer token

@@ -7,9 +7,11 @@ from typing import TypeVar
 
 import torch
 
-from gag.engine.engine import GAG, Knowledge, Module
+from gag.engine.engine import GAG, Knowledge
+from gag.engine.pool import Module
 from gag.evaluation.retrieval import bm25
-from gag.models.backbone import Backbone, pad_left
+from gag.models.backbone import Backbone
+from gag.models.language_model import pad_left
 from gag.project.rows import Example, Passage
 from gag.project.settings import GENERAL
 

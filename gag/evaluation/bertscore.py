@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from gag.errors import SettingsError
-from gag.models.backbone import Backbone, choose_device, pad_left
+from gag.models.backbone import Backbone
+from gag.models.loading import choose_device
+from gag.models.language_model import pad_left
 from gag.models.prompts import plain_tokenizer
 
 CHUNK = 500  # word pieces; a longer text is cut, and all pairs of chunks count by their mean length

@@ -21,7 +21,7 @@ from gag.project.inputs import alignment_rows
 from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import Passage, write_rows
-from gag.project.run import stage_key
+from gag.project.keys import stage_key
 from gag.project.settings import GENERAL
 
 QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 500, 240, 100, 100

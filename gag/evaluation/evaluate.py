@@ -23,7 +23,8 @@ from gag.project.artifacts import read_manifest, write_json
 from gag.project.progress import bar
 from gag.project.project import Project
 from gag.project.rows import digest
-from gag.project.run import Run, model_key, stage_key
+from gag.project.run import Run
+from gag.project.keys import model_key, stage_key
 from gag.project.settings import GENERAL, EncoderSettings
 from gag.routing.encoders import SentenceEncoder
 

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gag.engine.engine import GAG
 from gag.evaluation.metrics import contains
-from gag.models.backbone import pad_left, weights_hash
+from gag.models.language_model import pad_left
+from gag.models.backbone import weights_hash
 from gag.project.rows import Example
 from gag.project.settings import GENERAL, ModelSettings
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gag.engine.domain import PROJECTOR, load_projector
-from gag.engine.engine import GAG, Knowledge, Module
+from gag.project.domain import PROJECTOR
+from gag.projection.modules import load_projector
+from gag.engine.engine import GAG, Knowledge
+from gag.engine.pool import Module
 from gag.errors import SettingsError
 from gag.evaluation.answers import Arm, answered, decoded, injected, know, nulled, plain, with_text
 from gag.evaluation.bertscore import BackboneStates

@@ -7,7 +7,7 @@ import torch
 from gag.evaluation.bertscore import Pieces, TokenStates
 from gag.evaluation.metrics import tokens
 from gag.project.rows import Passage
-from gag.routing.backbone_encoder import QueryEncoder
+from gag.routing.query_encoder import QueryEncoder
 
 TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)
 Ranking = list[list[int]]  # of each question: the passages' numbers, best first

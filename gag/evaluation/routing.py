@@ -16,8 +16,9 @@ from gag.evaluation.labelled import Asked
 from gag.evaluation.page import Page, heatmap
 from gag.project.artifacts import write_json
 from gag.project.settings import GENERAL, RouterSettings
-from gag.routing.backbone_encoder import QueryEncoder
-from gag.routing.bank import Bank, build_bank, encode_questions
+from gag.routing.query_encoder import QueryEncoder
+from gag.routing.bank import Bank
+from gag.routing.building import build_bank, encode_questions
 from gag.routing.router import Router, Verdict
 
 BINS = 15

@@ -9,14 +9,18 @@ import torch
 
 from gag.evaluation.answers import decoded
 from gag.evaluation.metrics import contains
-from gag.models.backbone import Backbone, load_backbone
+from gag.models.backbone import Backbone
+from gag.models.loading import load_backbone
 from gag.models.experts import Experts
-from gag.project.artifacts import is_current, load_tensors, read_manifest, save_tensors, writing
+from gag.project.artifacts import is_current, read_manifest, writing
 from gag.project.inputs import adapt_file, alignment_rows
 from gag.project.progress import bar, say
 from gag.project.project import Project
 from gag.project.rows import Example, digest, read_examples
-from gag.project.run import Run, linear_schedule, model_key, stage_key
+from gag.project.run import Run
+from gag.projection.trainer import linear_schedule
+from gag.project.keys import model_key, stage_key
+from gag.project.tensors import load_tensors, save_tensors
 from gag.projection.alignment import Reader, Row
 from gag.projection.injection import inject
 from gag.projection.losses import label_loss

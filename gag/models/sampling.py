@@ -1,51 +1,57 @@
 """Sampling that depends on a seed and the question alone, not on the batch, the shard or the process."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-from gag.project.settings import ReadoutSettings
 
 
-@dataclass
-class SeededSampler(LogitsProcessor):
-    """Choose each row's next token with the row's own random numbers; greedy decoding then takes the chosen one."""
+@dataclass(frozen=True)
+class Sampling:
+    """How one request's tokens are drawn: temperature, then the likeliest `top_k`, then the least set over `top_p`."""
 
-    uniforms: torch.Tensor  # [B, new tokens], in [0, 1)
-    warpers: list[LogitsProcessor]
-
-    def __call__(self, input_ids: Any, scores: Any) -> torch.Tensor:
-        """Leave one token per row: the one at which the sorted distribution's running sum passes the row's number."""
-        logits = scores.float()
-        for warper in self.warpers:
-            logits = warper(input_ids, logits)
-        probabilities, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # [B, V]
-        wanted = self.uniforms[:, input_ids.shape[1], None] * probabilities.sum(-1, keepdim=True)
-        place = (probabilities.cumsum(-1) <= wanted).sum(-1, keepdim=True).clamp_max(scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, order.gather(1, place), 0.0)
+    temperature: float
+    top_p: float
+    top_k: int  # 0: all
+    uniforms: torch.Tensor  # [new tokens], in [0, 1): the request's own random numbers
 
 
-def seeded_sampler(
-    questions: list[str], settings: ReadoutSettings, device: torch.device
-) -> SeededSampler | None:
-    """Return the sampler of a batch of questions, or None if decoding is greedy."""
-    if settings.temperature == 0:
+def seeded(
+    question: str, seed: int, count: int, temperature: float, top_p: float, top_k: int
+) -> Sampling | None:
+    """Return the sampling of a question, with random numbers for `count` tokens; None for temperature 0 (greedy)."""
+    if temperature == 0:
         return None
-    rows = [
-        torch.rand(settings.max_new_tokens, generator=_generator(settings.seed, question))
-        for question in questions
-    ]
-    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(settings.temperature)]
-    if settings.top_k:
-        warpers.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1:
-        warpers.append(TopPLogitsWarper(settings.top_p))
-    return SeededSampler(torch.stack(rows).to(device), warpers)
-
-
-def _generator(seed: int, question: str) -> torch.Generator:
     name = hashlib.sha256(f"{seed}/{question}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(name[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(int.from_bytes(name[:8], "little") >> 1)
+    return Sampling(temperature, top_p, top_k, torch.rand(count, generator=generator))
+
+
+def choose(logits: torch.Tensor, samplings: Sequence[Sampling | None], step: int) -> torch.Tensor:
+    """Choose each row's next token: the likeliest, or the one at which its number falls: [B, V] -> [B]."""
+    chosen = logits.argmax(-1)
+    groups: dict[tuple[float, float, int], list[int]] = {}
+    for row, sampling in enumerate(samplings):
+        if sampling is not None:
+            groups.setdefault((sampling.temperature, sampling.top_p, sampling.top_k), []).append(row)
+    for (temperature, top_p, top_k), rows in groups.items():
+        uniforms = torch.stack([samplings[row].uniforms[step] for row in rows])  # pyright: ignore
+        place = torch.tensor(rows, device=logits.device)
+        chosen[place] = _sample(logits[place].float() / temperature, uniforms.to(logits.device), top_p, top_k)
+    return chosen
+
+
+def _sample(logits: torch.Tensor, uniforms: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
+    """Draw from what is kept of distributions [B, V] by one number each [B] -> [B].
+
+    Sorting the kept `top_k` tokens alone costs a fraction of sorting the vocabulary.
+    """
+    kept = min(top_k, logits.shape[-1]) if top_k else logits.shape[-1]
+    best = logits.topk(kept, dim=-1)  # sorted, likeliest first
+    chances = best.values.softmax(-1)
+    before = chances.cumsum(-1) - chances
+    chances = torch.where(before < top_p, chances, 0.0)  # the least set whose probability reaches top_p
+    wanted = uniforms[:, None] * chances.sum(-1, keepdim=True)
+    place = (chances.cumsum(-1) <= wanted).sum(-1, keepdim=True).clamp_max(kept - 1)
+    return best.indices.gather(1, place)[:, 0]

@@ -11,7 +11,7 @@ import yaml
 from gag.pocket.hard import NUMERIC, HardDomain, make_hard
 from gag.pocket.public_facts import PublicFact, public_facts
 from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, TEST_WORDINGS, Fact, PrivateDomain, make_world
-from gag.project.project import PROJECT_FILE, parse_settings
+from gag.project.parsing import PROJECT_FILE, parse_settings
 from gag.project.rows import write_rows
 from gag.project.settings import ProjectSettings
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "general": {"questions": "data/general/questions.jsonl", "test": "data/general/test.jsonl"},
     "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 2.5, "batch_size": 64, "micro_batch_size": 64,
               "warmup": 0.05, "max_tokens": 128, "gradient_checkpointing": False},
-    "corpus": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "block_tokens": 256},
+    "pretrain": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "block_tokens": 256},
     "readout": {"pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
     "align": {"learning_rate": 1e-3, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},

@@ -1,26 +1,27 @@
 """A trained thing is a folder: files, and one JSON manifest with their hashes, written last.
 
-A folder is written beside its place and renamed into it, so it is complete or absent whenever the process dies.
+A folder is written beside its place and renamed into it, so it is complete or absent whenever the process dies. Its
+files are hashed once: what was seen (the manifest's hash, sizes and times) is remembered in a hidden file of the folder,
+and a file is hashed again only when one of them differs.
 """
 
 import fcntl
+import hashlib
 import json
-import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from gag.errors import ArtifactError
 from gag.project import distributed
 from gag.project.rows import digest
 
 MANIFEST = "manifest.json"
+SEEN = ".verified.json"  # what was hashed before
+SETTLED = 2.0  # seconds after which a file that changes again has another time, on any file system
 SCHEMA = 1
 
 
@@ -47,11 +48,13 @@ def writing(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> It
 
 def seal(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> None:
     """Write a folder's manifest, with the hashes of its files: from now on it counts."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    write_json(
-        folder / manifest,
-        {"schema": SCHEMA, **facts, "files": {name: digest(folder / name) for name in names}},
+    names = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (SEEN, manifest)
     )
+    hashes = {name: digest(folder / name) for name in names}
+    write_json(folder / manifest, {"schema": SCHEMA, **facts, "files": hashes})
 
 
 def recover(folder: Path) -> None:
@@ -64,10 +67,27 @@ def recover(folder: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def read_manifest(folder: Path, manifest: str = MANIFEST) -> dict[str, Any]:
-    """Read a folder's manifest and check that every file in it is there, whole and unedited."""
-    facts = _manifest(folder, manifest)
-    for name, expected in facts["files"].items():
+def read_manifest(
+    folder: Path, manifest: str = MANIFEST, only: tuple[str, ...] | None = None, anew: bool = False
+) -> dict[str, Any]:
+    """Read a folder's manifest and check that the files in it are there, whole and unedited.
+
+    Args:
+        folder: a folder that `writing` or `seal` made.
+        manifest: the manifest's name.
+        only: names of files, or of folders in it, that are needed now (default: all).
+        anew: hash every file, whatever was seen before.
+
+    Raises:
+        ArtifactError: no manifest, one of another version, or a file that is missing, outside or not what it describes.
+    """
+    facts, name_of_all = _manifest(folder, manifest)
+    wanted = {
+        name: expected for name, expected in facts["files"].items() if only is None or _under(name, only)
+    }
+    seen = {} if anew else _seen(folder, name_of_all)
+    hashed = {}
+    for name, expected in wanted.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ArtifactError(
@@ -75,11 +95,18 @@ def read_manifest(folder: Path, manifest: str = MANIFEST) -> dict[str, Any]:
             )
         if not path.is_file():
             raise ArtifactError(f"{folder.name}/{name} is missing; copy the folder again, or build it again")
+        before = path.stat()
+        if seen.get(name) == [before.st_size, before.st_mtime_ns]:
+            continue
         if digest(path) != expected:
             raise ArtifactError(
                 f"{folder.name}/{name} is not what {manifest} describes (edited or cut short); "
                 "copy the folder again, or build it again"
             )
+        if time.time() - before.st_mtime > SETTLED:
+            hashed[name] = [before.st_size, before.st_mtime_ns]
+    if hashed:
+        _remember(folder, name_of_all, seen | hashed)
     return facts
 
 
@@ -90,24 +117,6 @@ def is_current(folder: Path, key: str, manifest: str = MANIFEST) -> bool:
         return read_manifest(folder, manifest).get("key") == key
     except ArtifactError:
         return False
-
-
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a safetensors file that follows the umask."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file."""
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ArtifactError(
-            f"{path.parent.name}/{path.name} cannot be read ({error}); build or copy it again"
-        ) from error
 
 
 @contextmanager
@@ -129,9 +138,17 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def folder_bytes(folder: Path) -> int:
+    """Sum the sizes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 @contextmanager
 def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for one process and those launched with it, or for all that share it; another run waits or is refused."""
+    """Hold a folder for one process and those launched with it, or for all that share it.
+
+    Another run waits, or is refused with an ArtifactError.
+    """
     if distributed.rank() > 0:
         yield
         return
@@ -146,12 +163,14 @@ def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[N
         yield
 
 
-def _manifest(folder: Path, manifest: str) -> dict[str, Any]:
+def _manifest(folder: Path, manifest: str) -> tuple[dict[str, Any], str]:
+    """Read a manifest -> its facts, and the hash of its bytes."""
     path = folder / manifest
     if not path.is_file():
         raise ArtifactError(f"{folder.name} holds no {manifest}; it is not complete: build or copy it again")
+    content = path.read_bytes()
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(content.decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{folder.name}/{manifest} is not JSON ({error}); build or copy the folder again"
@@ -163,7 +182,28 @@ def _manifest(folder: Path, manifest: str) -> dict[str, Any]:
             f"{folder.name}/{manifest} has schema {facts.get('schema')!r}, this version reads {SCHEMA}; "
             "build the folder again, or install the version that wrote it"
         )
-    return facts
+    return facts, hashlib.sha256(content).hexdigest()
+
+
+def _under(name: str, chosen: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(f"{one}/") for one in chosen)
+
+
+def _seen(folder: Path, manifest_hash: str) -> dict[str, list[int]]:
+    """Return size and time of each file that was hashed before, under this very manifest."""
+    try:
+        content = json.loads((folder / SEEN).read_bytes())
+        return content["files"] if content["manifest"] == manifest_hash else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _remember(folder: Path, manifest_hash: str, files: dict[str, list[int]]) -> None:
+    """Keep what was hashed; a folder that cannot be written is hashed again next time."""
+    try:
+        write_json(folder / SEEN, {"manifest": manifest_hash, "files": files})
+    except OSError:
+        return
 
 
 def _beside(folder: Path, mark: str) -> Path:

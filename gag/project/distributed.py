@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+PATIENCE = timedelta(hours=6)  # for a process whose share of the work takes longer than the others'
 
 
 def rank() -> int:
@@ -50,6 +53,20 @@ def all_reduce(tensors: "list[torch.Tensor]") -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def broadcast_tensors(tensors: "list[torch.Tensor]") -> None:
+    """Give every process the first one's tensors, in place."""
+    if world_size() == 1:
+        return
+    import torch
+
+    device = _group().device
+    for tensor in tensors:
+        sent = tensor.detach().to(device)
+        torch.distributed.broadcast(sent, 0)
+        with torch.no_grad():
+            tensor.copy_(sent)
+
+
 def destroy() -> None:
     """Take the processes' group down, if there is one."""
     if world_size() > 1 and _group.cache_info().currsize:
@@ -61,4 +78,4 @@ def _group() -> Any:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)

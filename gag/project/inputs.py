@@ -1,83 +1,167 @@
-"""A domain's rows by role: what teaches the expert, what trains and validates the projector, what the router learns."""
+"""One domain's inputs, resolved once: files, digests, prompts and rows by role, for all of its stages.
 
+Where one file teaches the expert and trains the projector, the groups that validate the projector teach neither: the
+validation loss then says how readouts of facts behave that nobody was taught. A separate `adapt` file may teach facts
+that alignment and validation only ask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gag.errors import DataError, SettingsError
-from gag.project.project import Project
+from gag.project.keys import model_key
+from gag.project.parsing import PROJECT_FILE
 from gag.project.rows import (
     Example,
+    Passage,
     check_disjoint,
+    digest,
     read_examples,
     read_passages,
     read_questions,
     split_groups,
 )
-from gag.project.settings import GENERAL
+from gag.project.settings import DomainSettings, ProjectSettings, PromptSettings
 
 VAL_SHARE = 0.1
 
 
-def adapt_file(project: Project, domain: str) -> Path:
-    """Return the file that teaches the expert."""
-    name = project.described(domain).file("adapt")
-    if name is None:
-        raise SettingsError(
-            f"{domain} has no rows for its expert; set domains.{domain}.train or .adapt in gag.yaml"
+@dataclass(frozen=True)
+class Splits:
+    """Rows that train the projector, and rows that choose the best one; no group is in both, nor in the test file."""
+
+    align: list[Example]
+    val: list[Example]
+
+
+@dataclass(frozen=True)
+class DomainInputs:
+    """What a domain's stages are made from."""
+
+    name: str
+    settings: ProjectSettings
+    prompts: PromptSettings
+    root: Path
+    adapt: Path  # the file that teaches the expert
+    align: Path  # the file that trains the projector, and whose questions are the router's bank
+    val: Path | None
+    test: Path | None
+    corpus: Path | None
+    run: Callable[[str], Path]  # a stage -> its working folder
+
+    @property
+    def shared(self) -> bool:
+        """Whether one file teaches the expert and trains the projector."""
+        return self.adapt == self.align or digest(self.adapt) == digest(self.align)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The rows of alignment and of its validation."""
+        align = read_examples(self.align)
+        if self.val:
+            val = read_examples(self.val)
+            check_disjoint(align, val, ("align", "val"))
+        else:
+            align, val = split_groups(align, VAL_SHARE, self.settings.align.seed)
+        if not align or not val:
+            raise DataError(
+                f"{self.name} has too few groups in its align rows for training and validation; add rows"
+            )
+        if self.test:
+            test = read_examples(self.test)
+            check_disjoint(align, test, ("align", "test"))
+            check_disjoint(val, test, ("val", "test"))
+        return Splits(align, val)
+
+    @cached_property
+    def taught(self) -> list[Example]:
+        """The rows that teach the expert: without validation's groups, where one file serves both stages."""
+        rows = read_examples(self.adapt)
+        if not self.shared:
+            return rows
+        held_out = {example.group for example in self.splits.val}
+        return [example for example in rows if example.group not in held_out]
+
+    @cached_property
+    def passages(self) -> list[Passage] | None:
+        """The documents that the expert reads before its questions, if the domain has some."""
+        return read_passages(self.corpus) if self.corpus else None
+
+    @cached_property
+    def taught_key(self) -> dict[str, Any]:
+        """What `taught` is read from."""
+        named: dict[str, Any] = {"data": digest(self.adapt)}
+        return named | {"without": self.split_key} if self.shared else named
+
+    @cached_property
+    def split_key(self) -> dict[str, Any]:
+        """What `splits` is read from."""
+        chosen = (
+            {"val": digest(self.val)} if self.val else {"seed": self.settings.align.seed, "share": VAL_SHARE}
         )
-    return project.file(name)
+        return {"align": digest(self.align)} | chosen
+
+    @cached_property
+    def base_key(self) -> dict[str, Any]:
+        """The base, named without loading it."""
+        return model_key(self.settings.base, self.root)
+
+    @cached_property
+    def expert_key(self) -> dict[str, Any]:
+        """The expert backbone, named without loading it."""
+        return model_key(self.settings.expert, self.root)
+
+    def digests(self) -> dict[str, str]:
+        """Hash the files by role, as the domain's description records them."""
+        named = {"adapt": self.adapt, "align": self.align, "val": self.val, "test": self.test}
+        return {role: digest(path) for role, path in named.items() if path}
 
 
-def align_file(project: Project, domain: str) -> Path:
-    """Return the file that trains the projector."""
-    name = project.described(domain).file("align")
-    if name is None:
-        raise SettingsError(
-            f"{domain} has no rows for its projector; set domains.{domain}.train or .align in gag.yaml"
-        )
-    return project.file(name)
+def resolve(
+    name: str, described: DomainSettings, settings: ProjectSettings, root: Path, run: Callable[[str], Path]
+) -> DomainInputs:
+    """Find a domain's files inside the project; one that is missing, outside or not named is refused."""
+
+    def named(role: str) -> Path:
+        file = described.file(role)  # pyright: ignore[reportArgumentType]
+        if file is None:
+            learner = {"adapt": "expert", "align": "projector"}[role]
+            raise SettingsError(
+                f"{name} has no rows for its {learner}; set domains.{name}.train or .{role} in {PROJECT_FILE}"
+            )
+        return project_file(root, file)
+
+    others = {role: getattr(described, role) for role in ("val", "test", "corpus")}
+    found = {role: project_file(root, file) if file else None for role, file in others.items()}
+    return DomainInputs(
+        name, settings, described.prompts, root, named("adapt"), named("align"), run=run, **found
+    )
 
 
-def corpus_file(project: Project, domain: str) -> Path | None:
-    """Return the file of documents that the expert reads before its questions, if there is one."""
-    name = project.described(domain).corpus
-    return project.file(name) if name else None
+def general_questions(settings: ProjectSettings, root: Path) -> Path:
+    """Return the file of general questions: the project's, or the list in the package."""
+    named = settings.general.questions
+    return project_file(root, named) if named else Path(str(files("gag.routing") / "general_questions.jsonl"))
 
 
-def questions_file(project: Project, domain: str) -> Path:
-    """Return the questions that stand for the domain: its alignment rows, or the general list."""
-    if domain != GENERAL:
-        return align_file(project, domain)
-    named = project.settings.general.questions
-    return project.file(named) if named else Path(str(files("gag.routing") / "general_questions.jsonl"))
-
-
-def alignment_rows(project: Project, domain: str) -> dict[str, list[Example]]:
-    """Return the rows of alignment and of its validation; no group is in both, nor in the test file."""
-    described = project.described(domain)
-    align = read_examples(align_file(project, domain))
-    if described.val:
-        val = read_examples(project.file(described.val))
-        check_disjoint(align, val, ("align", "val"))
-    else:
-        align, val = split_groups(align, VAL_SHARE, project.settings.align.seed)
-    if not align or not val:
-        raise DataError(
-            f"{domain} has too few groups in its align rows for training and validation; add rows"
-        )
-    if described.test:
-        test = read_examples(project.file(described.test))
-        check_disjoint(align, test, ("align", "test"))
-        check_disjoint(val, test, ("val", "test"))
-    return {"align": align, "val": val}
-
-
-def check(project: Project, domains: list[str]) -> None:
+def check(settings: ProjectSettings, root: Path, domains: list[DomainInputs]) -> None:
     """Read every row that a build of the domains needs, so that a fault shows before anything heavy runs."""
-    for domain in domains:
-        read_examples(adapt_file(project, domain))
-        corpus = corpus_file(project, domain)
-        if corpus:
-            read_passages(corpus)
-        alignment_rows(project, domain)
-    read_questions(questions_file(project, GENERAL))
+    for inputs in domains:
+        _ = inputs.taught, inputs.passages, inputs.splits
+    read_questions(general_questions(settings, root))
+
+
+def project_file(root: Path, path: str) -> Path:
+    """Resolve a data file of gag.yaml; it must exist inside the project."""
+    full = (root / path).resolve()
+    if not full.is_relative_to(root.resolve()):
+        raise SettingsError(
+            f"{path} leads out of the project; put the file under the folder of {PROJECT_FILE}"
+        )
+    if not full.is_file():
+        raise SettingsError(f"{path} does not exist in the project; {PROJECT_FILE} names it")
+    return full

@@ -1,45 +1,15 @@
-"""A project: where it lies, its gag.yaml with `--set a.b=c` over it, and where things lie in it."""
+"""A project: where it lies, its settings, and where things lie in it."""
 
-import difflib
-import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from gag.errors import RoutingError, SettingsError
-from gag.project.settings import GENERAL, PRESETS, DomainSettings, ProjectSettings, check_name
-
-PROJECT_FILE = "gag.yaml"
-_EXAMPLE = """\
-# A GAG project. `gag build {domain}` reads this file; unknown settings are refused.
-base: {{model: {base}}}       # frozen: not one weight is ever changed
-expert: {{model: {expert}}}   # one resident backbone, an adapter per domain; also the router's query encoder
-
-# general: {{questions: data/general/questions.jsonl}}   # default: a list that comes with the package
-
-domains:
-  {domain}:
-    # One JSON object per line: {{"question": "...", "answer": "..."}}; also "id", "group", and Alpaca's keys.
-    train: data/{domain}/train.jsonl       # teaches the expert and trains the projector
-    # adapt: data/{domain}/adapt.jsonl     # or: rows for the expert alone
-    # align: data/{domain}/align.jsonl     # and rows for the projector alone
-    # test: data/{domain}/test.jsonl       # may share no group with align
-    # corpus: data/{domain}/corpus.jsonl   # documents, {{"text": "..."}} per line: the expert reads them first
-    prompts:
-      expert: You are an expert of this field. Write the background knowledge needed to answer the question.
-      answer: Answer the question with the help of the knowledge given.
-
-preset: {preset}   # the paper's: v1 injects one vector, v4 several; ours: vocabulary, where base and expert share their tokens
-# What one usually changes; what is not named here follows the preset:
-adapt: {{tuning: lora, rank: 32, learning_rate: 2.0e-4, epochs: 8, batch_size: 128, micro_batch_size: 16}}
-readout: {{max_new_tokens: {budget}, batch_tokens: 65536}}
-align: {{learning_rate: {rate}, batch_size: 32, micro_batch_size: 32}}
-decoding: {{max_new_tokens: 256}}
-"""
+from gag.errors import ArtifactError, RoutingError, SettingsError
+from gag.project.inputs import DomainInputs, project_file, resolve
+from gag.project.parsing import PROJECT_FILE, override, parse_settings, read_yaml
+from gag.project.progress import say
+from gag.project.settings import GENERAL, DomainSettings, ProjectSettings, check_name
 
 
 @dataclass(frozen=True)
@@ -61,9 +31,9 @@ class Project:
         return self.root / GENERAL
 
     @property
-    def calibration(self) -> Path:
-        """What `gag router calibrate` decided."""
-        return self.root / "router.json"
+    def router(self) -> Path:
+        """The folder of what the router decided for the set of domains that is here."""
+        return self.root / "router"
 
     def domain(self, name: str) -> Path:
         """Return a domain's plug-in folder."""
@@ -75,22 +45,23 @@ class Project:
         own = self.variant and not stage.startswith("adapt")
         return folder / "compare" / f"gag-{self.variant}" / stage if own else folder / stage
 
-    def under(self, variant: str) -> "Project":
-        """Return the project under the settings of one of its variants."""
-        chosen, content = self.settings.evaluation.variants[check_name(variant)], self.settings.model_dump()
-        content |= {"readout": content["readout"] | chosen.readout, "align": content["align"] | chosen.align}
-        return Project(self.root, parse_settings(content), variant)
+    def inputs(self, domain: str) -> DomainInputs:
+        """Resolve once what a domain's stages are made from; a file that is missing or outside is refused."""
+        run = partial(self.run, domain)
+        return resolve(domain, self.described(domain), self.settings, self.root, run)
 
     def file(self, path: str) -> Path:
         """Resolve a data file of gag.yaml; it must exist inside the project."""
-        full = (self.root / path).resolve()
-        if not full.is_relative_to(self.root.resolve()):
-            raise SettingsError(
-                f"{path} leads out of the project; put the file under the folder of {PROJECT_FILE}"
-            )
-        if not full.is_file():
-            raise SettingsError(f"{path} does not exist in the project; {PROJECT_FILE} names it")
-        return full
+        return project_file(self.root, path)
+
+    def under(self, variant: str) -> "Project":
+        """Return the project under the settings of one of its variants."""
+        chosen, content = self.settings.evaluation.variants[check_name(variant)], self.settings.model_dump()
+        content |= {
+            "readout": content["readout"] | chosen.readout,
+            "align": content["align"] | chosen.align,
+        }
+        return Project(self.root, parse_settings(content), variant)
 
     def present(self) -> list[str]:
         """Return the domains that are present: the folders under domains/."""
@@ -109,6 +80,14 @@ class Project:
             )
         return name
 
+    def require_general(self) -> Path:
+        """Return the folder of the general bank, which the router needs."""
+        if not self.general.is_dir():
+            raise ArtifactError(
+                "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
+            )
+        return self.general
+
     def described(self, name: str) -> DomainSettings:
         """Return what gag.yaml says of a domain."""
         check_name(name)
@@ -120,10 +99,10 @@ class Project:
         return self.settings.domains[name]
 
 
-def find_project(folder: Path | None = None) -> Path:
-    """Find the project: the folder given, else GAG_PROJECT, else the nearest parent that holds gag.yaml."""
-    named = folder or (Path(os.environ["GAG_PROJECT"]) if os.environ.get("GAG_PROJECT") else None)
-    candidates = [named] if named else [Path.cwd(), *Path.cwd().parents]
+def find_project(folder: str | Path | None = None) -> Path:
+    """Find the project: the folder given (`~` is the home), else GAG_PROJECT, else the nearest parent with gag.yaml."""
+    named = folder or os.environ.get("GAG_PROJECT") or None
+    candidates = [Path(named).expanduser()] if named else [Path.cwd(), *Path.cwd().parents]
     for candidate in candidates:
         if (candidate / PROJECT_FILE).is_file():
             return candidate.resolve()
@@ -131,90 +110,29 @@ def find_project(folder: Path | None = None) -> Path:
     raise SettingsError(f"no {PROJECT_FILE} in {where}; run `gag init`, or point --project at a project")
 
 
-def load_project(folder: Path | None = None, overrides: tuple[str, ...] = ()) -> Project:
-    """Read gag.yaml, with `a.b=c` overrides laid over it."""
+def load_project(folder: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Project:
+    """Open a project: read its gag.yaml and lay `a.b=c` overrides over it.
+
+    Args:
+        folder: the project's folder, as text or path, `~` allowed; without one it is looked for (`find_project`).
+        overrides: settings such as `align.epochs=3`, read as YAML.
+
+    Raises:
+        SettingsError: no gag.yaml there, or a setting in it is unknown or wrong; the message names the nearest one.
+
+    A setting that was written and has no effect is named on stderr.
+
+    Example:
+        >>> project = load_project("~/my-project", ("decoding.max_new_tokens=64",))
+    """
     root = find_project(folder)
     try:
-        content = yaml.safe_load((root / PROJECT_FILE).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"{PROJECT_FILE} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{PROJECT_FILE} must hold settings (key: value); `gag init` writes an example")
-    for override in overrides:
-        _override(content, override)
-    return Project(root, parse_settings(content))
-
-
-def parse_settings(content: dict[str, Any]) -> ProjectSettings:
-    """Validate the content of gag.yaml; a refusal names the setting and the nearest valid name."""
-    preset = content.get("preset", "v1")
-    try:
-        return ProjectSettings.model_validate(
-            _under(content, PRESETS.get(preset, {}) if isinstance(preset, str) else {})
-        )
-    except ValidationError as error:
-        raise SettingsError("; ".join(_explain(problem) for problem in error.errors()[:3])) from error
-
-
-def _under(content: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
-    """Lay a preset's groups of settings under those of gag.yaml."""
-    groups = {
-        name: {**group, **content[name]} if isinstance(content.get(name), dict) else group
-        for name, group in preset.items()
-    }
-    return content | {
-        name: group for name, group in groups.items() if isinstance(content.get(name, {}), dict)
-    }
-
-
-def _explain(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        reason = problem["msg"].removeprefix("Value error, ")
-        return f"setting {path}: {reason}" if path else reason
-    names = sorted(_fields(ProjectSettings, problem["loc"][:-1]))
-    near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
-    return f"unknown setting {path}; " + (
-        f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
-    )
-
-
-def _fields(model: Any, path: tuple) -> set[str]:
-    for part in path:
-        if part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            model = DomainSettings if part == "domains" else annotation
-    return set(model.model_fields)
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise SettingsError(f"--set {override!r} is not of the form a.b=c")
-    *path, last = key.strip().split(".")
-    for part in path:
-        content = content.setdefault(part, {})
-        if not isinstance(content, dict):
-            raise SettingsError(f"--set {override!r}: {part} is a value, not a group of settings")
-    try:
-        content[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"--set {override!r}: {value!r} is not YAML") from error
-
-
-def write_example(folder: Path, domain: str, base: str, expert: str, preset: str = "v1") -> Path:
-    """Write an example gag.yaml and the folder for a first domain's data; an existing project is left alone."""
-    path = folder / PROJECT_FILE
-    if path.exists():
-        raise SettingsError(f"{path} is already there; edit it, or choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"{folder} is a file; choose another folder")
-    models = {"base": json.dumps(base), "expert": json.dumps(expert)}
-    chosen = parse_settings({"preset": preset, "base": {"model": base}, "expert": {"model": expert}})
-    content = _EXAMPLE.format(
-        domain=check_name(domain), **models, preset=preset,
-        budget=chosen.readout.max_new_tokens, rate=f"{chosen.align.learning_rate:.1e}",
-    )  # fmt: skip
-    (folder / "data" / domain).mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
-    return path
+        content = read_yaml((root / PROJECT_FILE).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{PROJECT_FILE} is not YAML: it is no UTF-8 text ({error.reason})") from error
+    for text in overrides:
+        override(content, text)
+    settings = parse_settings(content)
+    for line in settings.without_effect(content):
+        say(f"{PROJECT_FILE}: {line}")
+    return Project(root, settings)

@@ -77,6 +77,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append one row to a JSONL file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:

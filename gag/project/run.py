@@ -1,53 +1,32 @@
-"""What training verbs share: the step schedule, a key that names a stage's inputs, and a run that goes on after a kill."""
+"""An unfinished training run on disk: its log, its newest complete checkpoints, and going on after a kill."""
 
-import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from gag.errors import ArtifactError, MismatchError
 from gag.project import distributed
-from gag.project.artifacts import is_current, load_tensors, read_manifest, save_tensors, write_json, writing
-from gag.project.rows import digest
-from gag.project.settings import ModelSettings
-from gag.training.tracking import tracker
+from gag.project.artifacts import is_current, read_manifest, write_json, write_text, writing
+from gag.project.keys import stage_key
+from gag.project.rows import append_row
+from gag.project.tensors import load_tensors, save_tensors
 
 
-def linear_schedule(steps: int, warmup: float) -> Callable[[int], float]:
-    """Return the learning-rate factor of a step: up over the warm-up share, then straight down to 0."""
-    rise = max(1, math.ceil(warmup * steps))
-    return lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise))
+class Tracker(Protocol):
+    """Where the rows of a log also go: Weights & Biases, trackio, TensorBoard."""
 
+    def track(self, row: dict[str, Any]) -> None:
+        """Send a row with its `step`."""
+        ...
 
-def stage_key(**inputs: Any) -> str:
-    """Name what a stage is made from; an output with another key is made again."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def model_key(settings: ModelSettings, root: Path) -> dict[str, Any]:
-    """Name a model without loading it: id and revision, or a hash of each file of a folder (of weights, of samples)."""
-    folder = root / settings.model
-    if not folder.is_dir():
-        return {"model": settings.model, "revision": settings.revision}
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".jinja"))
-    return {path.name: _sampled(path) if path.suffix == ".safetensors" else digest(path) for path in files}
-
-
-def _sampled(path: Path, chunk: int = 2**20, chunks: int = 16) -> str:
-    """Hash a large file's size and evenly spaced chunks of it."""
-    size = path.stat().st_size
-    sha = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for start in sorted({i * max(0, size - chunk) // (chunks - 1) for i in range(chunks)}):
-            file.seek(start)
-            sha.update(file.read(chunk))
-    return sha.hexdigest()
+    def finish(self) -> None:
+        """End the run there, so that the next one is another."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,11 +54,11 @@ class Run:
 
     KEPT = 2
 
-    def __init__(self, folder: Path, inputs: dict[str, Any], tracking: str = "none"):
+    def __init__(self, folder: Path, inputs: dict[str, Any], tracker: Tracker | None = None):
         self.folder = folder
-        name = f"{folder.parent.name}-{folder.name.partition('.')[0]}"
-        self._track = tracker(tracking, name, folder.parent / "tensorboard")
+        self._tracker = tracker
         self._key = stage_key(**inputs)
+        self._saved = time.monotonic()
         distributed.barrier()
         if distributed.rank() == 0:
             self._open(inputs)
@@ -109,16 +88,28 @@ class Run:
                 save_tensors(temporary / "state.safetensors", tensors)
             for old in self._steps()[: -self.KEPT]:
                 shutil.rmtree(old)
+        self.saved()
         distributed.barrier()
 
     def report(self, row: dict[str, Any], log: Path | None = None) -> None:
         """Append a row with its `step` to the log, or to another one, and send it to the tracker."""
         if distributed.rank() == 0:
-            append_log(log or self.log, row)
-            self._track(row)
+            append_row(log or self.log, row)
+            if self._tracker:
+                self._tracker.track(row)
+
+    def due(self, minutes: float) -> bool:
+        """Say whether so many minutes have passed since the last checkpoint; the first process decides for all."""
+        return distributed.broadcast(lambda: time.monotonic() - self._saved >= 60 * minutes)
+
+    def saved(self) -> None:
+        """Begin to count the minutes to the next checkpoint."""
+        self._saved = time.monotonic()
 
     def close(self) -> None:
         """Clear the run once its result stands elsewhere."""
+        if self._tracker:
+            self._tracker.finish()
         if distributed.rank() == 0:
             shutil.rmtree(self.folder)
         distributed.barrier()
@@ -133,9 +124,7 @@ class Run:
                     f"runs/{self.folder.parent.name}/{self.folder.name} holds an unfinished run with other inputs "
                     f"({'; '.join(changed[:3])}); set them back to go on with it, or remove that folder to start anew"
                 )
-        fresh = described.with_suffix(".new")
-        write_json(fresh, plain)
-        fresh.rename(described)
+        write_json(described, plain)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -162,14 +151,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {str(old)[:40]} there, {str(new)[:40]} here"]
 
 
-def append_log(path: Path, row: dict[str, Any]) -> None:
-    """Append one row to a JSONL log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 def cut_log(path: Path, step: int) -> None:
-    """Drop what was logged after a checkpoint's step, and a line that a kill cut short: it is going to be logged again."""
+    """Drop what was logged after a checkpoint's step, and a line that a kill cut short: it is logged again."""
     if distributed.rank() == 0 and path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+        write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))

@@ -1,79 +1,66 @@
-"""The settings of a project as models: frozen, a description on each field, unknown keys refused."""
+"""The settings of a project, as gag.yaml holds them: models, domains, stages, router, evaluation."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gag.errors import SettingsError
+from gag.project.hyperparameters import AdaptSettings, AlignSettings, PretrainSettings, ReadoutSettings
+from gag.project.marks import Settings, When, computation, result
 
 GENERAL = "general"
-PRESETS: dict[str, dict[str, Any]] = {  # v1 and v4 are the paper's; v1 is the default of every setting
-    "v1": {},
-    "v4": {
-        "readout": {"layers": [-1, -2, -4, -6], "slots": 4, "pooling": "norm", "max_new_tokens": 640},
-        "align": {"projector": "gated_residual", "learning_rate": 1e-4, "steps": 800, "warmup": 0.1, "clip": 1.0,
-                  "semantic": 0.01, "diversity": 0.001},
-    },
-    "vocabulary": {  # ours, docs/training.md
-        "readout": {"space": "vocabulary", "layers": [-1], "pooling": "mean"},
-        "align": {"projector": "gated_residual", "start": "identity"},
-    },
-}  # fmt: skip
+BANK, ROUTING = (
+    "bank",
+    "routing",
+)  # what the router's settings change: the banks, or only the routes over them
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-
-
-class Settings(BaseModel):
-    """The base of every settings model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _whole_batches(settings: Any) -> Any:
-    if settings.batch_size > settings.micro_batch_size and settings.batch_size % settings.micro_batch_size:
-        raise ValueError(
-            f"batch_size {settings.batch_size} is no multiple of micro_batch_size {settings.micro_batch_size}"
-        )
-    return settings
 
 
 class ModelSettings(Settings):
     """A causal language model and how to load it."""
 
-    model: str = Field(description="Hugging Face id, or a folder (relative to gag.yaml)")
-    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: as stored; a CPU: float32"
+    model: str = result(description="Hugging Face id, or a folder (relative to gag.yaml)")
+    revision: str | None = result(None, description="branch, tag or commit on the hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = result(
+        "auto", description="auto: as stored; a CPU: float32"
     )
-    device: str = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        default="sdpa", description="attention implementation"
+    device: str = computation("auto", description="auto: CUDA, then MPS, then CPU")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = computation(
+        "sdpa", description="attention implementation"
     )
 
 
 class PromptSettings(Settings):
     """The words around a domain's questions, the same in tuning, readout and serving."""
 
-    expert: str = Field(
-        default="You are an expert of this field. Write the background knowledge needed to answer the question.",
-        min_length=1, description="system prompt of the expert")  # fmt: skip
-    answer: str = Field(
-        default="Answer the question with the help of the knowledge given.",
-        min_length=1, description="instruction to the base, before question and knowledge")  # fmt: skip
+    expert: str = result(
+        "You are an expert of this field. Write the background knowledge needed to answer the question.",
+        min_length=1,
+        description="system prompt of the expert",
+    )
+    answer: str = result(
+        "Answer the question with the help of the knowledge given.",
+        min_length=1,
+        description="instruction to the base, before question and knowledge",
+    )
 
 
 class DomainSettings(Settings):
-    """One domain's data files (relative to gag.yaml) and prompts."""
+    """One domain's data files (relative to gag.yaml) and prompts; what is in a file counts, not its name."""
 
-    train: str | None = Field(default=None, description="rows for both the expert and the projector")
-    adapt: str | None = Field(default=None, description="rows that teach the expert (default: train)")
-    align: str | None = Field(default=None, description="rows that train the projector (default: train)")
-    val: str | None = Field(
-        default=None, description="rows that choose the best projector (default: a tenth of align)"
+    train: str | None = computation(
+        None,
+        description="rows for both the expert and the projector; validation groups teach neither",
     )
-    test: str | None = Field(default=None, description="rows that nothing else may share a group with")
-    corpus: str | None = Field(
-        default=None, description="passages of the domain, one JSON object with `text` per line"
+    adapt: str | None = computation(None, description="rows that teach the expert (default: train)")
+    align: str | None = computation(None, description="rows that train the projector (default: train)")
+    val: str | None = computation(
+        None, description="rows that choose the best projector (default: a tenth of align's groups)"
+    )
+    test: str | None = computation(None, description="rows that nothing else may share a group with")
+    corpus: str | None = computation(
+        None, description="passages of the domain, one JSON object with `text` per line"
     )
     prompts: PromptSettings = PromptSettings()
 
@@ -82,178 +69,25 @@ class DomainSettings(Settings):
         return getattr(self, role) or self.train
 
 
-class AdaptSettings(Settings):
-    """Stage I: how a domain's expert is tuned (paper: full tuning, 5e-6, 8 epochs, batch 128)."""
-
-    tuning: Literal["lora", "full"] = Field(
-        default="lora", description="an adapter over the shared backbone, or all weights"
-    )
-    rank: int = Field(default=32, ge=1, description="LoRA rank")
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak rate; full tuning wants about 5e-6")
-    epochs: float = Field(default=8, gt=0)
-    batch_size: int = Field(default=128, ge=1, description="rows per optimiser step")
-    micro_batch_size: int = Field(default=16, ge=1, description="rows per forward pass")
-    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_tokens: int = Field(default=2048, ge=8, description="longest row, prompt and answer together")
-    gradient_checkpointing: bool = Field(
-        default=True, description="recompute activations: less memory, a third more time"
-    )
-    checkpoint_steps: int = Field(default=100, ge=1, description="steps between two checkpoints")
-    seed: int = Field(default=980406, ge=0, lt=2**32)
-
-    @model_validator(mode="after")
-    def _whole_steps(self) -> "AdaptSettings":
-        return _whole_batches(self)
-
-
-class CorpusSettings(Settings):
-    """Before stage I, where a domain has a corpus: pre-training of the expert on its documents (paper, v4: full, 5e-5)."""
-
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak rate; full tuning wants about 5e-5")
-    epochs: float = Field(default=2, gt=0)
-    batch_size: int = Field(default=16, ge=1, description="blocks per optimiser step")
-    micro_batch_size: int = Field(default=4, ge=1, description="blocks per forward pass")
-    block_tokens: int = Field(
-        default=1024, ge=8, description="documents are packed to blocks of this many tokens"
-    )
-    val_share: float = Field(
-        default=0.03, gt=0, lt=1, description="share of the documents that choose the best checkpoint"
-    )
-    warmup: float = Field(default=0.03, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(default=0.01, ge=0)
-
-    @model_validator(mode="after")
-    def _whole_steps(self) -> "CorpusSettings":
-        return _whole_batches(self)
-
-
-class ReadoutSettings(Settings):
-    """What is read from the expert: how much it writes, which layers, how they are pooled to slots."""
-
-    space: Literal["hidden", "vocabulary"] = Field(
-        default="hidden",
-        description="states as they are, or what they foretell in the embeddings of a base that shares its tokens",
-    )
-    layers: tuple[int, ...] = Field(
-        default=(-4,), min_length=1, description="into hidden_states; -1 is after the final norm"
-    )
-    slots: int = Field(
-        default=1, ge=1, le=64, description="segments of the written tokens, one injected vector each"
-    )
-    pooling: Literal["last", "mean", "norm", "relative"] = Field(
-        default="last",
-        description="last token; or over each segment: mean, weights by state norm (v4), or by norm over the mean norm",
-    )
-    pooling_temperature: float = Field(default=1.0, gt=0, description="of the weights of norm and relative")
-    max_new_tokens: int = Field(
-        default=1024, ge=0, description="the expert's budget; 0 reads the prompt's last token"
-    )
-    temperature: float = Field(default=0.0, ge=0, description="of the expert's writing; 0: greedy")
-    top_p: float = Field(
-        default=0.8, gt=0, le=1, description="with a temperature: share of the probability that is kept"
-    )
-    top_k: int = Field(default=20, ge=0, description="with a temperature: tokens that are kept; 0: all")
-    seed: int = Field(
-        default=980406, ge=0, lt=2**32, description="with a temperature: joined with each question"
-    )
-    batch_tokens: int = Field(
-        default=65_536, ge=1, description="prompt and budget tokens of the questions decoded together"
-    )
-    folds: int = Field(
-        default=1, ge=1, le=20, description="cross-fitting: rows are read by an expert that never saw them"
-    )
-
-    @model_validator(mode="after")
-    def _one_last_token(self) -> "ReadoutSettings":
-        if self.pooling == "last" and self.slots > 1:
-            raise ValueError(f"pooling last makes 1 slot, not {self.slots}; choose mean, norm or relative")
-        return self
-
-    @model_validator(mode="after")
-    def _last_layer_foretells(self) -> "ReadoutSettings":
-        if self.space == "vocabulary" and self.layers != (-1,):
-            raise ValueError("space vocabulary reads the layer that foretells tokens; set layers: [-1]")
-        return self
-
-    def shape(self, expert: int, base: int) -> tuple[int, int, int]:
-        """Return the shape of a question's slots from the models' widths: [S, L, De], or Db wide in the vocabulary's space."""
-        return self.slots, len(self.layers), base if self.space == "vocabulary" else expert
-
-
-class AlignSettings(Settings):
-    """Stage II: how a projector is trained (paper: 6e-3, 5 epochs, batch 32)."""
-
-    projector: Literal["mlp", "gated_residual"] = Field(
-        default="mlp", description="v1's network, or v4's over several layers"
-    )
-    start: Literal["ridge", "identity", "random"] = Field(
-        default="ridge",
-        description="closed form, towards the answers' embeddings; identity: for readout.space vocabulary",
-    )
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of the fp32 projector")
-    epochs: int = Field(default=5, ge=1)
-    steps: int | None = Field(default=None, ge=1, description="optimiser steps, in place of epochs")
-    batch_size: int = Field(default=32, ge=1, description="rows per optimiser step, over all processes")
-    micro_batch_size: int = Field(default=32, ge=1, description="rows per forward pass, of like length")
-    warmup: float = Field(default=0.03, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    noise: float = Field(
-        default=0.0, ge=0, description="readout noise in training, in standard deviations of each feature"
-    )
-    semantic: float = Field(
-        default=0.0, ge=0, description="weight of the loss against the gold answer's sentence embedding"
-    )
-    semantic_encoder: str | None = Field(
-        default=None,
-        description="a sentence-transformers model or folder (default: the expert backbone, mean-pooled)",
-    )
-    diversity: float = Field(
-        default=0.0, ge=0, description="weight of the loss that keeps a question's slots apart"
-    )
-    distill: float = Field(
-        default=0.0, ge=0, description="weight of the loss against the base's answers from text"
-    )
-    cache_gb: float = Field(
-        default=0.0, ge=0, description="memory for the questions' keys and values, kept over the epochs"
-    )
-    patience: int | None = Field(
-        default=None, ge=1, description="stop after this many epochs without a better validation"
-    )
-    checkpoint_steps: int = Field(default=100, ge=1, description="steps between two checkpoints")
-    seed: int = Field(default=980406, ge=0, lt=2**32)
-
-    @model_validator(mode="after")
-    def _identity_needs_a_linear_path(self) -> "AlignSettings":
-        if self.start == "identity" and self.projector == "mlp":
-            raise ValueError(
-                "start identity needs a projector with a linear path; set projector: gated_residual"
-            )
-        return self
-
-
 class EncoderSettings(Settings):
     """The router's query encoder, which turns questions into vectors."""
 
-    kind: Literal["expert", "transformer", "sentence-transformers", "vectors"] = Field(
-        default="expert",
-        description="the expert backbone without adapters; any encoder of transformers or sentence-transformers; or a folder "
-        "with questions.jsonl and vectors.safetensors",
+    kind: Literal["expert", "transformer", "sentence-transformers", "vectors"] = result(
+        "expert",
+        description="the expert backbone without adapters; any encoder of transformers or sentence-transformers; "
+        "or a folder with questions.jsonl and vectors.safetensors",
     )
-    model: str | None = Field(
-        default=None, description="id or folder (relative to gag.yaml) of any kind but expert"
+    model: str | None = result(None, description="id or folder (relative to gag.yaml) of any kind but expert")
+    revision: str | None = result(None, description="on the hub; with vectors: the name of what made them")
+    pooling: Literal["mean", "first"] = result(
+        "mean",
+        when=When("kind", among=("transformer",)),
+        description="of all tokens, or the first token's state",
     )
-    revision: str | None = Field(
-        default=None, description="on the hub; with vectors: the name of what made them"
-    )
-    pooling: Literal["mean", "first"] = Field(
-        default="mean", description="of kind transformer: all tokens, or the first"
-    )
-    device: str = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
+    device: str = computation("auto", description="auto: CUDA, then MPS, then CPU")
 
     @model_validator(mode="after")
-    def _named(self) -> "EncoderSettings":
+    def _named(self) -> Self:
         if (self.kind == "expert") != (self.model is None):
             raise ValueError(f"encoder.kind {self.kind} {'takes no' if self.model else 'needs a'} model")
         return self
@@ -263,38 +97,52 @@ class RouterSettings(Settings):
     """The training-free router: the published rule PPR, or closed-form rules over the same banks."""
 
     encoder: EncoderSettings = EncoderSettings()
-    rule: Literal["auto", "blend", "lda", "whitened", "ppr"] = Field(
-        default="auto",
+    rule: Literal["auto", "blend", "lda", "whitened", "ppr"] = result(
+        "auto",
+        stage=ROUTING,
         description="auto: the best on the questions held out; ppr: as published, with `margin` alone",
     )
-    alpha: float = Field(
-        default=0.01, gt=0, lt=1, description="share of general questions that may go to specialists"
+    alpha: float = result(
+        0.01,
+        gt=0,
+        lt=1,
+        stage=ROUTING,
+        when=When("rule", among=("auto", "blend", "lda", "whitened")),
+        description="share of general questions that may go to specialists",
     )
-    centres: int = Field(
-        default=32, ge=1, description="k-means centres per domain, at most as many as questions"
-    )
-    max_questions: int = Field(
-        default=10_000, ge=1, description="questions of a domain that its bank is made from"
-    )
-    held_out: float = Field(
-        default=0.2, ge=0, lt=1, description="share of them kept for calibration, at most 500"
-    )
-    max_tokens: int = Field(default=256, ge=1, description="a question's tokens that the encoder reads")
-    priors: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={},
+    priors: dict[str, Annotated[float, Field(gt=0)]] = result(
+        {},
+        stage=ROUTING,
         description="how often each domain is asked, as shares of any whole; 1 for one that is not named",
     )
-    margin: float = Field(
-        default=0.0, ge=0, description="with ppr: how far a domain's score must lie above general's"
+    margin: float = result(
+        0.0,
+        ge=0,
+        stage=ROUTING,
+        when=When("rule", among=("ppr",)),
+        description="how far a domain's score must lie above general's",
     )
-    keep_questions: bool = Field(
-        default=False, description="a domain carries its questions, for `gag route --explain`"
+    centres: int = result(
+        32, ge=1, stage=BANK, description="k-means centres per domain, at most as many as questions"
     )
-    batch_size: int = Field(default=64, ge=1)
-    seed: int = Field(default=980406, ge=0, lt=2**32)
+    max_questions: int = result(
+        10_000,
+        ge=1,
+        stage=BANK,
+        description="questions of a domain that its bank is made from, drawn at random",
+    )
+    held_out: float = result(
+        0.2, ge=0, lt=1, stage=BANK, description="share of them kept for calibration, at most 500"
+    )
+    max_tokens: int = result(256, ge=1, stage=BANK, description="a question's tokens that the encoder reads")
+    keep_questions: bool = result(
+        False, stage=BANK, description="a domain carries its questions, for `gag route --explain`"
+    )
+    seed: int = result(980406, ge=0, lt=2**32, stage=BANK, description="of k-means and of the draw")
+    batch_size: int = computation(64, ge=1, description="questions encoded together")
 
     @model_validator(mode="after")
-    def _priors_need_probabilities(self) -> "RouterSettings":
+    def _priors_need_probabilities(self) -> Self:
         if self.priors and self.rule == "ppr":
             raise ValueError(
                 "router.priors weighs probabilities, and rule ppr, as published, has none; take rule auto"
@@ -303,21 +151,26 @@ class RouterSettings(Settings):
 
 
 class GeneralSettings(Settings):
-    """The general route's own questions."""
+    """The general route's own questions; what is in a file counts, not its name."""
 
-    questions: str | None = Field(
-        default=None, description="JSONL of questions (default: the list in the package)"
+    questions: str | None = computation(
+        None, description="JSONL of questions (default: the list in the package)"
     )
-    test: str | None = Field(
-        default=None, description="rows that judge whether general questions stay what they were"
+    test: str | None = computation(
+        None, description="rows that judge whether general questions stay what they were"
     )
 
 
 class DecodingSettings(Settings):
-    """How the base writes an answer; the same on every route."""
+    """How the base answers, the same on every route, and how many domains are ready to."""
 
-    max_new_tokens: int = Field(default=256, ge=1)
-    batch_size: int = Field(default=32, ge=1, description="questions answered together")
+    max_new_tokens: int = result(256, ge=1, description="an answer's tokens at most")
+    batch_size: int = computation(32, ge=1, description="questions answered together")
+    resident_domains: int = computation(
+        16,
+        ge=1,
+        description="domains whose expert and projector stay loaded; the least recently asked leave first",
+    )
 
 
 Metric = Literal["contains", "exact", "f1", "bertscore", "similarity"]
@@ -326,24 +179,26 @@ Metric = Literal["contains", "exact", "f1", "bertscore", "similarity"]
 class VariantSettings(Settings):
     """Another readout and projector of the same experts: what differs from the project's own settings."""
 
-    readout: dict[str, Any] = {}
-    align: dict[str, Any] = {}
+    readout: dict[str, Any] = result({}, description="settings of `readout` that differ")
+    align: dict[str, Any] = result({}, description="settings of `align` that differ")
 
 
 class EvaluationSettings(Settings):
     """How answers are judged."""
 
-    metrics: dict[str, tuple[Metric, ...]] = Field(
-        default={GENERAL: ("contains",), "*": ("bertscore", "similarity")},
-        description="a row's `dataset_name`, or else its domain -> metrics, the first of them the main one; *: all others",
+    metrics: dict[str, tuple[Metric, ...]] = result(
+        {GENERAL: ("contains",), "*": ("bertscore", "similarity")},
+        description="a row's `dataset_name`, or else its domain -> metrics, the first of them the main one; *: others",
     )
-    bertscore: str = Field(
-        default="allenai/scibert_scivocab_uncased",
+    bertscore: str = result(
+        "allenai/scibert_scivocab_uncased",
         description="encoder of BERTScore; expert: the expert backbone's last states",
     )
-    bertscore_layer: int = Field(default=8, ge=1, description="of that encoder")
-    similarity: str = Field(
-        default="sentence-transformers/all-mpnet-base-v2",
+    bertscore_layer: int = result(
+        8, ge=1, description="of that encoder; the expert backbone has its last one read"
+    )
+    similarity: str = result(
+        "sentence-transformers/all-mpnet-base-v2",
         description="sentence encoder; expert: the expert backbone's mean",
     )
     variants: dict[str, VariantSettings] = Field(
@@ -364,29 +219,31 @@ class EvaluationSettings(Settings):
 class ProjectSettings(Settings):
     """Everything in gag.yaml."""
 
-    preset: Literal["v1", "v4", "vocabulary"] = Field(
-        default="v1", description="version of the method whose settings lie under these"
+    preset: Literal["v1", "v4", "vocabulary"] = computation(
+        "v1", description="version of the method whose settings lie under these"
     )
     base: ModelSettings
     expert: ModelSettings
     general: GeneralSettings = GeneralSettings()
     router: RouterSettings = RouterSettings()
-    corpus: CorpusSettings = CorpusSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     adapt: AdaptSettings = AdaptSettings()
     readout: ReadoutSettings = ReadoutSettings()
     align: AlignSettings = AlignSettings()
     decoding: DecodingSettings = DecodingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    tracking: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
-        default="none", description="where training curves also go; runs/ always has them as JSONL"
+    tracking: Literal["none", "wandb", "trackio", "tensorboard"] = computation(
+        "none", description="where training curves also go; runs/ always has them as JSONL"
     )
-    labels: dict[str, str] = Field(
-        default={}, description="an evaluation row's `label` or `dataset_name` -> its domain, or general"
+    labels: dict[str, str] = result(
+        {}, description="an evaluation row's `label` or `dataset_name` -> its domain, or general"
     )
-    domains: dict[str, DomainSettings] = {}
+    domains: dict[str, DomainSettings] = Field(
+        default={}, description="a domain's name -> its data and prompts"
+    )
 
     @model_validator(mode="after")
-    def _layers_fit(self) -> "ProjectSettings":
+    def _layers_fit(self) -> Self:
         if self.align.projector == "mlp" and len(self.readout.layers) > 1:
             raise ValueError(
                 f"the mlp projector reads one layer, readout.layers has {len(self.readout.layers)}; "

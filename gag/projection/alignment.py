@@ -13,7 +13,8 @@ import torch
 from transformers import DynamicCache
 
 from gag.errors import MismatchError
-from gag.models.backbone import Backbone, pad_left
+from gag.models.backbone import Backbone
+from gag.models.language_model import pad_left
 from gag.models.prompts import KnowledgePrompt
 
 
@@ -29,6 +30,15 @@ class Row:
     def length(self) -> int:
         """Tokens beside the vectors."""
         return len(self.prompt.before) + len(self.prompt.after) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a split with their slots, in one order."""
+
+    rows: list[Row]
+    slots: torch.Tensor  # [N, S, L, De]
+    meanings: torch.Tensor | None = None  # [N, E], sentence embeddings of the gold answers
 
 
 @dataclass(frozen=True)
@@ -111,12 +121,7 @@ class Reader:
     def read_text(self, rows: list[Row]) -> torch.Tensor:
         """Run the rows with the expert's text in place of the vectors -> states that predict each answer token [N, Db]."""
         inputs = pad_left([self._base.embed(row.taught + row.answer[:-1]) for row in rows])
-        states = self._base.model.get_decoder()(
-            inputs_embeds=inputs.embeds,
-            attention_mask=inputs.mask,
-            position_ids=inputs.positions,
-            use_cache=False,
-        ).last_hidden_state
+        states = self._base.states(inputs)
         return torch.cat(
             [row_states[-len(row.answer) :] for row_states, row in zip(states, rows, strict=True)]
         )

@@ -2,11 +2,11 @@
 
 import torch
 
-from gag.models.backbone import Backbone
+from gag.models.language_model import LanguageModel
 from gag.models.prompts import KnowledgePrompt
 
 
-def inject(base: Backbone, prompt: KnowledgePrompt, vectors: torch.Tensor) -> torch.Tensor:
+def inject(base: LanguageModel, prompt: KnowledgePrompt, vectors: torch.Tensor) -> torch.Tensor:
     """Embed a prompt with its S vectors in place: [S, Db] -> [T, Db]."""
     ids = base.embed(prompt.before + prompt.after)  # [T - S, Db]
     cut = len(prompt.before)

@@ -1,5 +1,6 @@
 """The trained network from an expert's slots to the base's embedding space: v1's mlp and v4's gated residual."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,10 @@ from torch import nn
 from gag.errors import MismatchError
 
 LIMIT = 10.0  # of normalised states and of mixing weights
+ROWS = 4096  # of a closed-form start that stand in float64 at a time
+Features = Callable[
+    [torch.Tensor], torch.Tensor
+]  # slots [R, S, L, De] -> what the linear path sees [R, S, De]
 
 
 class Mlp(nn.Module):
@@ -34,7 +39,7 @@ class Mlp(nn.Module):
         GELU(a) - GELU(-a) = a, so pairs of opposed hidden units carry the strongest Db / 2 directions of the linear
         map exactly. `penalty` is in units of the features' variance.
         """
-        ridge = _ridge(slots[:, :, 0], targets, penalty)
+        ridge = _ridge(lambda part: part[:, :, 0], slots, targets, penalty)
         left, strength, right = torch.linalg.svd(ridge.solution, full_matrices=False)
         rank = min(self.inner.out_features // 2, len(strength))
         signs = torch.tensor([1.0, -1.0], dtype=left.dtype, device=left.device)
@@ -83,7 +88,7 @@ class GatedResidual(nn.Module):
     @torch.no_grad()
     def start_from_ridge(self, slots: torch.Tensor, targets: torch.Tensor, penalty: float = 0.1) -> None:
         """Start the linear path as the ridge regression to targets [N, Db], and the MLP's last layer at zero."""
-        ridge = _ridge(self.norm_in(self.mixed(slots)), targets, penalty)
+        ridge = _ridge(lambda part: self.norm_in(self.mixed(part)), slots, targets, penalty)
         weight = ridge.solution / ridge.spread[:, None]  # [De, Db]
         self.linear.weight[:] = weight.T.float()
         self.linear.bias[:] = (ridge.goal - ridge.mean @ weight).float()
@@ -135,12 +140,25 @@ class _Ridge:
     goal: torch.Tensor  # [Db], what the mean features give
 
 
-def _ridge(features: torch.Tensor, targets: torch.Tensor, penalty: float) -> _Ridge:
-    """Regress targets [N, Db] on standardised features [N, S, De], in float64."""
-    x = features.flatten(0, 1).double()  # [N * S, De]
-    wanted = targets.double().repeat_interleave(features.shape[1], 0)
-    mean, goal = x.mean(0), wanted.mean(0)
-    spread = x.std(0, correction=0).clamp_min(1e-6)
-    x = (x - mean) / spread
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return _Ridge(torch.linalg.solve(gram, x.T @ (wanted - goal)), mean, spread, goal)
+def _ridge(features_of: Features, slots: torch.Tensor, targets: torch.Tensor, penalty: float) -> _Ridge:
+    """Regress targets [N, Db] on standardised features [N, S, De], in float64, some rows at a time."""
+
+    def rows() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(slots), ROWS):
+            part = slice(start, start + ROWS)
+            features = features_of(slots[part])  # [R, S, De]
+            wanted = targets[part].double().repeat_interleave(features.shape[1], 0)
+            yield features.flatten(0, 1).double(), wanted
+
+    count = len(slots) * slots.shape[1]
+    mean = torch.stack([x.sum(0) for x, _ in rows()]).sum(0) / count
+    goal = torch.stack([wanted.sum(0) for _, wanted in rows()]).sum(0) / count
+    squares = torch.stack([(x - mean).square().sum(0) for x, _ in rows()]).sum(0)
+    spread = (squares / count).sqrt().clamp_min(1e-6)
+    gram = penalty * count * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+    product = mean.new_zeros(len(mean), len(goal))
+    for x, wanted in rows():
+        x = (x - mean) / spread
+        gram += x.T @ x
+        product += x.T @ (wanted - goal)
+    return _Ridge(torch.linalg.solve(gram, product), mean, spread, goal)

@@ -1,18 +1,17 @@
 """Read an expert: it writes background knowledge, one forward gives the states, pooling makes slots of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 
 from gag.errors import SettingsError
-from gag.models.backbone import Backbone, Inputs, pad_left
-from gag.models.sampling import seeded_sampler
+from gag.models.batching import length_batches
+from gag.models.language_model import LanguageModel, Request, generate, pad_left
+from gag.models.sampling import seeded
+from gag.project.hyperparameters import ReadoutSettings
 from gag.project.progress import say
-from gag.project.settings import ReadoutSettings
-from gag.readout.vocabulary import foretold
+from gag.readout.vocabulary import predicted_embeddings
 
 
 @dataclass(frozen=True)
@@ -24,18 +23,17 @@ class Readout:
     empty: list[bool]  # nothing was written: the slot is the prompt's last token
 
 
-def check_layers(backbone: Backbone, layers: tuple[int, ...]) -> None:
-    """Refuse layers that the backbone does not have."""
+def check_layers(name: str, count: int, layers: tuple[int, ...]) -> None:
+    """Refuse layers that an expert of `count` decoder layers does not have."""
     for layer in layers:
-        if not -backbone.layers - 1 <= layer <= backbone.layers:
+        if not -count - 1 <= layer <= count:
             raise SettingsError(
-                f"readout.layers has {layer}, but {backbone.name} has {backbone.layers} layers; "
-                f"choose from {-backbone.layers - 1} to {backbone.layers}"
+                f"readout.layers has {layer}, but {name} has {count} layers; choose from {-count - 1} to {count}"
             )
 
 
 def read(
-    expert: Backbone,
+    expert: LanguageModel,
     questions: list[str],
     system: str,
     settings: ReadoutSettings,
@@ -46,7 +44,7 @@ def read(
     `table` holds the base's token embeddings [V, Db], where `readout.space` is vocabulary.
     """
     prompts = [expert.prompts.ask_expert(question, system) for question in questions]
-    waiting = token_batches(
+    waiting = length_batches(
         [len(prompt) + settings.max_new_tokens for prompt in prompts], settings.batch_tokens
     )
     done: dict[int, tuple[torch.Tensor, list[int]]] = {}
@@ -64,19 +62,8 @@ def read(
     return Readout(slots, [expert.prompts.decode(ids) for ids in written], [not ids for ids in written])
 
 
-def token_batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Group rows of like length so that rows times the longest stays within the budget; a longer row goes alone."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 def _read_batch(
-    expert: Backbone,
+    expert: LanguageModel,
     questions: list[str],
     prompts: list[list[int]],
     settings: ReadoutSettings,
@@ -84,10 +71,12 @@ def _read_batch(
 ) -> list[tuple[torch.Tensor, list[int]]] | None:
     """Return each question's slots [S, L, De or Db] and written ids, or None if the batch does not fit in memory."""
     try:
-        written = write(expert, questions, prompts, settings)
+        written = generate_background(expert, questions, prompts, settings)
         states = read_states(expert, prompts, written, settings.layers)
         if table is not None:
-            states = [foretold(expert, rows[:, 0], table).to(rows.dtype)[:, None] for rows in states]
+            states = [
+                predicted_embeddings(expert, rows[:, 0], table).to(rows.dtype)[:, None] for rows in states
+            ]
         return [(pool(rows, settings), ids) for rows, ids in zip(states, written, strict=True)]
     except torch.OutOfMemoryError:
         return None  # the caller goes on outside of this block, so that the failed tensors can be freed
@@ -107,19 +96,25 @@ def _halves(batch: list[int]) -> list[list[int]]:
     return [batch[half:], batch[:half]]
 
 
-def write(
-    expert: Backbone, questions: list[str], prompts: list[list[int]], settings: ReadoutSettings
+def generate_background(
+    expert: LanguageModel, questions: list[str], prompts: list[list[int]], settings: ReadoutSettings
 ) -> list[list[int]]:
-    """Decode background knowledge; a budget of 0 writes nothing."""
-    if settings.max_new_tokens == 0:
-        return [[] for _ in prompts]
-    sampler = seeded_sampler(questions, settings, expert.device)
-    return expert.generate(pad_left([expert.embed(ids) for ids in prompts]), settings.max_new_tokens, sampler)
+    """Generate background knowledge -> ids of each question; a budget of 0 writes nothing."""
+    budget = settings.max_new_tokens
+    requests = [
+        Request(
+            expert.embed(prompt),
+            budget,
+            seeded(question, settings.seed, budget, settings.temperature, settings.top_p, settings.top_k),
+        )
+        for question, prompt in zip(questions, prompts, strict=True)
+    ]
+    return [generation.ids for generation in generate(expert, requests)]
 
 
 @torch.no_grad()
 def read_states(
-    expert: Backbone, prompts: list[list[int]], written: list[list[int]], layers: tuple[int, ...]
+    expert: LanguageModel, prompts: list[list[int]], written: list[list[int]], layers: tuple[int, ...]
 ) -> list[torch.Tensor]:
     """Return, per question, the states of the written tokens (or of the prompt's last one): B x [T, L, De].
 
@@ -127,43 +122,8 @@ def read_states(
     Only the read layers' states are kept, and no layer above the highest one is run.
     """
     inputs = pad_left([expert.embed(prompt + ids) for prompt, ids in zip(prompts, written, strict=True)])
-    wanted = [layer % (expert.layers + 1) for layer in layers]
-    seen = {0: inputs.embeds} | (_run(expert, inputs, wanted) if max(wanted) > 0 else {})
-    states = torch.stack([seen[layer] for layer in wanted], dim=2)  # [B, T, L, De]
+    states = expert.layer_states(inputs, layers)  # [B, T, L, De]
     return [row[-max(len(ids), 1) :] for row, ids in zip(states, written, strict=True)]
-
-
-class _HighestLayerReached(Exception):  # noqa: N818 - a signal
-    """Leave a forward whose upper layers nobody reads."""
-
-
-def _run(expert: Backbone, inputs: Inputs, layers: list[int]) -> dict[int, torch.Tensor]:
-    """Run the decoder up to the highest of the layers (k: after layer k) -> each one's states [B, T, De]."""
-    seen: dict[int, torch.Tensor] = {}
-
-    def hook_of(layer: int) -> Callable[..., None]:
-        def keep(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-            seen[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == max(layers):
-                raise _HighestLayerReached
-
-        return keep
-
-    between = {layer for layer in layers if 0 < layer < expert.layers}
-    handles = [expert.decoder_layers[layer - 1].register_forward_hook(hook_of(layer)) for layer in between]
-    try:
-        seen[expert.layers] = expert.model.get_decoder()(
-            inputs_embeds=inputs.embeds,
-            attention_mask=inputs.mask,
-            position_ids=inputs.positions,
-            use_cache=False,
-        ).last_hidden_state
-    except _HighestLayerReached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
 
 
 def pool(states: torch.Tensor, settings: ReadoutSettings) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """A split's readouts on disk: parts of slots with their texts beside, resumed part by part, closed by a manifest.
 
-Parts are of a fixed number of rows, so several processes or cluster jobs (shards) can each write some of them.
+Whoever opens a store cuts it into parts for the processes or cluster jobs (shards) that will each write some of them.
 """
 
 import json
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from gag.errors import ArtifactError
-from gag.project.artifacts import MANIFEST, SCHEMA, load_tensors, read_manifest, save_tensors, write_json
+from gag.project.artifacts import MANIFEST, SCHEMA, read_manifest, replacing, write_json, write_text
 from gag.project.rows import Example, digest, read_rows, write_rows
+from gag.project.tensors import load_tensors, save_tensors
 from gag.readout.states import Readout
 
-PART_SIZE = 512
+PART_SIZE = 512  # rows of a part at most
 _KEY = "key"
 
 
@@ -48,10 +49,9 @@ def write_parts(
     read: Callable[[list[Example]], Readout],
     advance: Callable[[int], None],
     shard: Shard = Shard(),
-    part_size: int = PART_SIZE,
 ) -> None:
     """Read a shard's examples and write whole parts into an open store; parts that are already there are kept."""
-    for number, chosen in enumerate(_parts(examples, part_size)):
+    for number, chosen in enumerate(_parts(examples, _part_size(folder))):
         if not shard.owns(number):
             continue
         part = _part(folder, number)
@@ -60,17 +60,14 @@ def write_parts(
         advance(len(chosen))
 
 
-def close_store(
-    folder: Path, key: str, facts: dict[str, Any], examples: list[Example], part_size: int = PART_SIZE
-) -> bool:
+def close_store(folder: Path, key: str, facts: dict[str, Any], examples: list[Example]) -> bool:
     """Write the manifest once every part stands; say whether it does."""
-    parts = [_part(folder, number) for number, _ in enumerate(_parts(examples, part_size))]
+    parts = [_part(folder, number) for number, _ in enumerate(_parts(examples, _part_size(folder)))]
     if not all(part.is_file() for part in parts):
         return False
     files = {path.name: digest(path) for part in parts for path in (part, part.with_suffix(".jsonl"))}
-    closing = folder / f".{MANIFEST}"
-    write_json(closing, {"schema": SCHEMA, "key": key, **facts, "rows": len(examples), "files": files})
-    closing.rename(folder / MANIFEST)
+    content = {"schema": SCHEMA, "key": key, **facts, "rows": len(examples), "files": files}
+    write_json(folder / MANIFEST, content)
     return True
 
 
@@ -91,19 +88,31 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
     return StoredReadouts([row["id"] for row in rows], [row["text"] for row in rows], slots, facts)
 
 
-def open_store(folder: Path, key: str) -> None:
-    """Start or go on: what was made from other inputs, or harmed since, is cleared. One process at a time opens."""
+def open_store(folder: Path, key: str, rows: int, workers: int = 1) -> None:
+    """Start or go on: what was made from other inputs, or harmed since, is cleared. One process at a time opens.
+
+    A new store is cut so that each of the workers has parts to write; one that is open keeps its parts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / _KEY
-    if marker.is_file() and marker.read_bytes() == key.encode():
+    if _marker(folder)[0] == key:
         if (folder / MANIFEST).is_file():
             _drop_harmed(folder)
         return
     for path in folder.iterdir():
         path.unlink()
-    fresh = folder / f".{_KEY}"
-    fresh.write_text(key, encoding="utf-8")
-    fresh.rename(marker)
+    size = min(PART_SIZE, max(1, -(-rows // workers)))
+    write_text(folder / _KEY, f"{key} {size}")
+
+
+def _marker(folder: Path) -> tuple[str, int]:
+    """Return the key that a store was opened with, and the rows of its parts."""
+    marker = folder / _KEY
+    key, _, size = marker.read_text(encoding="utf-8").partition(" ") if marker.is_file() else ("", "", "")
+    return (key, int(size)) if size.isdecimal() else ("", PART_SIZE)
+
+
+def _part_size(folder: Path) -> int:
+    return _marker(folder)[1]
 
 
 def _drop_harmed(folder: Path) -> None:
@@ -133,6 +142,5 @@ def _write_part(part: Path, examples: list[Example], readout: Readout) -> None:
         for e, text, empty in zip(examples, readout.texts, readout.empty, strict=True)
     ]
     write_rows(part.with_suffix(".jsonl"), rows)
-    temporary = part.with_suffix(".new")
-    save_tensors(temporary, {"slots": readout.slots})
-    temporary.rename(part)
+    with replacing(part) as fresh:
+        save_tensors(fresh, {"slots": readout.slots})

@@ -1,4 +1,4 @@
-"""The vocabulary readout: what an expert's states foretell, in the token embeddings of a base that shares its tokens.
+"""The vocabulary readout: the tokens that an expert's states predict, in the embeddings of a base that shares them.
 
 A state goes through the expert's own output layer to a distribution over tokens, and that to the mean of the base's
 embeddings. So a token that alignment never saw has its place in the base's space from the start.
@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file
 
 from gag.errors import MismatchError, SettingsError
 from gag.models.backbone import Backbone
+from gag.models.language_model import LanguageModel
+from gag.models.loading import load_tokenizer, locate_model, one_line
 from gag.project.settings import ModelSettings
 
 LIKELIEST = 64  # tokens of a distribution that are kept
@@ -25,8 +27,8 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @torch.no_grad()
-def foretold(expert: Backbone, states: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Embed what each last state foretells by the base's embeddings: [T, De], [V, Db] -> [T, Db] in float32."""
+def predicted_embeddings(expert: LanguageModel, states: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Embed the tokens that each last state predicts by the base's embeddings: [T, De], [V, Db] -> [T, Db] in float32."""
     found = []
     for some in states.split(CHUNK):
         likely = expert.logits(some)[..., : len(table)].float().softmax(-1).topk(min(LIKELIEST, len(table)))
@@ -37,24 +39,21 @@ def foretold(expert: Backbone, states: torch.Tensor, table: torch.Tensor) -> tor
 
 def base_tokens(base: ModelSettings, root: Path) -> dict[str, int]:
     """Read a base's tokens and their numbers, without its weights."""
-    with _explained(base):
-        return AutoTokenizer.from_pretrained(
-            _source(base, root), revision=base.revision, trust_remote_code=False
-        ).get_vocab()
+    return load_tokenizer(base, root).get_vocab()
 
 
-def check_shared(expert: Backbone, tokens: dict[str, int]) -> None:
+def check_shared(expert: str, tokens: dict[str, int], base_tokens: dict[str, int]) -> None:
     """Refuse a base whose tokens have other numbers than the expert's."""
-    if expert.tokenizer.get_vocab() != tokens:
+    if tokens != base_tokens:
         raise MismatchError(
-            f"readout.space vocabulary needs a base with the tokens of the expert {expert.name}; choose models of one family, "
-            "or set readout.space: hidden"
+            f"readout.space vocabulary needs a base with the tokens of the expert {expert}; choose models of one "
+            "family, or set readout.space: hidden"
         )
 
 
 def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tensor:
     """Load the base's token embeddings alone from its weight files, beside its expert [V, Db]."""
-    source, known = _source(base, root), {"revision": base.revision}
+    source, known = locate_model(base.model, root), {"revision": base.revision}
     with _explained(base):
         with torch.device("meta"):
             shell: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **known))
@@ -65,16 +64,11 @@ def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tenso
             return weights.get_tensor(name).to(expert.device)
 
 
-def _source(base: ModelSettings, root: Path) -> str:
-    return str(root / base.model) if (root / base.model).is_dir() else base.model
-
-
 @contextmanager
 def _explained(base: ModelSettings) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise SettingsError(
-            f"the tokens of {base.model} or their embeddings cannot be read: {reason}; name a whole model"
+            f"the tokens of {base.model} or their embeddings cannot be read: {one_line(error, 300)}; name a whole model"
         ) from error

@@ -1,58 +1,26 @@
-"""The bank of one domain: prototype centres, additive statistics of its questions, and some vectors held out of both."""
+"""The bank of one domain: prototype centres, additive statistics of its questions, and some vectors held out of both.
+
+On disk it has two parts: what routes (centres, their sizes, the mean), and what only re-calibrates (scatter, held-out
+vectors). A stored bank reads each when it is asked for, and keeps none.
+"""
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from gag.errors import ArtifactError, DataError, MismatchError
-from gag.project.artifacts import load_tensors, save_tensors
-from gag.project.settings import GENERAL, RouterSettings
-from gag.routing.backbone_encoder import EncoderSpec, QueryEncoder
-
-FILE = "bank.safetensors"
-QUESTIONS = "questions.safetensors"  # only where a domain chose to carry its questions
-HELD_OUT = 500  # vectors at most
-MINI_BATCH = 200_000  # questions above which k-means takes them in batches
+from gag.errors import ArtifactError, MismatchError
+from gag.project.domain import BANK, STATISTICS, BankFacts, EncoderSpec
+from gag.project.settings import GENERAL
+from gag.project.tensors import save_tensors
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A domain's distinct questions as vectors, some of them held out of its bank."""
-
-    texts: list[str]  # N, of `vectors`
-    vectors: torch.Tensor  # [N, Dq]
-    held_out: torch.Tensor  # [C, Dq]
-
-    def save(self, folder: Path) -> None:
-        """Write questions.safetensors: vectors as float16, texts as the bytes of a JSON list."""
-        text = torch.frombuffer(bytearray(json.dumps(self.texts).encode()), dtype=torch.uint8)
-        save_tensors(folder / QUESTIONS, {"vectors": self.vectors.half(), "texts": text})
-
-    def and_also(self, other: "Encoded") -> "Encoded":
-        """Join two sets of questions."""
-        return Encoded(
-            [*self.texts, *other.texts],
-            torch.cat([self.vectors, other.vectors]),
-            torch.cat([self.held_out, other.held_out]),
-        )
-
-    def nearest(self, vector: torch.Tensor, count: int) -> list[tuple[str, float]]:
-        """Find the questions nearest to a vector [Dq], with their cosines."""
-        best = (self.vectors @ vector).topk(min(count, len(self.texts)))
-        return [
-            (self.texts[i], cosine)
-            for cosine, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Bank:
-    """What the router knows of a domain."""
+class MemoryBank:
+    """A bank in memory, as it is built."""
 
     centres: torch.Tensor  # [P, Dq], unit length
     sizes: torch.Tensor  # [P], questions of each centre
@@ -62,145 +30,150 @@ class Bank:
     held_out: torch.Tensor  # [C, Dq], vectors of other questions, for calibration
     encoder: EncoderSpec
 
+    @property
+    def centre_count(self) -> int:
+        """Number P of its centres."""
+        return len(self.centres)
+
+    @property
+    def held_out_count(self) -> int:
+        """Number C of its held-out vectors."""
+        return len(self.held_out)
+
     @cached_property
-    def hash(self) -> str:
+    def identity(self) -> str:
         """Name the bank by its content."""
         sha = hashlib.sha256(repr(self.encoder).encode())
-        for name in _tensors(self):
-            sha.update(getattr(self, name).contiguous().numpy().data)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                sha.update(value.contiguous().numpy().data)
         return sha.hexdigest()
 
-    def check(self, expected: EncoderSpec, domain: str) -> None:
-        """Refuse a query encoder other than the one that the bank was made by."""
-        if self.encoder != expected:
-            cure = f"run `gag prototypes {domain}`" if domain == GENERAL else f"run `gag build {domain}`"
-            pairs = zip(asdict(self.encoder).items(), asdict(expected).values(), strict=True)
-            differ = [
-                f"{name} {str(ours)[:12]}, expected {str(other)[:12]}"
-                for (name, ours), other in pairs
-                if ours != other
-            ]
-            raise MismatchError(
-                f"the bank of {domain} was made by another query encoder ({'; '.join(differ)}); "
-                f"{cure}, or set `router` in gag.yaml to the encoder it was made by"
-            )
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write bank.safetensors (scatter as its upper triangle) and return what the manifest records."""
+    def save(self, folder: Path) -> BankFacts:
+        """Write both parts (scatter as its upper triangle) and return what the manifest records."""
         upper = torch.triu_indices(*self.scatter.shape)
-        tensors = {name: getattr(self, name) for name in _tensors(self)}
-        save_tensors(folder / FILE, tensors | {"scatter": self.scatter[upper[0], upper[1]]})
-        return {
-            "count": self.count,
-            "centres": len(self.centres),
-            "held_out": len(self.held_out),
-            "encoder": asdict(self.encoder),
-        }
-
-    def updated(self, encoded: Encoded, settings: RouterSettings) -> "Bank":
-        """Add new questions without the old ones: sums add up, centres are the clusters of both sets' centres."""
-        fresh = build_bank(encoded, self.encoder, settings)
-        count = self.count + fresh.count
-        apart = (fresh.mean - self.mean).double()
-        mean = self.mean.double() + apart * fresh.count / count
-        scatter = (
-            self.scatter.double()
-            + fresh.scatter
-            + torch.outer(apart, apart) * (self.count * fresh.count / count)
+        save_tensors(folder / BANK, {"centres": self.centres, "sizes": self.sizes, "mean": self.mean})
+        more = {"scatter": self.scatter[upper[0], upper[1]], "held_out": self.held_out}
+        save_tensors(folder / STATISTICS, more)
+        return BankFacts(
+            count=self.count,
+            centres=len(self.centres),
+            held_out=len(self.held_out),
+            encoder=self.encoder,
         )
-        points = torch.cat([self.centres, fresh.centres])
-        centres, sizes = _cluster(points, torch.cat([self.sizes, fresh.sizes]), settings)
-        kept = _mixed(self.held_out, self.count, fresh.held_out, fresh.count)
-        return replace(
-            self, centres=centres, sizes=sizes, count=count, mean=mean.float(), scatter=scatter.float(), held_out=kept
-        )  # fmt: skip
 
 
-def load_bank(folder: Path, recorded: dict[str, Any]) -> Bank:
-    """Read a bank and what its manifest recorded."""
-    tensors = load_tensors(folder / FILE)
-    try:
-        encoder = EncoderSpec(**recorded["encoder"])
-        scatter = torch.zeros(encoder.width, encoder.width)
-        upper = torch.triu_indices(encoder.width, encoder.width)
-        scatter[upper[0], upper[1]] = tensors.pop("scatter")
-        scatter = scatter + scatter.triu(1).T
-        return Bank(count=recorded["count"], scatter=scatter, encoder=encoder, **tensors)
-    except (KeyError, TypeError, RuntimeError, IndexError) as error:
-        raise ArtifactError(
-            f"the bank in {folder.name} does not match its manifest ({error}); build it again"
-        ) from error
+@dataclass(frozen=True)
+class StoredBank:
+    """A bank on disk: each part is read when it is asked for, and not kept."""
 
+    folder: Path
+    facts: BankFacts
+    identity: str
 
-def load_questions(folder: Path) -> Encoded:
-    """Read the questions that a domain carries."""
-    tensors = load_tensors(folder / QUESTIONS)
-    vectors = tensors["vectors"].float()
-    return Encoded(json.loads(bytes(tensors["texts"].numpy())), vectors, vectors[:0])
+    @property
+    def count(self) -> int:
+        """Questions that it stands for."""
+        return self.facts.count
 
+    @property
+    def centre_count(self) -> int:
+        """Number P of its centres."""
+        return self.facts.centres
 
-def encode_questions(grouped: dict[str, str], encoder: QueryEncoder, settings: RouterSettings) -> Encoded:
-    """Encode a domain's distinct questions, each with its group, the first `max_questions` of them.
+    @property
+    def held_out_count(self) -> int:
+        """Number C of its held-out vectors."""
+        return self.facts.held_out
 
-    A share, at most HELD_OUT, is held out, by a hash of the group, so that no wording of a held-out question stays.
-    """
-    questions = list(grouped)[: settings.max_questions]
-    order = sorted(questions, key=lambda question: hashlib.sha256(grouped[question].encode()).digest())
-    count = min(HELD_OUT, int(settings.held_out * len(questions)))
-    chosen = set(order[:count]) if count else set()
-    if count and count < len(order):  # the last group is held out whole, or not at all
-        chosen -= {q for q in chosen if grouped[q] == grouped[order[count]]}
-    kept = [question for question in questions if question not in chosen]
-    held_out = encoder.encode([question for question in questions if question in chosen])
-    return Encoded(kept, encoder.encode(kept), held_out)
+    @property
+    def encoder(self) -> EncoderSpec:
+        """What made its vectors."""
+        return self.facts.encoder
 
+    @property
+    def centres(self) -> torch.Tensor:
+        """Unit vectors [P, Dq]."""
+        return self._read(BANK, "centres", (self.facts.centres, self.encoder.width))
 
-def build_bank(encoded: Encoded, encoder: EncoderSpec, settings: RouterSettings) -> Bank:
-    """Cluster a domain's question vectors with k-means into min(centres, N) unit centres, and sum them up."""
-    vectors, held_out = encoded.vectors, encoded.held_out
-    if not len(vectors):
-        raise DataError("a bank needs at least one question; the file holds none")
-    for kept in (vectors, held_out):
-        if not torch.isfinite(kept).all():
-            raise DataError(
-                "the query encoder gave a vector that is not finite; use another dtype or encoder"
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Questions of each centre [P]."""
+        return self._read(BANK, "sizes", (self.facts.centres,))
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean question [Dq]."""
+        return self._read(BANK, "mean", (self.encoder.width,))
+
+    @property
+    def scatter(self) -> torch.Tensor:
+        """Sum of outer products of centred vectors [Dq, Dq]."""
+        return unpacked(self.packed_scatter, self.encoder.width)
+
+    @property
+    def packed_scatter(self) -> torch.Tensor:
+        """The scatter's upper triangle, row by row [Dq (Dq + 1) / 2]."""
+        width = self.encoder.width
+        return self._read(STATISTICS, "scatter", (width * (width + 1) // 2,))
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """Vectors of other questions, for calibration [C, Dq]."""
+        return self._read(STATISTICS, "held_out", (self.facts.held_out, self.encoder.width))
+
+    def _read(self, file: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        try:
+            with safe_open(self.folder / file, "pt") as tensors:
+                tensor = tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"{self.folder.name}/{file} cannot be read ({error}); build or copy it again"
+            ) from error
+        if tuple(tensor.shape) != shape:
+            raise ArtifactError(
+                f"the bank in {self.folder.name} does not match its manifest ({name} {tuple(tensor.shape)}, "
+                f"not {shape}); build it again"
             )
-    mean = vectors.double().mean(0)
-    centred = vectors.double() - mean
-    centres, sizes = _cluster(vectors, torch.ones(len(vectors)), settings)
-    return Bank(
-        centres, sizes, len(vectors), mean.float(), (centred.T @ centred).float(), held_out[:HELD_OUT].clone(), encoder
-    )  # fmt: skip
+        return tensor
 
 
-def _cluster(
-    points: torch.Tensor, weights: torch.Tensor, settings: RouterSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cluster weighted points [N, Dq] -> unit centres [P, Dq] and the weight of each [P]."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-
-    wanted = min(settings.centres, len(torch.unique(points, dim=0)))
-    kind = MiniBatchKMeans if len(points) > MINI_BATCH else KMeans
-    found = kind(wanted, n_init=10, random_state=settings.seed).fit(
-        points.numpy(), sample_weight=weights.numpy()
-    )  # pyright: ignore[reportArgumentType]
-    centres = torch.nn.functional.normalize(torch.from_numpy(found.cluster_centers_).float(), dim=-1)
-    sizes = torch.zeros(len(centres)).index_add_(0, torch.from_numpy(found.labels_).long(), weights)
-    return centres, sizes
+Bank = MemoryBank | StoredBank  # what the router knows of a domain
 
 
-def _mixed(old: torch.Tensor, old_count: int, fresh: torch.Tensor, fresh_count: int) -> torch.Tensor:
-    """Join held-out vectors, at most HELD_OUT, in proportion to the questions that each set stands for."""
-    if len(old) + len(fresh) <= HELD_OUT:
-        return torch.cat([old, fresh])
-    share = round(HELD_OUT * fresh_count / (old_count + fresh_count))
-    take = min(len(fresh), max(share, HELD_OUT - len(old)))
-    drawn = [
-        v[torch.randperm(len(v), generator=torch.Generator().manual_seed(0))[:n]]
-        for v, n in ((old, HELD_OUT - take), (fresh, take))
-    ]
-    return torch.cat(drawn)
+def packed(scatter: torch.Tensor) -> torch.Tensor:
+    """Take a symmetric matrix's upper triangle, row by row: [D, D] -> [D (D + 1) / 2]."""
+    upper = torch.triu_indices(*scatter.shape)
+    return scatter[upper[0], upper[1]]
 
 
-def _tensors(bank: Bank) -> list[str]:
-    return [field.name for field in fields(bank) if isinstance(getattr(bank, field.name), torch.Tensor)]
+def unpacked(triangle: torch.Tensor, width: int) -> torch.Tensor:
+    """Make the symmetric matrix of an upper triangle: [D (D + 1) / 2] -> [D, D]."""
+    matrix = triangle.new_zeros(width, width)
+    upper = torch.triu_indices(width, width)
+    matrix[upper[0], upper[1]] = triangle
+    return matrix + matrix.triu(1).T
+
+
+def check_encoder(bank: Bank, expected: EncoderSpec, domain: str) -> None:
+    """Refuse a bank that another query encoder made."""
+    if bank.encoder != expected:
+        cure = f"run `gag prototypes {domain}`" if domain == GENERAL else f"run `gag build {domain}`"
+        pairs = zip(asdict(bank.encoder).items(), asdict(expected).values(), strict=True)
+        differ = [
+            f"{name} {str(ours)[:12]}, expected {str(other)[:12]}"
+            for (name, ours), other in pairs
+            if ours != other
+        ]
+        raise MismatchError(
+            f"the bank of {domain} was made by another query encoder ({'; '.join(differ)}); "
+            f"{cure}, or set `router` in gag.yaml to the encoder it was made by"
+        )
+
+
+def load_bank(folder: Path, facts: BankFacts, files: dict[str, str]) -> StoredBank:
+    """Open the bank in a folder: what its manifest recorded, and the hashes of its files."""
+    if missing := {BANK, STATISTICS} - files.keys():
+        raise ArtifactError(f"{folder.name} lists no {min(missing)}; build it again")
+    return StoredBank(folder, facts, f"{files[BANK]} {files[STATISTICS]}")

@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from gag.errors import DataError, MissingExtraError, SettingsError
-from gag.models.backbone import Backbone, choose_device, weights_hash
+from gag.models.backbone import Backbone, weights_hash
+from gag.models.batching import in_length_batches
+from gag.models.loading import choose_device, locate_model, one_line
 from gag.models.prompts import plain_tokenizer
-from gag.project.artifacts import load_tensors, recover, save_tensors, writing
+from gag.project.artifacts import recover, writing
+from gag.project.domain import EncoderSpec
+from gag.project.keys import model_key
 from gag.project.project import Project
 from gag.project.rows import digest, read_questions
-from gag.project.run import model_key
 from gag.project.settings import EncoderSettings, RouterSettings
-from gag.routing.backbone_encoder import BackboneEncoder, EncoderSpec, QueryEncoder
+from gag.project.tensors import load_tensors, save_tensors
+from gag.routing.query_encoder import BackboneEncoder, QueryEncoder
 
-VECTORS, QUESTIONS = "vectors.safetensors", "questions.jsonl"
+VECTORS, QUESTIONS_OF_VECTORS = "vectors.safetensors", "questions.jsonl"
 
 
 def make_encoder(project: Project, expert: Callable[[], Backbone]) -> QueryEncoder:
@@ -45,7 +50,8 @@ def encoder_key(project: Project) -> dict[str, Any]:
         p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl") and p.is_file()
     )
     files = {str(path.relative_to(folder)): digest(path) for path in inside}
-    return chosen.model_dump(exclude={"device", "model"}) | (files or {"model": chosen.model})
+    named = {name: value for name, value in chosen.key().items() if name != "model"}
+    return named | (files or {"model": chosen.model})
 
 
 class TransformerEncoder:
@@ -54,7 +60,7 @@ class TransformerEncoder:
     def __init__(self, settings: RouterSettings, root: Path):
         from transformers import AutoModel, AutoTokenizer
 
-        chosen, source = settings.encoder, _source(settings.encoder, root)
+        chosen, source = settings.encoder, locate_model(str(settings.encoder.model), root)
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=chosen.revision, trust_remote_code=False
@@ -70,27 +76,27 @@ class TransformerEncoder:
             raise _cannot_load(chosen, error) from error
         self._model.to(choose_device(chosen.device)).eval().requires_grad_(False)
         self._plain = plain_tokenizer(tokenizer)
-        self._before, self._after = self._frame(tokenizer)
+        self._before, self._after = text_frame(tokenizer, self._plain, str(chosen.model))
         self._batch_size = settings.batch_size
-        identity = hashlib.sha256(f"{weights_hash(self._model)}\n{self._plain.to_str()}".encode()).hexdigest()
+        described = f"{weights_hash(self._model)}\n{self._plain.to_str()}"
         positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
-        longest = min(settings.max_tokens, positions, tokenizer.model_max_length)
-        self.spec = EncoderSpec(identity, chosen.pooling, longest, self._model.config.hidden_size)
+        self.spec = EncoderSpec(
+            fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+            pooling=chosen.pooling,
+            max_tokens=min(settings.max_tokens, positions, tokenizer.model_max_length),
+            width=self._model.config.hidden_size,
+        )
 
     @torch.no_grad()
     def encode(self, questions: list[str]) -> torch.Tensor:
-        """Encode questions in length-sorted batches -> [B, Dq]."""
+        """Encode questions in batches of like length -> [B, Dq]."""
         room = max(0, self.spec.max_tokens - len(self._before) - len(self._after))
         rows = [
             self._before + self._plain.encode(q, add_special_tokens=False).ids[:room] + self._after
             for q in questions
         ]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        vectors = torch.empty(len(rows), self.spec.width)
-        for start in range(0, len(order), self._batch_size):
-            chosen = order[start : start + self._batch_size]
-            vectors[chosen] = self._encode([rows[i] for i in chosen]).cpu()
-        return vectors
+        vectors = in_length_batches(rows, lambda batch: list(self._encode(batch)), rows=self._batch_size)
+        return torch.stack(vectors) if vectors else torch.empty(0, self.spec.width)
 
     def _encode(self, rows: list[list[int]]) -> torch.Tensor:
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # [B, T]
@@ -98,19 +104,25 @@ class TransformerEncoder:
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         states = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [B, T, Dq]
         weight = mask[..., None].to(states)
-        pooled = states[:, 0] if self.spec.pooling == "first" else (states * weight).sum(1) / weight.sum(1)
-        return torch.nn.functional.normalize(pooled.float(), dim=-1)
+        mean = (states * weight).sum(1) / weight.sum(1)
+        pooled = states[:, 0] if self.spec.pooling == "first" else mean
+        return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
 
-    def _frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """Find the control tokens that the tokenizer puts around a text."""
-        inner, whole = (
-            self._plain.encode("question", add_special_tokens=False).ids,
-            tokenizer("question")["input_ids"],
-        )
-        for start in range(len(whole) - len(inner) + 1):
-            if whole[start : start + len(inner)] == inner:
-                return whole[:start], whole[start + len(inner) :]
-        return [], []
+
+def text_frame(tokenizer: Any, plain: Tokenizer, model: str) -> tuple[list[int], list[int]]:
+    """Find the control tokens that a tokenizer puts before and after a text.
+
+    Raises:
+        SettingsError: the text's own tokens do not stand in what the tokenizer makes of it.
+    """
+    inner = plain.encode("question", add_special_tokens=False).ids
+    whole = tokenizer("question")["input_ids"]
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return whole[:start], whole[start + len(inner) :]
+    raise SettingsError(
+        f"the tokenizer of {model} changes a text beside other tokens, so its frame cannot be found; name another encoder"
+    )
 
 
 class SentenceEncoder:
@@ -126,20 +138,26 @@ class SentenceEncoder:
             ) from error
         try:
             self._model = SentenceTransformer(
-                _source(chosen, root), revision=chosen.revision, device=str(choose_device(chosen.device)),
-                trust_remote_code=False, model_kwargs={"use_safetensors": True},
-            )  # fmt: skip
+                locate_model(str(chosen.model), root),
+                revision=chosen.revision,
+                device=str(choose_device(chosen.device)),
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise _cannot_load(chosen, error) from error
         self._model.tokenizer.split_special_tokens = True  # whatever a user types stays plain text
         longest = min(settings.max_tokens, self._model.max_seq_length or settings.max_tokens)
         self._model.max_seq_length = longest
         self._batch_size = settings.batch_size
-        described = (
-            f"{weights_hash(self._model)}\n{self._model!r}\n{plain_tokenizer(self._model.tokenizer).to_str()}"
+        tokens = plain_tokenizer(self._model.tokenizer).to_str()
+        described = f"{weights_hash(self._model)}\n{self._model!r}\n{tokens}"
+        self.spec = EncoderSpec(
+            fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+            pooling="own",
+            max_tokens=longest,
+            width=len(self.encode(["width"])[0]),
         )
-        identity = hashlib.sha256(described.encode()).hexdigest()
-        self.spec = EncoderSpec(identity, "own", longest, len(self.encode(["width"])[0]))
 
     def encode(self, questions: list[str]) -> torch.Tensor:
         """Encode questions -> [B, Dq]."""
@@ -159,7 +177,7 @@ class GivenVectors:
     def __init__(self, settings: RouterSettings, root: Path):
         chosen = settings.encoder
         folder = root / str(chosen.model)
-        questions = read_questions(folder / QUESTIONS)
+        questions = read_questions(folder / QUESTIONS_OF_VECTORS)
         vectors = load_tensors(folder / VECTORS).get("vectors")
         if vectors is None or vectors.ndim != 2 or len(vectors) != len(questions):
             shape = None if vectors is None else tuple(vectors.shape)
@@ -167,25 +185,29 @@ class GivenVectors:
         self._vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
         self._places = {question: i for i, question in enumerate(questions)}
         made_by = chosen.revision or digest(folder / VECTORS)
-        self.spec = EncoderSpec(f"vectors of {made_by}", "own", settings.max_tokens, vectors.shape[1])
+        self.spec = EncoderSpec(
+            fingerprint=f"vectors of {made_by}",
+            pooling="own",
+            max_tokens=settings.max_tokens,
+            width=vectors.shape[1],
+        )
 
     def encode(self, questions: list[str]) -> torch.Tensor:
         """Look up questions -> [B, Dq]; one without a vector is refused."""
         missing = [question for question in questions if question not in self._places]
         if missing:
             raise DataError(
-                f"{len(missing)} questions have no vector in {QUESTIONS} (first: {missing[0][:60]!r}); add them"
+                f"{len(missing)} questions have no vector in {QUESTIONS_OF_VECTORS} (first: {missing[0][:60]!r}); "
+                "add them"
             )
         return self._vectors[[self._places[question] for question in questions]]
 
 
 def cached(encoder: QueryEncoder, project: Project) -> QueryEncoder:
     """Keep on disk what an encoder encodes; vectors from elsewhere are on disk already."""
-    return (
-        encoder
-        if isinstance(encoder, GivenVectors)
-        else CachedEncoder(encoder, project.root / "runs" / "vectors")
-    )
+    if isinstance(encoder, GivenVectors):
+        return encoder
+    return CachedEncoder(encoder, project.root / "runs" / "vectors")
 
 
 class CachedEncoder:
@@ -199,9 +221,8 @@ class CachedEncoder:
         recover(self._folder)
         if self._folder.is_dir():
             stored = load_tensors(self._folder / VECTORS)
-            self._known = {
-                bytes(h): v for h, v in zip(stored["hashes"].numpy(), stored["vectors"], strict=True)
-            }
+            hashes = (bytes(row) for row in stored["hashes"].numpy())
+            self._known = dict(zip(hashes, stored["vectors"], strict=True))
 
     def encode(self, questions: list[str]) -> torch.Tensor:
         """Encode what is new, keep it, and return all -> [B, Dq]."""
@@ -209,24 +230,19 @@ class CachedEncoder:
         fresh = {name: q for name, q in zip(names, questions, strict=True) if name not in self._known}
         if fresh:
             self._known |= zip(fresh, self._encoder.encode(list(fresh.values())), strict=True)
-            with writing(self._folder, {}) as temporary:
-                hashes = torch.frombuffer(bytearray(b"".join(self._known)), dtype=torch.uint8).view(-1, 32)
-                save_tensors(
-                    temporary / VECTORS,
-                    {"hashes": hashes, "vectors": torch.stack(list(self._known.values()))},
-                )
+            self._keep()
         return (
             torch.stack([self._known[name] for name in names]) if names else torch.empty(0, self.spec.width)
         )
 
-
-def _source(chosen: EncoderSettings, root: Path) -> str:
-    folder = root / str(chosen.model)
-    return str(folder) if folder.is_dir() else str(chosen.model)
+    def _keep(self) -> None:
+        with writing(self._folder, {}) as temporary:
+            hashes = torch.frombuffer(bytearray(b"".join(self._known)), dtype=torch.uint8).view(-1, 32)
+            vectors = torch.stack(list(self._known.values()))
+            save_tensors(temporary / VECTORS, {"hashes": hashes, "vectors": vectors})
 
 
 def _cannot_load(chosen: EncoderSettings, error: Exception) -> SettingsError:
-    reason = " ".join(str(error).split())[:200]
     return SettingsError(
-        f"router.encoder {chosen.model} cannot be loaded: {reason}; name a whole folder or id"
+        f"router.encoder {chosen.model} cannot be loaded: {one_line(error)}; name a whole folder or id"
     )

@@ -1,23 +1,37 @@
-"""The router: the domain that a question fits best; ties, doubts and out-of-distribution questions go to general."""
+"""The router: the domain that a question fits best; ties, doubts and what is out of distribution go to general."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gag.errors import SettingsError
 from gag.project.settings import GENERAL, RouterSettings
-from gag.routing.backbone_encoder import QueryEncoder
-from gag.routing.bank import Bank
-from gag.routing.calibration import Calibration, calibrate, log_priors, margin_over_general, set_hash
-from gag.routing.rules import Blend, Ppr, Query, Statistics
+from gag.routing.bank import Bank, check_encoder
+from gag.routing.calibration import (
+    Calibration,
+    calibrate,
+    calibration_shortage,
+    log_priors,
+    margin_over_general,
+    set_hash,
+)
+from gag.routing.query_encoder import QueryEncoder
+from gag.routing.rules import Blend, Ppr, Query, Statistics, covariance_root, total_scatter
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a question goes, and why."""
+    """Where a question goes, and why.
+
+    Attributes:
+        domain: a domain's name, or `general`.
+        score: the domain's probability, or its best cosine where the router is not calibrated.
+        reason: what decided it, in words.
+    """
 
     domain: str
-    score: float  # of the domain: its probability, or its best cosine where the router is not calibrated
+    score: float
     reason: str
 
 
@@ -41,37 +55,59 @@ class Nearest:
     cosine: float
 
 
-class Router:
-    """Route questions over the banks that are present; `general` is one of them.
+@dataclass(frozen=True)
+class RouterState:
+    """What was decided for a set of domains, and what deciding it anew for another set starts from."""
 
-    With `rule: ppr`, or while banks hold too few questions out (`warning` then says so), it is the published rule.
+    members: dict[str, str]  # a domain's name -> the identity of its bank
+    calibration: Calibration | None  # None: it routes by ppr
+    warning: str
+    total: torch.Tensor | None = None  # the sum of the members' scatters (rules.total_scatter)
+    root: torch.Tensor | None = None  # of the covariance within the domains [Dq, Dq]
+
+
+class Router:
+    """Routes questions over the banks that are present; `general` is one of them.
+
+    With `rule: ppr`, or while banks hold too few questions out (`state.warning` then says so), it is the published rule.
+
+    Args:
+        banks: a bank of each domain, and of general.
+        encoder: what turns questions into vectors; a bank of another one is refused.
+        settings: the rule, the risk, the priors.
+        saved: what was decided before; it is kept if it is of this very set, and else decided anew from it.
+
+    Raises:
+        SettingsError: no general bank.
+        MismatchError: a bank was made by another encoder.
     """
 
     def __init__(
         self,
-        banks: dict[str, Bank],
+        banks: Mapping[str, Bank],
         encoder: QueryEncoder,
         settings: RouterSettings,
-        saved: Calibration | None = None,
+        saved: RouterState | None = None,
     ):
         if GENERAL not in banks:
             raise SettingsError("the router needs the general bank; run `gag prototypes general`")
         for name, bank in banks.items():
-            bank.check(encoder.spec, name)
+            check_encoder(bank, encoder.spec, name)
         self.names = [GENERAL, *sorted(name for name in banks if name != GENERAL)]
-        self.banks = [banks[name] for name in self.names]
+        self.banks: list[Bank] = [banks[name] for name in self.names]
         self.encoder = encoder
-        self.warning = ""
-        self._known = Statistics(self.banks)
-        self.calibration = None if settings.rule == "ppr" else self._calibrate(self._known, settings, saved)
+        self.state = decide(self.names, self.banks, settings, saved)
+        self.calibration = self.state.calibration
         self.rule = self.calibration.rule if self.calibration else "ppr"
         self.margin = self.calibration.margin if self.calibration else settings.margin
+        statistics = Statistics(self.banks, self.state.root)
         self._gains = log_priors(self.names, self.calibration.priors if self.calibration else {})
-        self._scorer = Blend(self._known, self.calibration.weights) if self.calibration else Ppr(self._known)
+        self._scorer = Blend(statistics, self.calibration.weights) if self.calibration else Ppr(statistics)
+        self._statistics = statistics
 
-    def route(self, questions: list[str]) -> list[Route]:
+    def route(self, questions: Sequence[str]) -> list[Route]:
         """Route a batch of questions."""
-        return self.route_vectors(self.encoder.encode(questions)) if questions else []
+        return self.route_vectors(self.encoder.encode(list(questions))) if questions else []
 
     def route_vectors(self, vectors: torch.Tensor) -> list[Route]:
         """Route encoded questions [B, Dq]."""
@@ -95,19 +131,19 @@ class Router:
         return dict(zip(self.names, shown[0].tolist(), strict=True))
 
     def judge(self, vectors: torch.Tensor) -> Verdict:
-        """Decide on encoded questions [B, Dq]: a specialist must lie above general, and the question must lie near a domain."""
-        query = Query(vectors, self._known)
+        """Decide on encoded questions [B, Dq]: a specialist must lie above general, and the question near a domain."""
+        query = Query(vectors, self._statistics)
         scores = self._scorer.scores(query) + self._gains  # [B, N]
         if len(self.names) == 1:
             nowhere = torch.zeros(len(vectors), dtype=torch.long)
             return Verdict(scores, torch.full((len(vectors),), -torch.inf), None, nowhere, nowhere.bool())
         margins = margin_over_general(scores)
-        distances, out_of_distribution = None, torch.zeros(len(vectors), dtype=torch.bool)
+        distances, outside = None, torch.zeros(len(vectors), dtype=torch.bool)
         if self.calibration:
             distances = query.nearest
-            out_of_distribution = distances > self.calibration.far
-        chosen = torch.where((margins > self.margin) & ~out_of_distribution, scores[:, 1:].argmax(1) + 1, 0)
-        return Verdict(scores, margins, distances, chosen, out_of_distribution)
+            outside = distances > self.calibration.far
+        chosen = torch.where((margins > self.margin) & ~outside, scores[:, 1:].argmax(1) + 1, 0)
+        return Verdict(scores, margins, distances, chosen, outside)
 
     def nearest(self, vector: torch.Tensor) -> dict[str, Nearest]:
         """Find each domain's prototype nearest to a vector [Dq]."""
@@ -128,23 +164,59 @@ class Router:
             return "far from every domain"
         return f"the best specialist lies above general by {margin:.3g}, not over {self.margin:.3g}"
 
-    def _calibrate(
-        self, known: Statistics, settings: RouterSettings, saved: Calibration | None
-    ) -> Calibration | None:
-        """Take what was saved for this very set of banks, or decide anew; None where the banks hold too little out."""
-        asked = None if settings.rule == "auto" else settings.rule
-        ours = saved and saved.bank_set == set_hash(self.names, known) and asked in (None, saved.rule)
-        if saved and ours and saved.priors == settings.priors:
-            return saved
-        if len(self.names) == 1:
-            return None
-        made = calibrate(self.names, known, saved.alpha if saved else settings.alpha, asked, settings.priors)
-        if isinstance(made, str):
-            self.warning = f"the router is not calibrated and routes by ppr: {made}"
-            return None
-        if made.reached > made.alpha:
-            self.warning = (
-                f"general holds {made.questions[GENERAL]} questions out: they promise that at most {made.reached:.1%} of "
-                f"general questions go to specialists, not {made.alpha:.1%}; name more in general.questions"
-            )
-        return made
+
+def decide(
+    names: Sequence[str], banks: Sequence[Bank], settings: RouterSettings, saved: RouterState | None
+) -> RouterState:
+    """Take what was saved for this very set of banks, or decide anew; without enough held out, the rule is ppr.
+
+    Where domains only came, their scatters are added to the saved sum; else all are summed again.
+    """
+    members = {name: bank.identity for name, bank in zip(names, banks, strict=True)}
+    if settings.rule == "ppr" or len(names) == 1:
+        return RouterState(members, None, "")
+    asked = None if settings.rule == "auto" else settings.rule
+    if saved and saved.members == members and _serves(saved.calibration, asked, settings, names, banks):
+        return saved
+    short = calibration_shortage(names, banks)
+    if short:
+        return RouterState(members, None, f"the router is not calibrated and routes by ppr: {short}")
+    total = _total(members, dict(zip(names, banks, strict=True)), saved)
+    root = covariance_root(total, banks)
+    alpha = saved.calibration.alpha if saved and saved.calibration else settings.alpha
+    made = calibrate(names, Statistics(banks, root), alpha, asked, settings.priors)
+    return RouterState(members, made, _promise(made), total, root)
+
+
+def _serves(
+    saved: Calibration | None,
+    rule: str | None,
+    settings: RouterSettings,
+    names: Sequence[str],
+    banks: Sequence[Bank],
+) -> bool:
+    """Say whether saved decisions are what the settings ask for."""
+    if saved is None:
+        return calibration_shortage(names, banks) != ""
+    return (
+        saved.bank_set == set_hash(names, banks)
+        and rule in (None, saved.rule)
+        and saved.priors == settings.priors
+    )
+
+
+def _total(members: dict[str, str], banks: dict[str, Bank], saved: RouterState | None) -> torch.Tensor:
+    if saved and saved.total is not None and saved.members.items() <= members.items():
+        fresh = [banks[name] for name in members.keys() - saved.members.keys()]
+        return total_scatter(fresh, saved.total)
+    return total_scatter(list(banks.values()))
+
+
+def _promise(made: Calibration) -> str:
+    """Say what so few held-out general questions can promise, where it is less than was asked for."""
+    if made.reached <= made.alpha:
+        return ""
+    return (
+        f"general holds {made.questions[GENERAL]} questions out: they promise that at most {made.reached:.1%} of "
+        f"general questions go to specialists, not {made.alpha:.1%}; name more in general.questions"
+    )

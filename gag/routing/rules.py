@@ -1,23 +1,28 @@
 """Rules of the router: each turns query vectors into one score per domain, from the banks' additive statistics alone."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import torch
 
-from gag.routing.bank import Bank
+from gag.routing.bank import Bank, MemoryBank, packed, unpacked
 
 CHUNK = 512  # centres multiplied at once: the product stays in a core's cache
+WHITENED = 2048  # centres whitened at once
+GRID = (
+    2.0**28
+)  # scatters are summed in these units, as whole numbers: exact in any order for up to 2^24 questions
 
 
 @dataclass(frozen=True)
 class Statistics:
     """What all banks say together: their means, and how questions scatter about the mean of their own domain."""
 
-    banks: list[Bank]
+    banks: Sequence[Bank]
+    kept_root: torch.Tensor | None = None  # `root`, where it was worked out before
 
     @cached_property
     def means(self) -> torch.Tensor:
@@ -41,19 +46,48 @@ class Statistics:
 
     @cached_property
     def root(self) -> torch.Tensor:
-        """The lower Cholesky factor [Dq, Dq] of the shrunk covariance within the domains.
-
-        The scatters are summed in float64, in the banks' order, so that a domain that comes or goes leaves no trace.
-        """
-        total = torch.zeros_like(self.banks[0].scatter, dtype=torch.float64)
-        for bank in self.banks:
-            total += bank.scatter
-        count = max(1, sum(bank.count - 1 for bank in self.banks))
-        return torch.linalg.cholesky(shrink(total / count, count)).float()
+        """The lower Cholesky factor [Dq, Dq] of the shrunk covariance within the domains."""
+        if self.kept_root is not None:
+            return self.kept_root
+        return covariance_root(total_scatter(self.banks), self.banks)
 
     def whiten(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Turn vectors [B, Dq], seen from the middle of the domains, so that a domain's questions scatter as a sphere."""
+        """Turn vectors [B, Dq], seen from the middle of the domains, so that questions scatter as a sphere."""
         return torch.linalg.solve_triangular(self.root.T, vectors - self.middle, upper=True, left=False)
+
+
+def total_scatter(banks: Sequence[Bank], start: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum the scatters of banks, in units of 1 / GRID, onto a sum of others: [Dq (Dq + 1) / 2] in float64.
+
+    Whole numbers below 2^53 add up exactly in any order, so a domain that comes or goes leaves no trace.
+    """
+    width = banks[0].encoder.width if banks else 0
+    total = torch.zeros(width * (width + 1) // 2, dtype=torch.float64) if start is None else start.clone()
+    for bank in banks:
+        triangle = packed(bank.scatter) if isinstance(bank, MemoryBank) else bank.packed_scatter
+        total += (triangle.double() * GRID).round_()
+    return total
+
+
+def covariance_root(total: torch.Tensor, banks: Sequence[Bank]) -> torch.Tensor:
+    """Return the lower Cholesky factor [Dq, Dq] of the shrunk covariance that a sum of scatters stands for."""
+    count = max(1, sum(bank.count - 1 for bank in banks))
+    covariance = unpacked(total / (GRID * count), banks[0].encoder.width)
+    return torch.linalg.cholesky(shrink(covariance, count)).float()
+
+
+def shrink(covariance: torch.Tensor, count: int) -> torch.Tensor:
+    """Mix a covariance [D, D] of `count` vectors with a sphere, by the OAS estimate from its traces.
+
+    Chen, Wiesel, Eldar and Hero (2010), Shrinkage Algorithms for MMSE Covariance Estimation.
+    """
+    width = len(covariance)
+    trace, squares = covariance.trace(), covariance.square().sum()
+    above = (1 - 2 / width) * squares + trace.square()
+    below = (count + 1 - 2 / width) * (squares - trace.square() / width)
+    share = float((above / below).clamp(0, 1)) if below > 0 else 1.0
+    level = max(float(trace) / width, 1e-6)  # unit vectors: 1e-6 is no scatter at all
+    return (1 - share) * covariance + share * level * torch.eye(width, dtype=covariance.dtype)
 
 
 @dataclass(frozen=True)
@@ -61,22 +95,22 @@ class Query:
     """A batch of encoded questions, and what several rules ask of them, worked out once."""
 
     vectors: torch.Tensor  # [B, Dq], unit length
-    known: Statistics
+    statistics: Statistics
 
     @cached_property
     def whitened(self) -> torch.Tensor:
         """The vectors where the scatter within the domains is a sphere [B, Dq]."""
-        return self.known.whiten(self.vectors)
+        return self.statistics.whiten(self.vectors)
 
     @cached_property
     def squared(self) -> torch.Tensor:
         """Squared Mahalanobis distances to the domains' means [B, N]."""
-        products = (self.known.whitened_means @ self.whitened.T).T
-        return self.whitened.square().sum(1, keepdim=True) + self.known.squares - 2 * products
+        products = (self.statistics.whitened_means @ self.whitened.T).T
+        return self.whitened.square().sum(1, keepdim=True) + self.statistics.squares - 2 * products
 
     @property
     def nearest(self) -> torch.Tensor:
-        """The Mahalanobis distance to the nearest domain's mean [B]: it measures novelty, and routes nothing."""
+        """The Mahalanobis distance to the nearest domain's mean [B]: how far out of distribution a question lies."""
         return self.squared.amin(1).clamp_min(0).sqrt()
 
 
@@ -91,14 +125,21 @@ class Rule(Protocol):
 class _Centres:
     """The prototypes of all domains, one under the other, those of domains with equally many together."""
 
-    def __init__(self, centres: list[torch.Tensor]):
-        order = sorted(range(len(centres)), key=lambda i: len(centres[i]))
-        self._stacked = torch.cat([centres[i] for i in order])  # [sum of P, Dq]
-        self._groups = Counter(len(centres[i]) for i in order)  # domains by number of prototypes
+    def __init__(
+        self, banks: Sequence[Bank], transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ):
+        order = sorted(range(len(banks)), key=lambda i: banks[i].centre_count)
+        self._groups = Counter(banks[i].centre_count for i in order)  # domains by number of prototypes
         self._places = torch.tensor(order).argsort()
+        count, width = sum(bank.centre_count for bank in banks), banks[0].encoder.width
+        self._stacked, start = torch.empty(count, width), 0  # [sum of P, Dq]
+        for centres in _gathered([banks[i] for i in order], WHITENED):
+            end = start + len(centres)
+            self._stacked[start:end] = transform(centres) if transform else centres
+            start = end
 
     def best(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return the best cosine of each domain, vectors [B, Dq] -> [B, N]; exact, a few centres in the cache at a time."""
+        """Return the best cosine of each domain: [B, Dq] -> [B, N]; exact, a few centres in the cache at a time."""
         cosines, asked = vectors.new_empty(len(self._stacked), len(vectors)), vectors.T.contiguous()
         for start in range(0, len(self._stacked), CHUNK):
             torch.mm(self._stacked[start : start + CHUNK], asked, out=cosines[start : start + CHUNK])
@@ -108,11 +149,23 @@ class _Centres:
         return torch.cat(best)[self._places].T
 
 
+def _gathered(banks: Sequence[Bank], count: int) -> Iterator[torch.Tensor]:
+    """Yield the banks' centres, some banks at a time."""
+    waiting: list[torch.Tensor] = []
+    for bank in banks:
+        waiting.append(bank.centres)
+        if sum(map(len, waiting)) >= count:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
+
+
 class Ppr:
     """The published rule: the cosine to a domain's nearest prototype."""
 
-    def __init__(self, known: Statistics):
-        self._centres = _Centres([bank.centres for bank in known.banks])
+    def __init__(self, statistics: Statistics):
+        self._centres = _Centres(statistics.banks)
 
     def scores(self, query: Query) -> torch.Tensor:
         """Return the best cosine of each domain's prototypes."""
@@ -122,10 +175,11 @@ class Ppr:
 class Whitened:
     """The nearest prototype by cosine where the scatter within the domains is a sphere."""
 
-    def __init__(self, known: Statistics):
-        whitened = known.whiten(torch.cat([bank.centres for bank in known.banks]))
-        sizes = [len(bank.centres) for bank in known.banks]
-        self._centres = _Centres(list(torch.nn.functional.normalize(whitened, dim=-1).split(sizes)))
+    def __init__(self, statistics: Statistics):
+        def transform(centres: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.normalize(statistics.whiten(centres), dim=-1)
+
+        self._centres = _Centres(statistics.banks, transform)
 
     def scores(self, query: Query) -> torch.Tensor:
         """Return the best cosine of each domain's prototypes, all whitened."""
@@ -135,7 +189,7 @@ class Whitened:
 class Lda:
     """Linear discriminants: log densities of Gaussians with the shrunk covariance within the domains, equal priors."""
 
-    def __init__(self, known: Statistics):
+    def __init__(self, statistics: Statistics):
         pass
 
     def scores(self, query: Query) -> torch.Tensor:
@@ -146,8 +200,8 @@ class Lda:
 class Blend:
     """A weighted sum of rules' scores."""
 
-    def __init__(self, known: Statistics, weights: dict[str, float]):
-        self._rules = [(RULES[name](known), weight) for name, weight in weights.items()]
+    def __init__(self, statistics: Statistics, weights: dict[str, float]):
+        self._rules = [(RULES[name](statistics), weight) for name, weight in weights.items()]
 
     def scores(self, query: Query) -> torch.Tensor:
         """Return the weighted sum [B, N]."""
@@ -155,14 +209,3 @@ class Blend:
 
 
 RULES: dict[str, Callable[[Statistics], Rule]] = {"lda": Lda, "whitened": Whitened, "ppr": Ppr}
-
-
-def shrink(covariance: torch.Tensor, count: int) -> torch.Tensor:
-    """Mix a covariance [D, D] of `count` vectors with a sphere, by the OAS estimate (Chen et al. 2010) from its traces."""
-    width = len(covariance)
-    trace, squares = covariance.trace(), covariance.square().sum()
-    above = (1 - 2 / width) * squares + trace.square()
-    below = (count + 1 - 2 / width) * (squares - trace.square() / width)
-    share = float((above / below).clamp(0, 1)) if below > 0 else 1.0
-    level = max(float(trace) / width, 1e-6)  # unit vectors: 1e-6 is no scatter at all
-    return (1 - share) * covariance + share * level * torch.eye(width, dtype=covariance.dtype)

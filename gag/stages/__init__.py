@@ -1,1 +1,5 @@
-"""The verbs that build a domain: each reads folders and writes a folder."""
+"""The stages of a build, in their order: adapt (stage I), readouts, align (stage II), prototypes; and build, which runs all.
+
+In: a project and a domain that it describes. Out: a folder under runs/, complete or absent; running a stage again goes on
+where it stopped, or says that it is already there. `build` puts the results together as the plug-in folder under domains/.
+"""

@@ -3,27 +3,42 @@
 import datetime
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from gag.engine.domain import EXPERT, MANIFEST, PROJECTOR
 from gag.errors import ArtifactError
 from gag.project import distributed
-from gag.project.artifacts import is_current, load_tensors, locked, read_manifest, save_tensors, writing
-from gag.project.inputs import check
+from gag.project.artifacts import SCHEMA, is_current, locked, read_manifest, writing
+from gag.project.domain import (
+    BANK,
+    CARD,
+    DOMAIN,
+    EXPERT,
+    PROJECTOR,
+    QUESTIONS,
+    STATISTICS,
+    BankFacts,
+    DomainFacts,
+    ModelFacts,
+    load_domain,
+)
+from gag.project.inputs import DomainInputs, check
+from gag.project.keys import stage_key
 from gag.project.progress import say
 from gag.project.project import Project
-from gag.project.rows import digest
-from gag.project.run import stage_key
 from gag.project.settings import GENERAL
-from gag.routing.bank import FILE, QUESTIONS
+from gag.project.tensors import load_tensors, save_tensors
+from gag.routing.encoders import cached
+from gag.routing.query_encoder import QueryEncoder
+from gag.routing.state import load_router, project_encoder
 from gag.stages import adapt, align, prototypes, readouts
+from gag.stages.card import card
 
-STAGES = {
+STAGES: dict[str, Callable[[Project, str], Path]] = {
     "adapt": adapt.adapt,
     "readouts": readouts.readouts,
     "align": align.align,
@@ -32,118 +47,87 @@ STAGES = {
 
 
 def build(project: Project, domains: list[str]) -> dict[str, float]:
-    """Build domains, and the general bank; return the seconds of each stage."""
+    """Build domains, and the general bank, and let the router decide for the set that is then here.
+
+    Returns:
+        The seconds of each stage.
+
+    Raises:
+        DataError, SettingsError: a row or a file is wrong; it shows before anything heavy runs.
+    """
     seconds: dict[str, float] = {}
-    check(project, domains)
+    check(project.settings, project.root, [project.inputs(domain) for domain in domains])
+
+    @cache
+    def encoder() -> QueryEncoder:
+        return cached(project_encoder(project), project)
+
     with locked(project.root / "runs"):
-        with _timed(seconds, f"prototypes {GENERAL}"):
-            prototypes.prototypes(project, GENERAL)
+        for name in (GENERAL, *domains):  # together, so that the encoder is loaded once
+            with _timed(seconds, f"prototypes {name}"):
+                prototypes.prototypes(project, name, encoder)
+        encoder.cache_clear()
         for domain in domains:
-            for name, stage in STAGES.items():
+            for name in ("adapt", "readouts", "align"):
                 with _timed(seconds, f"{name} {domain}"):
-                    stage(project, domain)
+                    STAGES[name](project, domain)
             if distributed.rank() == 0:
-                _assemble(project, domain)
+                bank = prototypes.key(project, domain)
+                _assemble(
+                    project.inputs(domain), bank, project.domain(domain), prototypes.folder(project, domain)
+                )
             distributed.barrier()
+        if distributed.rank() == 0:
+            with _timed(seconds, "router"):
+                load_router(project)
     return seconds
 
 
-def _assemble(project: Project, domain: str) -> None:
+def _assemble(inputs: DomainInputs, bank: str, folder: Path, bank_folder: Path) -> None:
     """Put expert, projector, bank, description and card into the plug-in folder."""
-    folder = project.domain(domain)
-    wanted = stage_key(align=align.key(project, domain), bank=prototypes.key(project, domain))
-    if is_current(folder, wanted, MANIFEST):
-        say(f"build {domain}: already there")
+    name, wanted = inputs.name, stage_key(align=align.key(inputs), bank=bank)
+    if is_current(folder, wanted, DOMAIN):
+        say(f"build {name}: already there")
         return
     if _was_added_to(folder):
         say(
-            f"build {domain}: what `gag prototypes {domain} --add` added to its bank is gone; add those files again"
+            f"build {name}: what `gag prototypes {name} --add` added to its bank is gone; add those files again"
         )
-    aligned = read_manifest(project.run(domain, "align"))
-    facts = {
-        "key": wanted,
-        "name": domain,
-        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "base": aligned["base"],
-        "expert": aligned["expert"],
-        "tuning": project.settings.adapt.tuning,
-        "projector": project.settings.align.projector,
-        "readout": project.settings.readout.model_dump(mode="json"),
-        "prompts": project.described(domain).prompts.model_dump(),
-        "bank": read_manifest(project.run(domain, "prototypes"))["bank"],
-        "data": _data(project, domain),
-        "scores": {"val_loss": aligned["val_loss"]},
-    }
-    with writing(folder, facts, MANIFEST) as temporary:
-        shutil.copytree(project.run(domain, "adapt") / "expert", temporary / EXPERT)
-        trained = load_tensors(project.run(domain, "align") / PROJECTOR)
-        half = getattr(
-            torch, aligned["precision"]
-        )  # the module is stored in the precision of the base it speaks to
-        save_tensors(temporary / PROJECTOR, {name: tensor.to(half) for name, tensor in trained.items()})
-        for name in (FILE, QUESTIONS):
-            if (project.run(domain, "prototypes") / name).is_file():
-                shutil.copy(project.run(domain, "prototypes") / name, temporary)
-        (temporary / "README.md").write_text(_card(facts), encoding="utf-8")
-    say(f"build {domain}: domains/{domain} is ready")
+    aligned = read_manifest(inputs.run("align"))
+    settings = inputs.settings
+    facts = DomainFacts(
+        schema_version=SCHEMA,
+        key=wanted,
+        name=name,
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        base=ModelFacts(**aligned["base"]),
+        expert=ModelFacts(**aligned["expert"]),
+        tuning=settings.adapt.tuning,
+        projector=settings.align.projector,
+        readout=settings.readout,
+        prompts=inputs.prompts,
+        bank=BankFacts(**read_manifest(bank_folder)["bank"]),
+        data=inputs.digests(),
+        scores={"val_loss": aligned["val_loss"]},
+    )
+    described = facts.model_dump(mode="json", exclude={"schema_version"})
+    with writing(folder, described, DOMAIN) as temporary:
+        shutil.copytree(inputs.run("adapt") / EXPERT, temporary / EXPERT)
+        trained = load_tensors(inputs.run("align") / PROJECTOR)
+        half = getattr(torch, aligned["precision"])  # stored in the precision of the base it speaks to
+        save_tensors(temporary / PROJECTOR, {n: tensor.to(half) for n, tensor in trained.items()})
+        for file in (BANK, STATISTICS, QUESTIONS):
+            if (bank_folder / file).is_file():
+                shutil.copy(bank_folder / file, temporary)
+        (temporary / CARD).write_text(card(facts), encoding="utf-8")
+    say(f"build {name}: domains/{name} is ready")
 
 
 def _was_added_to(folder: Path) -> bool:
     try:
-        return bool(read_manifest(folder, MANIFEST)["bank"].get("added"))
+        return bool(load_domain(folder, only=()).facts.bank.added)
     except ArtifactError:
         return False
-
-
-def _data(project: Project, domain: str) -> dict[str, str]:
-    described = project.described(domain)
-    named = {
-        "adapt": described.file("adapt"),
-        "align": described.file("align"),
-        "val": described.val,
-        "test": described.test,
-    }
-    return {role: digest(project.file(name)) for role, name in named.items() if name}
-
-
-def _card(facts: dict[str, Any]) -> str:
-    base, expert = facts["base"], facts["expert"]
-    return f"""# {facts["name"]}
-
-A GAG domain: private knowledge for a frozen base, as a folder.
-
-| | |
-|---|---|
-| base | {base["model"]}, width {base["width"]}, fingerprint `{base["fingerprint"][:12]}` |
-| expert | {expert["model"]}, {facts["tuning"]} tuning, width {expert["width"]}, fingerprint `{expert["fingerprint"][:12]}` |
-| readout | layers {list(facts["readout"]["layers"])}, pooling {facts["readout"]["pooling"]} |
-| router bank | {facts["bank"]["centres"]} centres of {facts["bank"]["count"]} questions; {facts["bank"]["held_out"]} held out |
-| validation loss | {facts["scores"]["val_loss"]:.4f} per answer token |
-| built | {facts["created"]} |
-
-## Data
-
-{_listed(facts["data"])}
-
-## Intended use and limits
-
-To answer questions of the field that these rows teach, by the frozen base named above. What the expert was not taught it
-cannot pass on, and an answer that sounds sure can be wrong: `gag evaluate {facts["name"]} --evidence` says how often answers
-are right on test rows and how much the vectors did for them, `gag compare {facts["name"]}` how other methods do. The expert's
-weights{", the vectors of some questions" if facts["bank"]["held_out"] else ""} and the bank can give away what they were
-made from: share this folder as you would share the data.
-
-## Use
-
-Copy this folder into `domains/` of a project with the same base and expert, or run `gag domains add FOLDER`.
-Then `gag domains verify` checks it. `domain.json` holds the hashes of the files and of the data it was built from.
-"""
-
-
-def _listed(data: dict[str, str]) -> str:
-    return (
-        "\n".join(f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in data.items()) or "- not recorded"
-    )
 
 
 @contextmanager

@@ -12,12 +12,11 @@ import yaml
 
 from gag.errors import SettingsError
 from gag.project.artifacts import write_json
-from gag.project.inputs import adapt_file, corpus_file
+from gag.project.hyperparameters import AdaptSettings, PretrainSettings
 from gag.project.project import Project
-from gag.project.rows import Example, read_examples, read_passages, write_rows
-from gag.project.settings import AdaptSettings, CorpusSettings
+from gag.project.rows import Example, write_rows
 
-INFO = "dataset_info.json"
+INFO, SAVE_STEPS = "dataset_info.json", 100
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
 _HEADER = """\
 # Stage I of {domain}, step {step}. In this folder: llamafactory-cli train {step}.yaml
@@ -27,12 +26,12 @@ _HEADER = """\
 
 def export_llamafactory(project: Project, domain: str, folder: Path) -> list[Path]:
     """Write data and training files of a domain's stage I into a new or empty folder; return what was written."""
-    examples, corpus = read_examples(adapt_file(project, domain)), corpus_file(project, domain)
-    passages = [{"text": passage.text} for passage in read_passages(corpus)] if corpus else []
+    inputs = project.inputs(domain)
+    passages = [{"text": passage.text} for passage in inputs.passages or []]
     _claim(folder)
-    system, data = project.described(domain).prompts.expert, [folder / f"{domain}.jsonl"]
-    write_rows(data[0], (_alpaca(example, system) for example in examples))
-    if corpus:
+    system, data = inputs.prompts.expert, [folder / f"{domain}.jsonl"]
+    write_rows(data[0], (_alpaca(example, system) for example in inputs.taught))
+    if passages:
         data.append(folder / f"{domain}-corpus.jsonl")
         write_rows(data[1], passages)
     columns = (ALPACA, {"prompt": "text"})
@@ -41,8 +40,8 @@ def export_llamafactory(project: Project, domain: str, folder: Path) -> list[Pat
         for path, names in zip(data, columns, strict=False)
     }
     write_json(folder / INFO, info)
-    steps = {"pt": _pretraining(project, domain, folder)} if corpus else {}
-    steps["sft"] = _tuning(project, domain, folder, after_corpus=bool(corpus))
+    steps = {"pt": _pretraining(project, domain, folder)} if passages else {}
+    steps["sft"] = _tuning(project, domain, folder, after_corpus=bool(passages))
     return [folder / INFO, *data, *(_write(folder, domain, step, content) for step, content in steps.items())]
 
 
@@ -75,13 +74,13 @@ def _tuning(project: Project, domain: str, folder: Path, after_corpus: bool) -> 
         content
         | data
         | _schedule(settings, settings)
-        | {"save_steps": settings.checkpoint_steps, "output_dir": "output/sft"}
+        | {"save_steps": SAVE_STEPS, "output_dir": "output/sft"}
     )
 
 
 def _pretraining(project: Project, domain: str, folder: Path) -> dict[str, Any]:
     """Describe the reading of the corpus: packed blocks, the best checkpoint on held-out documents."""
-    corpus, settings = project.settings.corpus, project.settings.adapt
+    corpus, settings = project.settings.pretrain, project.settings.adapt
     data = {
         "dataset": f"{domain}-corpus",
         "dataset_dir": ".",
@@ -118,7 +117,7 @@ def _template(model: str) -> dict[str, Any]:
     return {"template": "qwen3_nothink" if "instruct-2507" in name else "qwen3", "enable_thinking": False}
 
 
-def _schedule(settings: AdaptSettings | CorpusSettings, run: AdaptSettings) -> dict[str, Any]:
+def _schedule(settings: AdaptSettings | PretrainSettings, run: AdaptSettings) -> dict[str, Any]:
     micro = min(settings.micro_batch_size, settings.batch_size)
     return {
         "learning_rate": settings.learning_rate,

@@ -17,14 +17,16 @@ from typing import Any
 import torch
 
 from gag.errors import SettingsError
-from gag.models.backbone import Backbone, load_backbone
+from gag.models.backbone import Backbone
 from gag.models.experts import ADAPTER
+from gag.models.loading import load_backbone
 from gag.project import distributed
 from gag.project.artifacts import MANIFEST, is_current, seal, write_json, writing
+from gag.project.hyperparameters import AdaptSettings
+from gag.project.keys import stage_key
 from gag.project.progress import bar
-from gag.project.project import Project
-from gag.project.run import Run, cut_log, stage_key
-from gag.project.settings import AdaptSettings, ModelSettings
+from gag.project.run import Run, cut_log
+from gag.project.settings import ModelSettings
 
 _THIRD_PARTY = (  # spoken by transformers 5.23 about names that TRL and PEFT still use
     "`gradient_checkpointing` is deprecated",
@@ -42,18 +44,15 @@ class Tuning:
     rows: list[dict[str, list[int]]]
     val: list[dict[str, list[int]]] | None = None  # held-out rows that choose the best checkpoint
     block: int | None = None  # pack rows to blocks of this many tokens, kept apart by their positions
-    start: Path | None = None  # an adapter or weights to go on from, instead of the backbone
-    model: ModelSettings | None = None  # another model than the project's expert
 
     @property
     def key(self) -> str:
-        """Name the tuning by its settings and rows; where it starts is in the run's own inputs."""
+        """Name the tuning by what decides its result; where it starts is in the run's own inputs."""
         sha = hashlib.sha256()
         for row in self.rows + (self.val or []):
             for ids in row.values():
                 sha.update(array("q", [*ids, -1]).tobytes())
-        settings = self.settings.model_dump(exclude={"checkpoint_steps"})
-        return stage_key(name=self.name, settings=settings, block=self.block, rows=sha.hexdigest())
+        return stage_key(name=self.name, settings=self.settings.key(), block=self.block, rows=sha.hexdigest())
 
     @property
     def steps(self) -> int:
@@ -63,14 +62,27 @@ class Tuning:
         return math.ceil(self.settings.epochs * rows / self.settings.batch_size)
 
 
-def tune(project: Project, run: Run, tuning: Tuning) -> Path:
-    """Tune, unless it is done; return the folder with the adapter or the weights."""
+def tune(model: ModelSettings, root: Path, run: Run, tuning: Tuning, start: Path | None = None) -> Path:
+    """Tune a model, unless it is done; return the folder with the adapter or the weights.
+
+    Args:
+        model: what is tuned; a folder of it lies under `root`.
+        root: the project's folder.
+        run: the run that it is a part of; its folder takes the checkpoints and the log.
+        tuning: rows and settings.
+        start: an adapter, or weights, of an earlier tuning to go on from.
+
+    Raises:
+        SettingsError: the batch does not divide among the processes, or one process sees several GPUs.
+    """
     folder = run.folder / tuning.name
     key = tuning.key
     if distributed.broadcast(lambda: is_current(folder, key)):
         return folder
     _check_devices()
-    backbone = load_backbone(_source(project, tuning), project.root)
+    adapter = start if start and (start / ADAPTER).is_file() else None
+    source = model.changed(model=str(start), revision=None) if start and not adapter else model
+    backbone = load_backbone(source, root)
     dtype = backbone.model.dtype
     scratch, log = run.folder / f"{tuning.name}-trainer", run.folder / f"{tuning.name}.log.jsonl"
     newest = _newest(scratch, key)
@@ -78,9 +90,9 @@ def tune(project: Project, run: Run, tuning: Tuning) -> Path:
     with bar(tuning.label, tuning.steps) as advance, warnings.catch_warnings():
         for message in _THIRD_PARTY:
             warnings.filterwarnings("ignore", message, FutureWarning)
-        trainer = _trainer(
-            _start(backbone, tuning), backbone, tuning, scratch, _callback(run, log, key, advance)
-        )
+        watch = _callback(run, log, key, tuning.settings.checkpoint_minutes, advance)
+        lora = None if adapter or tuning.settings.tuning == "full" else _lora(tuning.settings)
+        trainer = _trainer(_prepared(backbone, tuning, adapter), backbone, tuning, scratch, lora, watch)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     _save(trainer, backbone, dtype, folder, key)
     if distributed.rank() == 0:
@@ -97,46 +109,32 @@ def _check_devices() -> None:
         )
 
 
-def _source(project: Project, tuning: Tuning) -> ModelSettings:
-    """Say what to load: the backbone, or the weights that an earlier tuning made of it."""
-    if tuning.start is None or (tuning.start / ADAPTER).is_file():
-        return tuning.model or project.settings.expert
-    return project.settings.expert.model_copy(update={"model": str(tuning.start), "revision": None})
-
-
-def _start(backbone: Backbone, tuning: Tuning) -> Any:
+def _prepared(backbone: Backbone, tuning: Tuning, adapter: Path | None) -> Any:
     """Return the model to train: the backbone, with the adapter of an earlier tuning if there is one."""
     full = tuning.settings.tuning == "full"
-    if tuning.start and (tuning.start / ADAPTER).is_file():
+    if adapter:
         from peft import PeftModel
 
         name = backbone.model.name_or_path
-        model = PeftModel.from_pretrained(backbone.model, str(tuning.start), is_trainable=True)
-        model.peft_config[
-            "default"
-        ].base_model_name_or_path = name  # else PEFT looks the written name up on the hub
+        model = PeftModel.from_pretrained(backbone.model, str(adapter), is_trainable=True)
+        model.peft_config["default"].base_model_name_or_path = name  # else PEFT looks it up on the hub
         return model
     model = backbone.model.train().requires_grad_(full)
     return model.float() if full else model  # small steps are lost in half precision
 
 
-def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, callback: Any) -> Any:
+def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora: Any, callback: Any) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    settings, accelerated = tuning.settings, backbone.device.type != "cpu"
-    micro = min(settings.micro_batch_size, max(1, settings.batch_size // distributed.world_size()))
-    if settings.batch_size % (micro * distributed.world_size()) and settings.batch_size > micro:
-        raise SettingsError(
-            f"batch_size {settings.batch_size} is no multiple of {distributed.world_size()} processes x micro_batch_size {micro}"
-        )
-    every = (
-        max(1, min(settings.checkpoint_steps, tuning.steps // 4)) if tuning.val else settings.checkpoint_steps
-    )
-    best: dict[str, Any] = (
-        {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True} if tuning.val else {}
-    )
+    settings, accelerated, half = tuning.settings, backbone.device.type != "cpu", _half(backbone.device)
+    micro, accumulated = _micro_batches(settings)
+    best: dict[str, Any] = {"save_strategy": "no"}  # the callback saves, by the clock
+    if tuning.val:  # the best checkpoint is chosen among those that are evaluated
+        every = max(1, tuning.steps // 4)
+        best = {"save_strategy": "steps", "save_steps": every, "eval_strategy": "steps", "eval_steps": every}
+        best |= {"load_best_model_at_end": True}
     packed: dict[str, Any] = (
         {"packing": True, "max_length": tuning.block} if tuning.block else {"max_length": None}
     )
@@ -144,19 +142,18 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, call
         output_dir=str(scratch),
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=max(1, settings.batch_size // (micro * distributed.world_size())),
+        gradient_accumulation_steps=accumulated,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         seed=settings.seed,
-        bf16=accelerated,
+        bf16=half == torch.bfloat16,
+        fp16=half == torch.float16,
         use_cpu=not accelerated,
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=max(1, min(10, tuning.steps // 10)),
-        save_strategy="steps",
-        save_steps=every,
         save_total_limit=3,  # while the newest one is not complete yet, two others are
         report_to="none",
         disable_tqdm=True,
@@ -170,14 +167,32 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, call
         train_dataset=Dataset.from_list(tuning.rows),
         eval_dataset=Dataset.from_list(tuning.val) if tuning.val else None,
         processing_class=backbone.tokenizer,
-        peft_config=_lora(settings) if settings.tuning == "lora" and tuning.start is None else None,
+        peft_config=lora,
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _callback(run: Run, log: Path, key: str, advance: Any) -> Any:
+def _micro_batches(settings: AdaptSettings) -> tuple[int, int]:
+    """Return the rows of a process's forward pass, and how many passes make a step."""
+    world = distributed.world_size()
+    micro = min(settings.micro_batch_size, max(1, settings.batch_size // world))
+    if settings.batch_size % (micro * world) and settings.batch_size > micro:
+        raise SettingsError(
+            f"batch_size {settings.batch_size} is no multiple of {world} processes x micro_batch_size {micro}"
+        )
+    return micro, max(1, settings.batch_size // (micro * world))
+
+
+def _half(device: torch.device) -> torch.dtype | None:
+    """Return the half precision that an accelerator is made for; none on a CPU, or on Apple's."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _callback(run: Run, log: Path, key: str, minutes: float, advance: Any) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -193,10 +208,13 @@ def _callback(run: Run, log: Path, key: str, advance: Any) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             advance(1)
+            if run.due(minutes):
+                control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             distributed.barrier()
             if state.is_world_process_zero:
+                run.saved()
                 seal(
                     Path(args.output_dir) / f"checkpoint-{state.global_step}",
                     {"key": key, "step": state.global_step},
@@ -234,6 +252,7 @@ def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, ke
     if distributed.rank() == 0:
         with writing(folder, {"key": key}) as expert:
             if hasattr(model, "peft_config"):
+                weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
                 model.save_pretrained(expert, state_dict=weights, save_embedding_layers=False)
                 (expert / "README.md").unlink(missing_ok=True)
                 config = expert / "adapter_config.json"

@@ -1,4 +1,4 @@
-"""Take an expert that was tuned elsewhere as a domain's stage-I result, once it is known to fit.
+"""Take a checkpoint that was tuned elsewhere as an expert, once it is known to fit.
 
 A checkpoint is an adapter (adapter_config.json, adapter_model.safetensors) or full weights (config.json and
 model.safetensors, or its shards). Only safetensors are read, and only what an expert needs is copied: no optimiser state,
@@ -15,14 +15,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from gag.errors import ArtifactError, MismatchError, SettingsError
-from gag.models.backbone import Backbone, load_backbone
+from gag.models.backbone import Backbone
 from gag.models.experts import ADAPTER, Experts
-from gag.project import distributed
-from gag.project.artifacts import is_current, read_manifest, write_json, writing
-from gag.project.progress import say
-from gag.project.project import Project
-from gag.project.rows import digest
-from gag.stages.adapt import check_readable, key
+from gag.models.loading import one_line
+from gag.project.artifacts import write_json
 
 ADAPTER_CONFIG, CONFIG, GENERATION = "adapter_config.json", "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,32 +26,11 @@ _NAME = "adopted"  # while it is checked
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
-def adopt(project: Project, domain: str, source: Path) -> Path:
-    """Write a checkpoint as the domain's expert, as if `adapt` had tuned it; return the stage's folder."""
-    folder, wanted = project.run(domain, "adapt"), key(project, domain)
-    adapter = _check_asked(project, source)
-    if distributed.broadcast(lambda: _is_taken(folder, wanted, source)):
-        say(f"adapt {domain}: already there")
-        return folder
-    _check_unread(project, domain)
-    if distributed.rank() == 0:
-        facts = {"key": wanted, "from": source.resolve().name, "rows": 0, "seconds": 0}
-        with writing(folder, facts) as temporary:
-            backbone, expert = load_backbone(project.settings.expert, project.root), temporary / "expert"
-            check_readable(project, backbone)
-            expert.mkdir()
-            (_take_adapter if adapter else _take_weights)(source, expert, backbone)
-    distributed.barrier()
-    say(f"adapt {domain}: took {'the adapter' if adapter else 'the weights'} of {source.resolve().name}")
-    return folder
-
-
-def _check_asked(project: Project, source: Path) -> bool:
+def check_source(source: Path, tuning: str, folds: int) -> bool:
     """Check what can be checked without a model; say whether the checkpoint is an adapter."""
-    settings = project.settings
-    if settings.readout.folds > 1:
+    if folds > 1:
         raise SettingsError(
-            f"readout.folds is {settings.readout.folds}: cross-fitting needs an expert of each fold, and a checkpoint is one; "
+            f"readout.folds is {folds}: cross-fitting needs an expert of each fold, and a checkpoint is one; "
             "set readout.folds: 1, or let `gag adapt` tune them"
         )
     if not source.is_dir():
@@ -63,36 +38,18 @@ def _check_asked(project: Project, source: Path) -> bool:
     adapter = (source / ADAPTER_CONFIG).is_file()
     if not adapter and not (source / CONFIG).is_file():
         raise ArtifactError(
-            f"{source.name} holds neither {ADAPTER_CONFIG} nor {CONFIG}; point at a training's output_dir or checkpoint folder"
+            f"{source.name} holds neither {ADAPTER_CONFIG} nor {CONFIG}; point at a training's output_dir or "
+            "checkpoint folder"
         )
-    tuning = "lora" if adapter else "full"
-    if settings.adapt.tuning != tuning:
+    found = "lora" if adapter else "full"
+    if found != tuning:
         raise MismatchError(
-            f"{source.name} is of {tuning} tuning, adapt.tuning is {settings.adapt.tuning}; set it to {tuning}"
+            f"{source.name} is of {found} tuning, adapt.tuning is {tuning}; set it to {found}"
         )
     return adapter
 
 
-def _is_taken(folder: Path, wanted: str, source: Path) -> bool:
-    """Say whether the domain's expert already has the weights of a checkpoint."""
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights or not is_current(folder, wanted):
-        return False
-    files = read_manifest(folder)["files"]
-    return all(files.get(f"expert/{path.name}") == digest(path) for path in weights)
-
-
-def _check_unread(project: Project, domain: str) -> None:
-    """Refuse while later results stand: they were made from the expert of before, and nothing would make them again."""
-    later = [project.run(domain, "readouts"), project.run(domain, "align"), project.domain(domain)]
-    standing = [str(folder.relative_to(project.root)) for folder in later if folder.exists()]
-    if standing:
-        raise ArtifactError(
-            f"{', '.join(standing)}: made from another expert of {domain}; remove them, then run this again"
-        )
-
-
-def _take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
+def take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
     """Copy an adapter, and check that the backbone takes each of its tensors."""
     from peft import get_peft_model_state_dict
 
@@ -122,7 +79,7 @@ def _take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
         )
 
 
-def _take_weights(source: Path, expert: Path, backbone: Backbone) -> None:
+def take_weights(source: Path, expert: Path, backbone: Backbone) -> None:
     """Copy full weights beside the backbone's own tokenizer, and check that they are the same model, whole."""
     config = _read(source / CONFIG)
     sharded = (source / INDEX).is_file()
@@ -169,9 +126,8 @@ def _load(source: Path, expert: Path, backbone: Backbone) -> Backbone:
     try:
         experts.load(_NAME, expert)
     except SettingsError as error:
-        reason = " ".join(str(error.__cause__).split())[:200]
         raise ArtifactError(
-            f"the weights in {source.name} cannot be loaded: {reason}; copy the whole folder again"
+            f"the weights in {source.name} cannot be loaded: {one_line(error.__cause__ or error)}; copy the whole folder again"
         ) from error
     with experts.using(_NAME) as tuned:
         return tuned

@@ -1,22 +1,14 @@
 """The router's query encoder: the expert backbone as published, mean-pooled over the raw question."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from gag.models.backbone import Backbone, pad_left
+from gag.models.backbone import Backbone
+from gag.models.batching import in_length_batches
+from gag.models.language_model import pad_left
+from gag.project.domain import EncoderSpec
 from gag.project.settings import RouterSettings
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What makes two banks comparable; a bank of another encoder is refused."""
-
-    fingerprint: str
-    pooling: str
-    max_tokens: int
-    width: int
 
 
 class QueryEncoder(Protocol):
@@ -38,28 +30,20 @@ class BackboneEncoder:
     def __init__(self, backbone: Backbone, fingerprint: str, settings: RouterSettings):
         self._backbone = backbone
         self._batch_size = settings.batch_size
-        self.spec = EncoderSpec(fingerprint, "mean", settings.max_tokens, backbone.width)
+        self.spec = EncoderSpec(
+            fingerprint=fingerprint, pooling="mean", max_tokens=settings.max_tokens, width=backbone.width
+        )
 
     @torch.no_grad()
     def encode(self, questions: list[str]) -> torch.Tensor:
-        """Encode questions in length-sorted batches -> [B, Dq]."""
+        """Encode questions in batches of like length -> [B, Dq]."""
         rows = [self._backbone.prompts.text(question)[: self.spec.max_tokens] for question in questions]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        vectors = torch.empty(len(rows), self.spec.width)
-        for start in range(0, len(order), self._batch_size):
-            chosen = order[start : start + self._batch_size]
-            vectors[chosen] = self._encode([rows[i] for i in chosen]).float().cpu()
-        return vectors
+        vectors = in_length_batches(rows, lambda batch: list(self._encode(batch)), rows=self._batch_size)
+        return torch.stack(vectors) if vectors else torch.empty(0, self.spec.width)
 
     def _encode(self, rows: list[list[int]]) -> torch.Tensor:
         inputs = pad_left([self._backbone.embed(row) for row in rows])
-        decoder = self._backbone.model.get_decoder()
-        states = decoder(
-            inputs_embeds=inputs.embeds,
-            attention_mask=inputs.mask,
-            position_ids=inputs.positions,
-            use_cache=False,
-        ).last_hidden_state
+        states = self._backbone.states(inputs)
         weight = inputs.mask[..., None].to(states)
         mean = (states * weight).sum(1) / weight.sum(1)  # [B, Dq]
-        return torch.nn.functional.normalize(mean.float(), dim=-1)
+        return torch.nn.functional.normalize(mean.float(), dim=-1).cpu()

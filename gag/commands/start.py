@@ -1,0 +1,47 @@
+"""`gag demo` and `gag init`: the first commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gag.commands.options import JsonOption, Preset, finish
+
+PRESET_HELP = "v1, v4: the paper's; vocabulary: one vector of the tokens that the expert predicts."
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="The seed of the private world.")] = 7,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the demo's project goes.")] = Path("gag-demo"),
+    preset: Annotated[Preset, typer.Option(help=PRESET_HELP)] = "vocabulary",
+    as_json: JsonOption = False,
+) -> None:
+    """Build two private domains for the bundled pocket models on this machine, and show what changes."""
+    from gag.commands.demo import demo as run
+
+    figures = run(folder, seed, preset)
+    if not as_json:
+        from gag.commands.demo_report import show
+
+        show(figures, folder)
+    finish(as_json, figures)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder of the new project.")] = Path(),
+    domain: Annotated[str, typer.Option(help="The name of the first domain.")] = "materials",
+    base: Annotated[
+        str, typer.Option(help="The frozen base: a Hugging Face id or a folder.")
+    ] = "Qwen/Qwen3-8B",
+    expert: Annotated[
+        str, typer.Option(help="The expert backbone: a Hugging Face id or a folder.")
+    ] = "Qwen/Qwen3-1.7B",
+    preset: Annotated[Preset, typer.Option(help=PRESET_HELP)] = "v1",
+    as_json: JsonOption = False,
+) -> None:
+    """Write gag.yaml for real models, with every setting that one usually changes."""
+    from gag.project.example import write_example
+
+    path = write_example(folder, domain, base, expert, preset)
+    then = f"wrote {path}; put rows into data/{domain}/train.jsonl, then: gag build {domain}"
+    finish(as_json, {"project": str(path)}, then)

@@ -1,0 +1,201 @@
+"""The domains of a project while it runs: the folder is the truth, a domain is loaded when it is first asked.
+
+A domain that fails is refused by name, and all others answer. The least recently asked ones leave memory when more than
+a stated number is loaded.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gag.errors import ArtifactError, GagError, RoutingError
+from gag.models.experts import Experts
+from gag.project.artifacts import SEEN
+from gag.project.domain import (
+    DOMAIN,
+    MODULE_PART,
+    ROUTING_PART,
+    Domain,
+    DomainFacts,
+    EncoderSpec,
+    ModelFacts,
+    load_domain,
+)
+from gag.project.hyperparameters import ReadoutSettings
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.settings import GENERAL, PromptSettings
+from gag.projection.modules import domain_projector
+from gag.projection.projector import Projector
+from gag.routing.bank import Bank, check_encoder
+from gag.routing.state import domain_bank
+
+Signature = tuple[tuple[str, int, int], ...]  # names, sizes and times of a folder's own files
+
+
+@dataclass(frozen=True)
+class Module:
+    """How a domain's expert is asked and read, and its projector."""
+
+    readout: ReadoutSettings
+    projector: Projector
+    prompts: PromptSettings
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A folder as it was found: the domain in it, or why it is refused."""
+
+    signature: Signature
+    domain: Domain | None
+    refusal: str = ""
+
+
+class DomainPool:
+    """The domains under a project's folder, loaded when they are asked.
+
+    Args:
+        project: whose domains they are.
+        base: the base that they must have been built for.
+        experts: where their experts are loaded into.
+        encoder: the query encoder that their banks must have been made by.
+        device: where projectors go.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        base: ModelFacts,
+        experts: Experts,
+        encoder: EncoderSpec,
+        device: torch.device,
+    ):
+        self._project, self._base, self._experts = project, base, experts
+        self._encoder, self._device = encoder, device
+        self._found: dict[str, _Entry] = {}  # folder by folder
+        self._entries: dict[str, _Entry] = {}  # the same, one for each domain
+        self._loaded: OrderedDict[str, Module] = OrderedDict()  # least recently asked first
+        self.refresh()
+
+    @property
+    def names(self) -> list[str]:
+        """The domains that can be asked."""
+        return [name for name, entry in self._entries.items() if entry.domain]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """The folders that cannot be asked, each with its reason."""
+        return {name: entry.refusal for name, entry in self._entries.items() if not entry.domain}
+
+    @property
+    def loaded(self) -> list[str]:
+        """The domains in memory, the least recently asked first."""
+        return list(self._loaded)
+
+    def refresh(self) -> bool:
+        """Look at the folder again; say whether domains came, went, changed, were mended or fell out."""
+        before, found = self._entries, {}
+        for name in self._project.present():
+            old, folder = self._found.get(name), self._project.domain(name)
+            signature = _signature(folder, whole=old is not None and old.domain is None)
+            found[name] = old if old and old.signature == signature else self._open(name)
+        self._found = found
+        self._entries = self._one_each(found)
+        changed = {
+            name for name in before.keys() | found.keys() if before.get(name) != self._entries.get(name)
+        }
+        for name in changed:
+            self._forget(name)
+            if (entry := self._entries.get(name)) and not entry.domain:
+                say(f"domain {name} is refused, all others answer: {entry.refusal}")
+        return bool(changed)
+
+    def facts(self, name: str) -> DomainFacts:
+        """Return a domain's description."""
+        return self._domain(name).facts
+
+    def banks(self) -> dict[str, Bank]:
+        """Return the banks of the domains that can be asked."""
+        return {name: domain_bank(entry.domain) for name, entry in self._entries.items() if entry.domain}
+
+    def module(self, name: str) -> Module:
+        """Return a domain's module, loaded now if it is not yet; the least recently asked one may leave for it.
+
+        Raises:
+            ArtifactError: the domain is refused; the message names it and says why.
+        """
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+        domain = self._domain(name)
+        while len(self._loaded) >= self._project.settings.decoding.resident_domains:
+            self._forget(next(iter(self._loaded)))
+        try:
+            domain.check(MODULE_PART)
+            projector = domain_projector(domain).to(self._device)
+            self._experts.load(name, domain.expert)
+        except GagError as error:
+            self._refuse(name, error)
+            raise
+        self._loaded[name] = Module(domain.facts.readout, projector, domain.facts.prompts)
+        return self._loaded[name]
+
+    def _domain(self, name: str) -> Domain:
+        entry = self._entries.get(name)
+        if entry is None:
+            known = ", ".join([GENERAL, *self.names])
+            raise RoutingError(
+                f"no domain {name!r} here (present: {known}); run `gag build {name}` or `gag domains add`"
+            )
+        if entry.domain is None:
+            raise ArtifactError(f"domain {name} is refused: {entry.refusal}")
+        return entry.domain
+
+    def _open(self, name: str) -> _Entry:
+        """Read and check a folder's description and what routes."""
+        folder = self._project.domain(name)
+        try:
+            domain = load_domain(folder, only=ROUTING_PART)
+            domain.facts.base.check("base", self._base, name)
+            domain.facts.expert.check("expert", self._experts.facts, name)
+            check_encoder(domain_bank(domain), self._encoder, name)
+        except (GagError, FileNotFoundError) as error:  # a folder may go while it is looked at
+            return _Entry(_signature(folder, whole=True), None, str(error))
+        return _Entry(_signature(folder), domain)
+
+    def _one_each(self, found: dict[str, _Entry]) -> dict[str, _Entry]:
+        """Refuse a second folder of one and the same domain."""
+        first: dict[tuple[str, ...], str] = {}
+        kept = {}
+        for name, entry in found.items():
+            if entry.domain:
+                same = (entry.domain.facts.key, *sorted(entry.domain.files.values()))
+                owner = first.setdefault(same, name)
+                if owner != name and entry.domain.facts.name == found[owner].domain.facts.name:  # pyright: ignore
+                    reason = (
+                        f"{name} is the same domain as {owner}, under another name; remove one of the folders"
+                    )
+                    entry = _Entry(entry.signature, None, reason)
+            kept[name] = entry
+        return kept
+
+    def _refuse(self, name: str, error: GagError) -> None:
+        signature = _signature(self._project.domain(name), whole=True)
+        self._found[name] = self._entries[name] = _Entry(signature, None, str(error))
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if self._loaded.pop(name, None):
+            self._experts.forget(name)
+
+
+def _signature(folder: Path, whole: bool = False) -> Signature:
+    """Describe a domain's manifest, or all of its folder's own files: names, sizes and times."""
+    try:
+        files = [path for path in folder.iterdir() if path.name != SEEN] if whole else [folder / DOMAIN]
+        stats = [(path.name, path.stat()) for path in files]
+    except FileNotFoundError:  # it is not there yet, or any more
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

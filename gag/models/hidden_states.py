@@ -1,0 +1,49 @@
+"""States of a decoder's inner layers, running no deeper than the highest one that is read."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gag.models.language_model import Inputs
+
+if TYPE_CHECKING:
+    from gag.models.backbone import Backbone
+
+
+class _HighestLayerReached(Exception):  # noqa: N818 - it ends a forward whose upper layers nobody reads
+    pass
+
+
+def hidden_states(backbone: "Backbone", inputs: Inputs, layers: tuple[int, ...]) -> torch.Tensor:
+    """Return the states of layers, indexed as transformers' hidden_states -> [B, T, L, D].
+
+    Index 0 is the embedding, -1 is after the final norm, and what lies between are raw residual streams.
+    """
+    wanted = [layer % (backbone.layers + 1) for layer in layers]
+    seen = {0: inputs.embeds} | (_run(backbone, inputs, wanted) if max(wanted) > 0 else {})
+    return torch.stack([seen[layer] for layer in wanted], dim=2)
+
+
+def _run(backbone: "Backbone", inputs: Inputs, layers: list[int]) -> dict[int, torch.Tensor]:
+    """Run the decoder up to the highest of the layers (k: after layer k) -> each one's states [B, T, D]."""
+    seen: dict[int, torch.Tensor] = {}
+
+    def hook_of(layer: int) -> Callable[..., None]:
+        def keep(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            seen[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _HighestLayerReached
+
+        return keep
+
+    between = {layer for layer in layers if 0 < layer < backbone.layers}
+    handles = [backbone.decoder_layers[layer - 1].register_forward_hook(hook_of(layer)) for layer in between]
+    try:
+        seen[backbone.layers] = backbone.states(inputs)
+    except _HighestLayerReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

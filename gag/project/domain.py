@@ -1,0 +1,139 @@
+"""The plug-in folder of a domain: expert, projector, bank, prompts and card, described by domain.json.
+
+This file knows what lies where and whether it is whole; `projection`, `routing` and `models` load what is in it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gag.errors import ArtifactError, MismatchError
+from gag.project.artifacts import read_manifest
+from gag.project.hyperparameters import ReadoutSettings
+from gag.project.settings import PromptSettings
+
+DOMAIN = "domain.json"
+PROJECTOR = "projector.safetensors"
+BANK, STATISTICS = "bank.safetensors", "bank-statistics.safetensors"  # what routes; what only re-calibrates
+QUESTIONS = "questions.safetensors"  # only where a domain chose to carry its questions
+CARD = "README.md"
+EXPERT = "expert"
+ROUTING_PART = (BANK,)
+MODULE_PART = (PROJECTOR, EXPERT, CARD)
+
+
+class Facts(BaseModel):
+    """The base of what a manifest records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelFacts(Facts):
+    """The model that a domain was built for."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    width: int
+
+    def check(self, role: str, present: "ModelFacts", domain: str) -> None:
+        """Refuse a model other than the one that the domain was built for."""
+        if present.width != self.width:
+            raise MismatchError(
+                f"{domain} was built for a {role} of width {self.width} ({self.model}), this project's has "
+                f"{present.width}; name that {role} in gag.yaml, or build the domain again"
+            )
+        if present.fingerprint != self.fingerprint:
+            raise MismatchError(
+                f"{domain} was built for the {role} {self.model} with fingerprint {self.fingerprint[:12]}, this "
+                f"project's has {present.fingerprint[:12]}; name that {role} in gag.yaml, or build the domain again"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What makes two banks comparable; a bank of another encoder is refused."""
+
+    fingerprint: str
+    pooling: str
+    max_tokens: int
+    width: int
+
+
+class BankFacts(Facts):
+    """What a manifest records of a bank."""
+
+    count: int
+    centres: int
+    held_out: int
+    encoder: EncoderSpec
+    added: tuple[str, ...] = ()  # hashes of the files that `gag prototypes --add` added
+
+
+class DomainFacts(Facts):
+    """What domain.json says."""
+
+    schema_version: int
+    key: str
+    name: str
+    created: str
+    base: ModelFacts
+    expert: ModelFacts
+    tuning: str
+    projector: str
+    readout: ReadoutSettings
+    prompts: PromptSettings
+    bank: BankFacts
+    data: dict[str, str]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain on disk."""
+
+    folder: Path
+    facts: DomainFacts
+    files: dict[str, str]  # all that belongs to it beside domain.json, with their hashes
+
+    @property
+    def name(self) -> str:
+        """The name that it is known by here: its folder's."""
+        return self.folder.name
+
+    @property
+    def expert(self) -> Path:
+        """The folder of its adapter or full weights."""
+        return self.folder / EXPERT
+
+    def check(self, only: tuple[str, ...] | None = None, anew: bool = False) -> None:
+        """Check files (default: all) against their hashes: once, and again where sizes or times changed, or `anew`."""
+        read_manifest(self.folder, DOMAIN, only, anew)
+
+
+def load_domain(folder: Path, only: tuple[str, ...] | None = None, anew: bool = False) -> Domain:
+    """Read a domain folder's description, and check it against the schema and its files against their hashes.
+
+    Args:
+        folder: a folder under domains/, or one to be copied there.
+        only: the files, or folders in it, that are needed now (default: all); `()` checks the description alone.
+        anew: hash the files whatever was seen before.
+
+    Raises:
+        ArtifactError: it is not complete, edited, or of another version; the message says which file.
+    """
+    content = read_manifest(folder, DOMAIN, only, anew)
+    try:
+        described = {key: value for key, value in content.items() if key not in ("schema", "files")}
+        facts = DomainFacts.model_validate({"schema_version": content["schema"], **described})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ArtifactError(
+            f"{folder.name}/{DOMAIN}: {where}: {problem['msg']}; build or copy the domain again"
+        ) from error
+    missing = {PROJECTOR, BANK, STATISTICS} - content["files"].keys()
+    if missing or not any(name.startswith(f"{EXPERT}/") for name in content["files"]):
+        raise ArtifactError(f"{folder.name}/{DOMAIN} lists no projector, bank or expert; build it again")
+    return Domain(folder, facts, content["files"])

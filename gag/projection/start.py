@@ -1,0 +1,29 @@
+"""Where a projector's training starts: the seed's random weights, and a closed form over them."""
+
+import torch
+
+from gag.models.backbone import Backbone
+from gag.project import distributed
+from gag.project.hyperparameters import AlignSettings
+from gag.projection.alignment import Split
+from gag.projection.projector import GatedResidual, Projector, make_projector
+
+
+def new_projector(base: Backbone, train: Split, settings: AlignSettings) -> Projector:
+    """Make a projector with the seed's random weights."""
+    torch.manual_seed(settings.seed)
+    _, slots, layers, width = train.slots.shape
+    return make_projector(settings.projector, (slots, layers, width), base.width)
+
+
+def start_projector(projector: Projector, base: Backbone, train: Split, settings: AlignSettings) -> Projector:
+    """Start in closed form, towards the mean of the base's own embeddings of each answer; or leave it random."""
+    if settings.start != "random" and distributed.rank() == 0:
+        answers = [base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]
+        targets = torch.stack(answers).cpu()  # [N, Db]
+        if settings.start == "ridge":
+            projector.start_from_ridge(train.slots, targets)
+        elif isinstance(projector, GatedResidual):
+            projector.start_from_identity(train.slots, targets)
+    distributed.broadcast_tensors(list(projector.parameters()))  # so that all processes begin alike
+    return projector

@@ -1,0 +1,119 @@
+"""A project's router: its banks as they lie on disk, and the decision for their set, kept so that no start pays twice."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from gag.errors import ArtifactError, GagError
+from gag.models.backbone import Backbone
+from gag.models.loading import load_backbone, one_line
+from gag.project.artifacts import MANIFEST, locked, read_manifest, writing
+from gag.project.domain import BANK, QUESTIONS, ROUTING_PART, BankFacts, Domain, load_domain
+from gag.project.progress import say
+from gag.project.project import Project
+from gag.project.settings import GENERAL
+from gag.project.tensors import load_tensors, save_tensors
+from gag.routing.bank import Bank, check_encoder, load_bank
+from gag.routing.building import load_questions
+from gag.routing.calibration import Calibration
+from gag.routing.encoders import make_encoder
+from gag.routing.query_encoder import QueryEncoder
+from gag.routing.router import Router, RouterState
+
+SUMS = "sums.safetensors"
+
+
+def domain_bank(domain: Domain) -> Bank:
+    """Open a domain's bank."""
+    return load_bank(domain.folder, domain.facts.bank, domain.files)
+
+
+def general_bank(project: Project) -> Bank:
+    """Open the bank of general questions."""
+    folder = project.require_general()
+    content = read_manifest(folder, only=(BANK,))
+    return load_bank(folder, BankFacts(**content["bank"]), content["files"])
+
+
+def project_encoder(project: Project, expert: Callable[[], Backbone] | None = None) -> QueryEncoder:
+    """Make the project's query encoder; the expert backbone is loaded where it is the encoder and is not at hand."""
+    return make_encoder(project, expert or (lambda: load_backbone(project.settings.expert, project.root)))
+
+
+def open_router(
+    project: Project, banks: Mapping[str, Bank], encoder: QueryEncoder, anew: bool = False
+) -> Router:
+    """Make the router over the banks of the domains that are present, and keep what it decides.
+
+    Args:
+        project: whose router it is.
+        banks: the domains' banks; general's is added.
+        encoder: what turns questions into vectors.
+        anew: decide anew, whatever was kept.
+    """
+    saved = None if anew else load_state(project.router)
+    router = Router({**banks, GENERAL: general_bank(project)}, encoder, project.settings.router, saved)
+    if router.state.warning:
+        say(router.state.warning)
+    if router.state is not saved and router.state.calibration:
+        try:
+            keep_state(project, router.state)
+        except (ArtifactError, OSError) as error:  # the next start decides again; this one goes on
+            say(f"what the router decided is not kept: {one_line(error)}")
+    return router
+
+
+def load_router(project: Project, expert: Backbone | None = None, anew: bool = False) -> Router:
+    """Load only what routing needs: the query encoder, and of each domain its bank.
+
+    A domain that cannot be read, or has another encoder's bank, is left out and named. What is decided for the set that
+    is here is kept, so that no start decides it again; `anew` decides whatever was kept.
+    """
+    encoder, banks = project_encoder(project, (lambda: expert) if expert else None), {}
+    for name in project.present():
+        try:
+            bank = domain_bank(load_domain(project.domain(name), only=ROUTING_PART))
+            check_encoder(bank, encoder.spec, name)
+        except GagError as error:
+            say(f"domain {name} is left out of the router: {error}")
+        else:
+            banks[name] = bank
+    return open_router(project, banks, encoder, anew)
+
+
+def load_state(folder: Path) -> RouterState | None:
+    """Read what was decided, if something was; a file that was edited or cut short is refused."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    content = read_manifest(folder, only=())
+    try:
+        calibration = Calibration(**content["calibration"])
+        calibration.check()
+        return RouterState(content["members"], calibration, content["warning"], **_sums(folder))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ArtifactError(
+            f"{folder.name}/{MANIFEST} cannot be read ({error}); run `gag router calibrate` again"
+        ) from error
+
+
+def keep_state(project: Project, state: RouterState) -> None:
+    """Write what was decided, for the next start."""
+    facts = {
+        "members": state.members,
+        "calibration": asdict(state.calibration) if state.calibration else None,
+        "warning": state.warning,
+    }
+    tensors = {"total": state.total, "root": state.root}
+    with locked(project.root / "runs" / "router"), writing(project.router, facts) as temporary:
+        save_tensors(temporary / SUMS, {name: t for name, t in tensors.items() if t is not None})
+
+
+def _sums(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / SUMS)
+
+
+def near_questions(folder: Path, vector: torch.Tensor, count: int = 3) -> list[tuple[str, float]]:
+    """Find the questions nearest to a vector [Dq] that a domain carries, with their cosines; none if it carries none."""
+    return load_questions(folder).nearest(vector, count) if (folder / QUESTIONS).is_file() else []
