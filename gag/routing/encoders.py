@@ -70,7 +70,7 @@ class TransformerEncoder:
             raise _cannot_load(chosen, error) from error
         self._model.to(choose_device(chosen.device)).eval().requires_grad_(False)
         self._plain = plain_tokenizer(tokenizer)
-        self._before, self._after = self._frame(tokenizer)
+        self._before, self._after = text_frame(tokenizer, self._plain)
         self._batch_size = settings.batch_size
         identity = hashlib.sha256(f"{weights_hash(self._model)}\n{self._plain.to_str()}".encode()).hexdigest()
         positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
@@ -100,17 +100,6 @@ class TransformerEncoder:
         weight = mask[..., None].to(states)
         pooled = states[:, 0] if self.spec.pooling == "first" else (states * weight).sum(1) / weight.sum(1)
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
-
-    def _frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """Find the control tokens that the tokenizer puts around a text."""
-        inner, whole = (
-            self._plain.encode("question", add_special_tokens=False).ids,
-            tokenizer("question")["input_ids"],
-        )
-        for start in range(len(whole) - len(inner) + 1):
-            if whole[start : start + len(inner)] == inner:
-                return whole[:start], whole[start + len(inner) :]
-        return [], []
 
 
 class SentenceEncoder:
@@ -177,6 +166,22 @@ class GivenVectors:
                 f"{len(missing)} questions have no vector in {QUESTIONS} (first: {missing[0][:60]!r}); add them"
             )
         return self._vectors[[self._places[question] for question in questions]]
+
+
+def text_frame(tokenizer: Any, plain: Any) -> tuple[list[int], list[int]]:
+    """Find the control tokens that a tokenizer of transformers puts around a text -> (before, after).
+
+    `plain` is the same tokenizer without them (`plain_tokenizer`). One that changes the text itself is refused.
+    """
+    inner = plain.encode("question", add_special_tokens=False).ids
+    whole = tokenizer("question")["input_ids"]
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return whole[:start], whole[start + len(inner) :]
+    raise SettingsError(
+        f"the tokenizer of {tokenizer.name_or_path} does not keep a text's tokens together between its control "
+        "tokens; choose another encoder"
+    )
 
 
 def cached(encoder: QueryEncoder, project: Project) -> QueryEncoder:
