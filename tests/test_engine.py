@@ -1,4 +1,4 @@
-"""From a question to an answer: batches mix routes, general is the stock base, and zero domains change nothing."""
+"""From a question to an answer: batches mix routes, general is the stock base, no domain changes nothing."""
 
 import shutil
 
@@ -20,8 +20,13 @@ from gag.project.settings import GENERAL
 from gag.projection.injection import inject
 from tests.conftest import make_model
 
-QUESTIONS = ["What is in metals number 2?", "What is 3 plus 3?", "Which one is in plants number 5?", "Why not?",
-             "What is in plants number 1?"]  # fmt: skip
+QUESTIONS = [
+    "What is in metals number 2?",
+    "What is 3 plus 3?",
+    "Which one is in plants number 5?",
+    "Why not?",
+    "What is in plants number 1?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,8 @@ def test_generation_from_embeddings_is_generation_from_ids(gag: GAG) -> None:
 def test_the_general_route_is_the_stock_base(gag: GAG) -> None:
     rows = [Example(str(i), f"What is {i} plus {i}?", ("a",), str(i)) for i in range(6)]
     figures = evaluate_general(gag, rows, gag.project.settings.base)
-    assert figures["identical"] is True
-    assert figures["misrouted"] == 0
+    assert figures.identical is True
+    assert figures.misrouted == 0
 
 
 def test_identity_notices_a_changed_base(project: Project) -> None:
@@ -89,7 +94,7 @@ def test_identity_notices_a_changed_base(project: Project) -> None:
     with torch.no_grad():
         gag.base.model.get_input_embeddings().weight[5, 0] += 1e-3
     rows = [Example("0", "What is 1 plus 1?", ("a",), "0")]
-    assert evaluate_general(gag, rows, project.settings.base)["identical"] is False
+    assert evaluate_general(gag, rows, project.settings.base).identical is False
 
 
 def test_the_base_is_not_changed_by_answering(gag: GAG) -> None:

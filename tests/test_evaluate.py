@@ -10,7 +10,7 @@ from gag.engine.engine import GAG
 from gag.engine.evidence import support
 from gag.errors import MismatchError
 from gag.evaluation.evaluate import ANSWERS, evaluate
-from gag.evaluation.labelled import read_asked, read_test_rows
+from gag.evaluation.labelled import read_labelled, read_test_rows
 from gag.project.project import Project, load_project
 from gag.project.rows import write_rows
 from gag.stages.prototypes import add_questions
@@ -80,7 +80,7 @@ def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> Non
 
 def test_a_killed_run_goes_on_and_another_runs_answers_are_refused(judged, monkeypatch) -> None:
     project, file = judged
-    rows = read_asked(file, project.settings.labels)
+    rows = read_labelled(file, project.settings.labels)
     whole = evaluate(project, "mixed", rows)
     path = project.root / "runs" / "evaluation" / "mixed" / ANSWERS
     text = path.read_text()
@@ -127,7 +127,7 @@ def test_a_data_set_without_a_metric_is_refused(judged) -> None:
         project.root, ("labels={'0': general, '1': metals}", "evaluation.metrics={general: [contains]}", *OWN)
     )
     with pytest.raises(SettingsError, match="no metric for the data set 'metals'"):
-        evaluate(bare, "bare", read_asked(file, bare.settings.labels))
+        evaluate(bare, "bare", read_labelled(file, bare.settings.labels))
 
 
 def test_support_is_the_difference_of_log_probabilities(project: Project) -> None:
@@ -187,7 +187,7 @@ def test_rows_of_several_files_keep_their_own_answers(project: Project) -> None:
 
 def test_a_changed_router_is_another_run(judged, monkeypatch) -> None:
     project, file = judged
-    rows = read_asked(file, project.settings.labels)
+    rows = read_labelled(file, project.settings.labels)
     evaluate(project, "mixed", rows)
     asked = listening(monkeypatch)
     evaluate(project, "mixed", rows)

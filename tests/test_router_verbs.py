@@ -1,4 +1,4 @@
-"""`gag route --explain`, `gag router ...` and `gag prototypes --add` on a tiny project, and what they refuse."""
+"""`gag route --explain`, `gag router ...` and `gag prototypes --add` on a tiny project, and refusals."""
 
 import json
 import shutil
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gag.commands.router import _decided
+from gag.commands.router import _calibrated
 from gag.engine.domain import load_domain
 from gag.errors import DataError, MismatchError
-from gag.evaluation.labelled import read_asked
+from gag.evaluation.labelled import read_labelled
 from gag.project.project import Project, load_project
 from gag.project.rows import digest, write_rows
+from gag.routing.calibration import Calibration
 from gag.stages.prototypes import add_questions, prototypes
 from tests.test_cli import run
 
@@ -95,7 +96,7 @@ def test_published_labels_map_to_domains(project: Project, tmp_path: Path, capsy
     assert set(json.loads(out.splitlines()[-1])["domains"]) == set(TOPICS)
 
 
-def test_questions_of_a_domain_that_is_not_here_are_strangers(
+def test_questions_of_a_domain_that_is_not_here_are_out_of_distribution(
     project: Project, files, capsys, monkeypatch
 ) -> None:
     banks, asked = files
@@ -186,7 +187,7 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
         and shown["margin"] == made["margin"]
         and shown["alpha"] == 0.1
     )
-    assert "at most 10.0% of general questions" in "\n".join(_decided(made))
+    assert "at most 10.0% of general questions" in "\n".join(_calibrated(Calibration(**made)))
     shutil.rmtree(project.domain("plants"))
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
     again = json.loads(out)
@@ -230,7 +231,7 @@ def _one(folder: Path) -> Path:
 def test_rows_that_cannot_be_judged_are_refused(tmp_path: Path, row: dict, said: str) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"question": "b?", "domain": "general", "id": "x"}, row])
     with pytest.raises(DataError, match=said):
-        read_asked(tmp_path / "rows.jsonl", {})
+        read_labelled(tmp_path / "rows.jsonl", {})
 
 
 def test_rows_without_a_domain_are_refused(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:
