@@ -18,7 +18,7 @@ from gag.evaluation.comparison import (
     WorstAnswer,
     kind_of,
 )
-from gag.evaluation.costs import Resident, resident
+from gag.evaluation.costs import Cost, Resident, resident
 from gag.evaluation.intervals import interval, paired
 from gag.evaluation.labelled import LabelledQuestion
 from gag.evaluation.methods import CONTROLS, RETRIEVAL, Method, known_methods, methods_of, passages_of
@@ -51,9 +51,10 @@ class MethodAnswers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's answers and their scores, one for each question."""
+    """A method's answers and a score of each; it does not hold the method, whose model is let go."""
 
-    method: Method
+    label: str
+    cost: Cost
     answers: MethodAnswers
     scores: list[float]
     in_context: list[float] | None  # whether a gold stands in the text that the method adds
@@ -176,7 +177,8 @@ def _outcome(
 ) -> Outcome:
     context = None if method.context is None else method.context(asked.texts)
     return Outcome(
-        method=method,
+        label=method.label,
+        cost=method.cost,
         answers=answers,
         scores=scorer.score(metric, answers.texts, asked.golds),
         in_context=None if context is None else scorer.score("contains", context, asked.golds),
@@ -197,9 +199,9 @@ def _all_figures(outcomes: dict[str, Outcome], tested: int) -> dict[str, MethodF
 
 
 def _figures(outcome: Outcome, tested: int) -> MethodFigures:
-    answers, cost, scores = outcome.answers, outcome.method.cost, outcome.scores[:tested]
+    answers, cost, scores = outcome.answers, outcome.cost, outcome.scores[:tested]
     return MethodFigures(
-        label=outcome.method.label,
+        label=outcome.label,
         quality=_mean(scores),
         interval=interval(scores),
         in_context=None if outcome.in_context is None else _mean(outcome.in_context[:tested]),

@@ -31,7 +31,6 @@ PREFIX_TOKENS, PREFIX_EPOCHS, PREFIX_BATCH = 16, 3, 32
 WEIGHTS = "prefix.safetensors"
 VAL_QUESTIONS = 100
 
-
 T = TypeVar("T")
 
 
