@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.harness import alternate, options, report
 from gag.evaluation.intervals import paired
-from gag.evaluation.labelled import Asked, read_asked
+from gag.evaluation.labelled import LabelledQuestion, read_labelled
 from gag.evaluation.routing import evaluate_routing
 from gag.project.domain import EncoderSpec
 from gag.project.settings import GENERAL, EncoderSettings, RouterSettings
@@ -91,12 +91,12 @@ def _encoder(name: str | None) -> SentenceEncoder:
     return SentenceEncoder(SETTINGS.model_copy(update={"encoder": chosen}), Path())
 
 
-def _read(folders: list[Path], name: str) -> list[Asked]:
+def _read(folders: list[Path], name: str) -> list[LabelledQuestion]:
     """Read one part of every folder; ids are made distinct by the folder."""
-    return [row for folder in folders for row in read_asked(folder / f"{name}.jsonl", {})]
+    return [row for folder in folders for row in read_labelled(folder / f"{name}.jsonl", {})]
 
 
-def _by_domain(rows: list[Asked], encoder: CachedEncoder) -> Split:
+def _by_domain(rows: list[LabelledQuestion], encoder: CachedEncoder) -> Split:
     vectors = encoder.encode([row.question for row in rows])
     domains = [str(row.domain) for row in rows]
     return {name: vectors[[i for i, d in enumerate(domains) if d == name]] for name in dict.fromkeys(domains)}
@@ -220,7 +220,7 @@ def _figures(
     names: list[str],
     given: dict[str, Split],
     ways: list[dict[str, Any]],
-    rows: list[Asked],
+    rows: list[LabelledQuestion],
     encoder: CachedEncoder,
 ) -> tuple[dict[str, float], list[str]]:
     """Take the figures of the files as they are, and compare with the best of the others over all rounds."""
@@ -232,27 +232,26 @@ def _figures(
         way for way in ways[0] if way in ("10 nearest neighbours", "logistic regression", "semantic-router")
     ]
     best = max(others, key=lambda way: np.mean([w[way]["micro"].mean() for w in ways]))
-    difference, (low, high) = paired(
-        ways[0]["default rule"]["micro"].tolist(), ways[0][best]["micro"].tolist()
-    )
+    lead = paired(ways[0]["default rule"]["micro"].tolist(), ways[0][best]["micro"].tolist())
     figures = {
-        "micro": found["accuracy"]["micro"],
+        "micro": found.accuracy.micro,
         "micro_mean_of_rounds": float(np.mean([w["default rule"]["micro"].mean() for w in ways])),
-        "macro": found["accuracy"]["macro"],
-        "general_recall": found["domains"][GENERAL]["recall"],
-        "against_best_other": difference,
-        "against_best_other_high": high,
-        "risk": found["abstention"]["risk"],
-        "coverage": found["abstention"]["coverage"],
-        "calibration_error": found["calibration_error"],
+        "macro": found.accuracy.macro,
+        "general_recall": found.domains[GENERAL].recall,
+        "against_best_other": lead.mean,
+        "against_best_other_high": lead.interval.high,
+        "risk": found.abstention.risk,
+        "coverage": found.abstention.coverage,
+        "calibration_error": found.calibration_error,
     }
-    for name, outside in found["out_of_distribution"].items():
+    for name, outside in found.out_of_distribution.items():
         figures |= {
-            f"out_of_distribution_{name}_auroc": outside["auroc"],
-            f"out_of_distribution_{name}_to_general": outside["to_general"],
+            f"out_of_distribution_{name}_auroc": outside.auroc,
+            f"out_of_distribution_{name}_to_general": outside.to_general,
         }
-    figures |= {f"latency_ms_{n}_p50": t["p50"] for n, t in found["latency_ms"].items()}
-    said = f"best of the others: {best}; ours less theirs {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+    figures |= {f"latency_ms_{n}_p50": t.p50 for n, t in found.latency_ms.items()}
+    ends = f"{lead.interval.low:+.4f} to {lead.interval.high:+.4f}"
+    said = f"best of the others: {best}; ours less theirs {lead.mean:+.4f} (95 % interval {ends})"
     losses = json.dumps(router.calibration.losses) if router.calibration else ""
     return figures, [
         "",

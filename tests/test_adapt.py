@@ -99,17 +99,22 @@ def test_cross_fitting_reads_each_row_by_an_expert_without_it(
 
     original = stage.tune
 
-    def watch(project, run, tuning):
+    def watch(model, root, run, tuning, start=None):
         taught[tuning.name] = {tuple(row["input_ids"]) for row in tuning.rows}
-        return original(project, run, tuning)
+        return original(model, root, run, tuning, start)
 
     monkeypatch.setattr(stage, "tune", watch)
     adapt(project, "metals")
-    assert list(folds(project)) == [0, 1] and set(taught) == {"expert", "fold-0", "fold-1"}
+    inputs = project.inputs("metals")
+    assert list(folds(inputs)) == [0, 1] and set(taught) == {"expert", "fold-0", "fold-1"}
     examples = read_examples(project.root / "data" / "metals.jsonl")
-    rows = tokenise(load_backbone(project.settings.expert, project.root), examples, "Say.", 2048)
+    held_out = {example.group for example in inputs.splits.val}
+    rows = tokenise(load_backbone(project.settings.expert, project.root).prompts, examples, "Say.", 2048)
     for example, row in zip(examples, rows, strict=True):
         fold = fold_of(example, 2)
+        if example.group in held_out:  # no expert is taught what chooses the projector
+            assert all(tuple(row["input_ids"]) not in rows_of for rows_of in taught.values())
+            continue
         assert tuple(row["input_ids"]) not in taught[f"fold-{fold}"]
         assert tuple(row["input_ids"]) in taught[f"fold-{1 - fold}"]
     crossed = read_store(readouts(project, "metals") / "align")
@@ -117,6 +122,63 @@ def test_cross_fitting_reads_each_row_by_an_expert_without_it(
     adapt(plain, "metals")
     straight = read_store(readouts(plain, "metals") / "align")
     assert crossed.ids == straight.ids and not crossed.slots.equal(straight.slots)
+
+
+@pytest.mark.parametrize("files", ["train", "the same file twice", "a file of its own", "named validation"])
+def test_validation_groups_teach_the_expert_only_from_a_file_of_its_own(tmp_path: Path, files: str) -> None:
+    root = write_tiny_project(tmp_path)
+    rows = [row for _, row in read_rows(root / "data" / "metals.jsonl")]
+    data = {"train": "data/metals.jsonl"}
+    if files == "the same file twice":
+        shutil.copy(root / "data" / "metals.jsonl", root / "data" / "again.jsonl")
+        data = {"adapt": "data/again.jsonl", "align": "data/metals.jsonl"}
+    if files == "a file of its own":
+        write_rows(
+            root / "data" / "taught.jsonl", [row | {"answer": f"It is {row['answer']}."} for row in rows]
+        )
+        data = {"adapt": "data/taught.jsonl", "align": "data/metals.jsonl"}
+    if files == "named validation":
+        write_rows(root / "data" / "metals.jsonl", rows[2:])
+        write_rows(root / "data" / "val.jsonl", rows[:2])
+        data |= {"val": "data/val.jsonl"}
+    named = tuple(f"domains.metals.{role}={file}" for role, file in data.items())
+    unset = () if "train" in data else ("domains.metals.train=null",)
+    inputs = load_project(root, (*named, *unset)).inputs("metals")
+    taught, asked = {e.group for e in inputs.taught}, {e.group for e in inputs.splits.val}
+    assert asked and ((asked <= taught) if files == "a file of its own" else asked.isdisjoint(taught))
+    if files == "train":
+        both = load_project(root, ("domains.metals.val=data/metals.jsonl",)).inputs("metals")
+        with pytest.raises(DataError, match="align and val share"):
+            _ = both.taught
+
+
+def test_memory_settings_do_not_part_an_unfinished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an out-of-memory at some step, a smaller micro-batch goes on from there, and gives the same weights."""
+    whole = adapt(tiny(tmp_path / "whole", "adapt.micro_batch_size=4"), "metals")
+    project, steps = tiny(tmp_path / "cut", "adapt.micro_batch_size=4"), []
+    original = Trainer.training_step
+
+    def dies(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 6:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", dies)
+    with pytest.raises(Killed):
+        adapt(project, "metals")
+    smaller = (
+        "adapt.epochs=4",
+        "adapt.checkpoint_minutes=5",
+        "adapt.micro_batch_size=2",
+        "adapt.gradient_checkpointing=true",
+    )
+    again = adapt(load_project(project.root, smaller), "metals")
+    assert steps[6] == 5  # it went on after five whole steps
+    a, b = weights(whole / "expert"), weights(again / "expert")
+    assert all((a[name] - b[name]).norm() <= 1e-4 * max(1e-2, float(a[name].norm())) for name in a)
 
 
 def test_an_unfinished_run_with_other_settings_is_refused(

@@ -155,9 +155,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(
 ) -> None:
     before = weights_hash(base.model)
     settings = AlignSettings(epochs=150, batch_size=2, learning_rate=1e-2, start="random")
-    start = mean_loss(
-        Reader(base, split.rows[0].prompt), base, started(base, split, settings), split, 4
-    )
+    start = mean_loss(Reader(base, split.rows[0].prompt), base, started(base, split, settings), split, 4)
     _, best = train_projector(base, split, split, settings, run(tmp_path))
     assert best < start - 1
     assert weights_hash(base.model) == before

@@ -1,4 +1,4 @@
-"""`gag compare` on a tiny project: every method, honest costs, the page; and retrieval and baselines on their own."""
+"""`gag compare` on a tiny project: every method, honest costs, the page; retrieval and baselines alone."""
 
 import json
 import shutil
@@ -10,11 +10,17 @@ import torch
 
 from gag.engine.engine import GAG
 from gag.evaluation.bertscore import BackboneStates
-from gag.evaluation.comparison import run_comparison
+from gag.evaluation.compare import run_comparison
+from gag.evaluation.comparison import Comparison, MethodFigures, Provenance, SliceFigures
+from gag.evaluation.costs import STAGES, Resident, build_cost
+from gag.evaluation.intervals import Estimate, Interval
 from gag.evaluation.methods import METHODS
 from gag.evaluation.report import best_retrieval, slice_verdicts, verdict
 from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
+from gag.project.domain import ModelFacts
+from gag.project.hyperparameters import ReadoutSettings
+from gag.project.memory import peak_bytes
 from gag.project.project import Project, load_project
 from gag.project.rows import Passage
 from gag.project.settings import DecodingSettings
@@ -22,6 +28,17 @@ from tests.test_cli import run
 
 OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert", "evaluation.metrics={'*': [contains]}")
 RICH = "{rich: {readout: {layers: [-1, 1], slots: 2}, align: {projector: gated_residual}}}"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--enable-logging=stderr",
+]
 PASSAGES = [
     Passage("tin", "What is tin? It is a metal."),
     Passage("fern", "Kreluvax grows as a fern."),
@@ -37,8 +54,17 @@ def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
         root, (*OWN, "general.test=data/general-test.jsonl", f"evaluation.variants={RICH}")
     )
     (root / "data" / "general-test.jsonl").write_text('{"question": "What is 3 plus 3?", "answer": "6"}\n')
-    result, _ = run_comparison(project, "metals", [*METHODS, "rich"], quick=True)
-    return project, json.loads(json.dumps(result))
+    for peak, stage in enumerate(STAGES, 5):
+        record(project.run("metals", stage), peak_bytes=peak * 10**6)
+    found, _ = run_comparison(project, "metals", [*METHODS, "rich"], quick=True)
+    return project, json.loads(json.dumps(found.as_json()))
+
+
+def record(folder: Path, **facts: object) -> None:
+    """Write facts into a folder's manifest, or take those that are None out of it."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text()) | facts
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
 def test_every_method_is_measured(compared) -> None:
@@ -55,11 +81,9 @@ def test_every_method_is_measured(compared) -> None:
         and methods["gag"]["tokens_added"] == 1 == methods["other"]["tokens_added"]
     )
     assert methods["rich"]["tokens_added"] == 2 and methods["rich"]["disk_mb"] > 0
-    assert (
-        methods["lora"]["build_mb"] > 0
-        and methods["gag"]["build_mb"] > 0
-        and methods["base"]["build_mb"] == 0
-    )
+    assert methods["lora"]["build_mb"] > 1 and methods["prefix"]["build_mb"] > 1
+    assert methods["gag"]["build_mb"] == methods["text"]["build_mb"] == 7  # of its heaviest stage
+    assert methods["base"]["build_mb"] == 0 and methods["bm25-1"]["build_mb"] is None
     assert (
         methods["prefix"]["tokens_added"] == 16
         and methods["bm25-3"]["tokens_added"] > methods["bm25-1"]["tokens_added"]
@@ -91,17 +115,17 @@ def test_a_comparison_goes_on_with_the_answers_that_stand(compared, monkeypatch:
     project, first = compared
     rich = project.run("metals", "compare") / "gag-rich"
     assert (rich / "align").is_dir() and not (rich / "adapt").exists()
-    kept = project.run("metals", "compare") / "ways"
+    kept = project.run("metals", "compare") / "methods"
     (kept / "base.json").write_text('{"key": "of other questions"}')
     (kept / "text.json").write_bytes((kept / "text.json").read_bytes()[:40])  # cut
     asked = []
     monkeypatch.setattr(
-        "gag.evaluation.compare._speed", lambda gag, way, questions: asked.append(way.name) or (1.0, None)
+        "gag.evaluation.compare._speed", lambda gag, method, texts: asked.append(method.name) or (1.0, None)
     )
     again, _ = run_comparison(project, "metals", ["base", "gag", "text", "rich"], quick=True)
     assert asked == ["base", "text"]
     for name in ("base", "gag", "rich"):
-        assert again["methods"][name]["quality"] == first["methods"][name]["quality"]
+        assert again.methods[name].quality == first["methods"][name]["quality"]
     changed = Project(
         project.root, project.settings.model_copy(update={"decoding": DecodingSettings(max_new_tokens=2)})
     )
@@ -127,11 +151,9 @@ def test_the_page_shows_in_a_browser(compared) -> None:
     if browser is None:
         pytest.skip("no browser here")
     for width in (390, 1280):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                 "--disable-background-networking", "--disable-component-update", f"--window-size={width},900",
-                 f"--user-data-dir={page.parent / f'profile-{width}'}", "--enable-logging=stderr"]  # fmt: skip
+        own = [f"--window-size={width},900", f"--user-data-dir={page.parent / f'profile-{width}'}"]
         shown = subprocess.run(
-            [browser, *flags, "--dump-dom", page.as_uri()],
+            [browser, *FLAGS, *own, "--dump-dom", page.as_uri()],
             capture_output=True,
             text=True,
             check=True,
@@ -141,24 +163,91 @@ def test_the_page_shows_in_a_browser(compared) -> None:
         assert "CONSOLE" not in shown.stderr
 
 
-def test_the_verdict_says_who_wins() -> None:
-    def figures(quality: float, tokens: float, label: str) -> dict:
-        return {"quality": quality, "tokens_added": tokens, "label": label}
+def figures(quality: float, tokens: float, label: str, lead: Estimate | None = None) -> MethodFigures:
+    return MethodFigures(
+        label=label,
+        quality=quality,
+        interval=Interval(0, 1),
+        in_context=None,
+        tokens_added=tokens,
+        general=None,
+        build_seconds=None,
+        build_mb=None,
+        disk_mb=None,
+        first_token_ms=1,
+        per_token_ms=None,
+        gag_leads_by=lead,
+    )
 
-    methods = {"gag": figures(0.8, 1, "GAG"), "base": figures(0.1, 0, "base"), "zero": figures(0.1, 1, "zero"),
-               "bm25-1": figures(0.5, 9, "BM25 top 1"), "bm25-9": figures(0.9, 80, "BM25 top 9")}  # fmt: skip
-    methods["zero"]["gag_leads_by"] = {"mean": 0.7, "interval": (0.6, 0.8)}
-    slices = {"hard": {"questions": 5, "gag": 0.8, "bm25-1": 0.2, "bm25-9": 0.1}}
-    result = {"methods": methods, "questions": 9, "slices": slices, "contexts": {"hard": {"bm25-1": 0.6}}}
-    assert best_retrieval(result) == "bm25-9" and best_retrieval(result, slices["hard"]) == "bm25-1"
-    said = verdict(result)
+
+def comparison(lead: Estimate) -> Comparison:
+    methods = {
+        "gag": figures(0.8, 1, "GAG"),
+        "base": figures(0.1, 0, "base"),
+        "zero": figures(0.1, 1, "zero", lead),
+        "bm25-1": figures(0.5, 9, "BM25 top 1"),
+        "bm25-9": figures(0.9, 80, "BM25 top 9"),
+    }
+    hard = SliceFigures(5, {"gag": 0.8, "bm25-1": 0.2, "bm25-9": 0.1}, {"bm25-1": 0.6})
+    model = ModelFacts(model="m", revision=None, fingerprint="f", width=8)
+    facts = Provenance(model, model, ReadoutSettings(), "mlp", {}, "today", DecodingSettings(), 9, "expert")
+    return Comparison(
+        domain="metals",
+        metric="contains",
+        questions=9,
+        quick=True,
+        methods=methods,
+        slices={"hard": hard},
+        worst=[],
+        memory=Resident([1], {}),
+        facts=facts,
+        seconds=0,
+    )
+
+
+def test_the_verdict_says_who_wins() -> None:
+    found = comparison(Estimate(0.7, Interval(0.6, 0.8)))
+    assert best_retrieval({name: m.quality for name, m in found.methods.items()}) == "bm25-9"
+    assert best_retrieval(found.slices["hard"].quality) == "bm25-1"
+    said = verdict(found)
     assert "With 1 added token, GAG scores 0.80" in said and "(BM25 top 9) 0.90 with 80 tokens" in said
     assert "The vector carries knowledge" in said
-    assert slice_verdicts(result) == [
+    assert slice_verdicts(found) == [
         "hard: the vector wins (GAG 0.80, BM25 top 1 0.20, whose passages hold 0.60 of the answers)."
     ]
-    methods["zero"]["gag_leads_by"]["interval"] = (-0.1, 0.2)
-    assert "not shown that the vector carries knowledge" in verdict(result)
+    unsure = comparison(Estimate(0.7, Interval(-0.1, 0.2)))
+    assert "not shown that the vector carries knowledge" in verdict(unsure)
+
+
+def test_a_cost_that_was_not_recorded_is_not_made_up(project: Project) -> None:
+    for peak, stage in zip((5, 9, 7), STAGES, strict=True):
+        record(project.run("metals", stage), peak_bytes=peak)
+    cost = build_cost(project, "metals", 3)
+    assert cost.peak_bytes == 9 and cost.disk_bytes == 3 and cost.seconds is not None
+    record(project.run("metals", "readouts/align"), peak_bytes=None)
+    assert build_cost(project, "metals", 3).peak_bytes is None
+    shutil.rmtree(project.run("metals", "align"))
+    assert build_cost(project, "metals", 3).seconds is None
+
+
+def test_a_process_has_a_peak_of_memory() -> None:
+    before = peak_bytes()
+    held = bytearray(before)
+    held[::4096] = b"x" * len(held[::4096])  # touched, so resident
+    assert 2**24 < before < peak_bytes()
+
+
+def test_a_variant_keeps_the_settings_that_it_does_not_change(tmp_path: Path) -> None:
+    """Integer defaults stay integers, or the stages that a variant shares would have other keys."""
+    content = {name: {"model": name} for name in ("base", "expert")}
+    variants = {"rich": {"readout": {"slots": 2, "pooling": "norm"}}}
+    (tmp_path / "gag.yaml").write_text(json.dumps(content | {"evaluation": {"variants": variants}}))
+    project = load_project(tmp_path)
+    variant = project.under("rich")
+    assert variant.settings.readout.slots == 2
+    for name in ("adapt", "pretrain"):
+        ours, theirs = (getattr(p.settings, name) for p in (project, variant))
+        assert ours == theirs and json.dumps(ours.model_dump()) == json.dumps(theirs.model_dump())
 
 
 def test_retrieval_finds_what_shares_words_or_states(expert) -> None:

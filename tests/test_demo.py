@@ -1,19 +1,20 @@
 """The demo on a reduced world, and its report."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from gag.commands.demo import demo, make_project
-from gag.commands.demo_report import ARMS, show
+from gag.commands.demo import DemoFigures, demo, make_project
+from gag.commands.demo_report import LABELS, show
 from gag.errors import SettingsError
 from gag.pocket.write import SETTINGS
 from gag.project.inputs import check
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoFigures, Path]:
     folder = tmp_path_factory.mktemp("demo") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
@@ -22,8 +23,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
         return demo(folder, seed=3, entities=16), folder
 
 
-def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:
-    result = json.loads(json.dumps(figures[0]))
+def test_the_figures_have_the_promised_form(figures: tuple[DemoFigures, Path]) -> None:
+    result = json.loads(json.dumps(asdict(figures[0])))
     assert {
         "seed",
         "seconds",
@@ -36,7 +37,7 @@ def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:
     } <= set(result)
     for scores in result["domains"].values():
         for wordings in ("seen_wordings", "unseen_wordings"):
-            assert set(scores[wordings]) == set(ARMS)
+            assert set(scores[wordings]) == set(LABELS)
             assert all(0 <= value <= 1 for value in scores[wordings].values())
         assert 0 <= scores["gag_new_values"] <= 1
     assert {"before", "after", "misrouted", "identical"} <= set(result["general"])
@@ -44,8 +45,8 @@ def test_the_figures_have_the_promised_form(figures: tuple[dict, Path]) -> None:
     assert result["tokens_added"]["expert_text"] > 10
 
 
-def test_even_a_small_world_shows_the_effect(figures: tuple[dict, Path]) -> None:
-    result = figures[0]
+def test_even_a_small_world_shows_the_effect(figures: tuple[DemoFigures, Path]) -> None:
+    result = asdict(figures[0])
     assert result["general"]["identical"] is True
     assert result["general"]["before"] >= 0.85
     assert result["routing"]["accuracy"] >= 0.97
@@ -56,7 +57,7 @@ def test_even_a_small_world_shows_the_effect(figures: tuple[dict, Path]) -> None
         assert seen["gag"] >= seen["shuffled"] + 0.2
 
 
-def test_the_report_is_shown(figures: tuple[dict, Path], capsys: pytest.CaptureFixture) -> None:
+def test_the_report_is_shown(figures: tuple[DemoFigures, Path], capsys: pytest.CaptureFixture) -> None:
     show(*figures)
     out = capsys.readouterr().out
     assert "adjuvants" in out and "catalysts" in out and "bit for bit" in out

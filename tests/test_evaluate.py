@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from gag.engine.engine import GAG
 from gag.engine.evidence import support
 from gag.errors import MismatchError
 from gag.evaluation.evaluate import ANSWERS, evaluate
-from gag.evaluation.labelled import read_asked, read_test_rows
+from gag.evaluation.labelled import read_labelled, read_test_rows
 from gag.project.project import Project, load_project
 from gag.project.rows import write_rows
 from gag.stages.prototypes import add_questions
@@ -24,7 +25,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     ask = GAG.ask
 
-    def noted(self: GAG, questions: list[str], domain: str | None = None) -> list:
+    def noted(self: GAG, questions: Any, domain: str | None = None) -> Any:
         asked.extend(questions)
         return ask(self, questions, domain)
 
@@ -82,7 +83,7 @@ def test_both_routes_are_answered_and_scored(judged, capsys, monkeypatch) -> Non
 
 def test_a_killed_run_goes_on_and_another_runs_answers_are_refused(judged, monkeypatch) -> None:
     project, file = judged
-    rows = read_asked(file, project.settings.labels)
+    rows = read_labelled(file, project.settings.labels)
     whole = evaluate(project, "mixed", rows)
     path = project.root / "runs" / "evaluation" / "mixed" / ANSWERS
     text = path.read_text()
@@ -129,13 +130,13 @@ def test_a_data_set_without_a_metric_is_refused(judged) -> None:
         project.root, ("labels={'0': general, '1': metals}", "evaluation.metrics={general: [contains]}", *OWN)
     )
     with pytest.raises(SettingsError, match="no metric for the data set 'metals'"):
-        evaluate(bare, "bare", read_asked(file, bare.settings.labels))
+        evaluate(bare, "bare", read_labelled(file, bare.settings.labels))
 
 
 def test_support_is_the_difference_of_log_probabilities(project: Project) -> None:
     gag = GAG.open(project)
     questions, answers = ["What is in metals number 2?", "What is in metals number 3?"], ["cobalt", ""]
-    known = gag.know(questions, "metals")
+    known = gag.read(questions, "metals")
     found = support(gag, questions, answers, "metals", known)
     assert found[1] is None and found[0] is not None
 
@@ -144,7 +145,7 @@ def test_support_is_the_difference_of_log_probabilities(project: Project) -> Non
 
         ids = gag.base.prompts.text("cobalt")
         row = torch.cat(
-            [gag.embed(questions[0], "metals", replace(known[0], vectors=vectors)), gag.base.embed(ids)]
+            [gag.prompt(questions[0], "metals", replace(known[0], vectors=vectors)), gag.base.embed(ids)]
         )
         logits = gag.base.model(inputs_embeds=row[None]).logits[0].log_softmax(-1)
         return sum(float(logits[len(row) - len(ids) - 1 + i, t]) for i, t in enumerate(ids)) / len(ids)
@@ -189,7 +190,7 @@ def test_rows_of_several_files_keep_their_own_answers(project: Project) -> None:
 
 def test_a_changed_router_is_another_run(judged, monkeypatch) -> None:
     project, file = judged
-    rows = read_asked(file, project.settings.labels)
+    rows = read_labelled(file, project.settings.labels)
     evaluate(project, "mixed", rows)
     asked = listening(monkeypatch)
     evaluate(project, "mixed", rows)

@@ -64,7 +64,7 @@ def test_an_export_holds_the_rows_and_the_settings(tmp_path: Path, tuning: str, 
     assert sorted(written) == sorted(folder.iterdir())
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
     rows = read_examples(folder / info["metals"]["file_name"])
-    ours = read_examples(project.root / "data" / "metals.jsonl")
+    ours = project.inputs("metals").taught  # validation's groups are taught nowhere
     assert [(row.question, row.answers) for row in rows] == [(row.question, row.answers) for row in ours]
     first = json.loads((folder / "metals.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["system"] == "Say." and set(info["metals"]["columns"].values()) == set(first)
@@ -132,7 +132,7 @@ def test_an_adopted_expert_is_the_one_that_was_trained(
     rewrite(source / ("adapter_config.json" if tuning == "lora" else "config.json"), **trace)
     folder = adopt(project, "metals", source)
     facts = read_manifest(folder)
-    assert facts["key"] == key(project, "metals")
+    assert facts["key"] == key(project.inputs("metals"))
     assert (facts["from"], facts["rows"], facts["seconds"]) == ("checkpoint-1.5", 0, 0)
     theirs = {path.name: path for path in source.glob("*.safetensors")}
     assert theirs

@@ -8,9 +8,12 @@ import torch
 from hypothesis import given, strategies
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from gag.errors import SettingsError
 from gag.evaluation.bertscore import BackboneStates, BertScorer, TransformerStates, sentence_similarity
 from gag.evaluation.intervals import grouped_interval, interval, paired
 from gag.evaluation.metrics import contains, exact, f1, normal, tokens
+from gag.models.prompts import plain_tokenizer
+from gag.routing.encoders import text_frame
 
 WORDS = [
     *"abcdefghijklmnopqrstuvwxyz",
@@ -33,8 +36,8 @@ def bert(tmp_path_factory) -> Path:
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     BertTokenizerFast(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-                        intermediate_size=64, initializer_range=0.3)  # fmt: skip
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **shape)
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -94,6 +97,21 @@ def test_bertscore_takes_empties_aliases_and_long_texts(bert: Path) -> None:
     assert whole == pytest.approx((first * 251.5 + second * 151.5) / 403, abs=1e-5)
 
 
+def test_the_frame_of_a_text_is_found_or_refused(bert: Path) -> None:
+    tokenizer = BertTokenizerFast.from_pretrained(bert)
+    plain = plain_tokenizer(tokenizer)
+    assert text_frame(tokenizer, plain) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+
+    class Upside:
+        name_or_path = "upside-down"
+
+        def __call__(self, text: str) -> dict:
+            return {"input_ids": [-1, *plain.encode("the", add_special_tokens=False).ids]}
+
+    with pytest.raises(SettingsError, match="tokenizer of upside-down"):
+        text_frame(Upside(), plain)
+
+
 def test_a_backbone_stands_in_for_an_encoder(expert) -> None:
     scorer = BertScorer(BackboneStates(expert))
     same, other, empty = scorer.score(
@@ -120,7 +138,7 @@ def test_intervals_hold_the_mean_and_shrink_with_more_values() -> None:
     assert interval(few)[0] < 0.5 < interval(few)[1]
     assert interval(many)[1] - interval(many)[0] < (interval(few)[1] - interval(few)[0]) / 3
     assert interval(few) == interval(few) and interval([1.0] * 5) == (1, 1)
-    difference, (low, high) = paired([1.0] * 40, [0.0, 1.0] * 20)
-    assert difference == 0.5 and low > 0 and high < 1
-    assert paired(few, few)[1] == (0, 0)
+    lead = paired([1.0] * 40, [0.0, 1.0] * 20)
+    assert lead.mean == 0.5 and lead.interval.low > 0 and lead.interval.high < 1
+    assert paired(few, few).interval == (0, 0)
     assert grouped_interval([[1.0] * 9, [0.0] * 3, []]) == (0.5, 0.5)

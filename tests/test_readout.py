@@ -44,7 +44,7 @@ def test_cached_decoding_is_plain_decoding(expert: Backbone) -> None:
         if ids[-1] in expert.stops:
             ids.pop()
             break
-    assert write(expert, QUESTIONS[1:2], [prompt], SETTINGS)[0] == ids[len(prompt) :]
+    assert generate_background(expert, QUESTIONS[1:2], [prompt], SETTINGS)[0] == ids[len(prompt) :]
 
 
 def test_states_are_those_of_the_written_tokens(expert: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""`gag route --explain`, `gag router ...` and `gag prototypes --add` on a tiny project, and what they refuse."""
+"""`gag route --explain`, `gag router ...` and `gag prototypes --add` on a tiny project, and refusals."""
 
 import json
 import shutil
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gag.commands.router import _decided
+from gag.commands.router import _calibrated
 from gag.errors import DataError, MismatchError
-from gag.evaluation.labelled import read_asked
+from gag.evaluation.labelled import read_labelled
 from gag.project.domain import load_domain
 from gag.project.project import Project, load_project
 from gag.project.rows import digest, write_rows
+from gag.routing.calibration import Calibration
 from gag.stages.prototypes import add_questions, prototypes
 from tests.test_cli import run
 
@@ -95,7 +96,7 @@ def test_published_labels_map_to_domains(project: Project, tmp_path: Path, capsy
     assert set(json.loads(out.splitlines()[-1])["domains"]) == set(TOPICS)
 
 
-def test_questions_of_a_domain_that_is_not_here_are_strangers(
+def test_questions_of_a_domain_that_is_not_here_are_out_of_distribution(
     project: Project, files, capsys, monkeypatch
 ) -> None:
     banks, asked = files
@@ -169,7 +170,7 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
 ) -> None:
     at = ["--project", str(project.root)]
     code, _, err = run(capsys, monkeypatch, "router", "calibrate", *at)
-    assert code == 2 and "not calibrated" in err and not project.calibration.exists()
+    assert code == 2 and "not calibrated" in err and not project.router.exists()
     write_rows(tmp_path / "general.jsonl", [row for row in rows(80) if row["domain"] == "general"])
     add_questions(project, "general", tmp_path / "general.jsonl")
     for name in ("metals", "plants"):
@@ -178,7 +179,10 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
     code, out, err = run(capsys, monkeypatch, "router", "calibrate", "--alpha", "0.1", *at, "--json")
     assert code == 0, err
     made = json.loads(out.splitlines()[-1])
-    assert json.loads(project.calibration.read_text()) == made and made["alpha"] == 0.1
+    assert (
+        json.loads((project.router / "manifest.json").read_text())["calibration"] == made
+        and made["alpha"] == 0.1
+    )
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
     shown = json.loads(out)
     assert (
@@ -186,7 +190,7 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
         and shown["margin"] == made["margin"]
         and shown["alpha"] == 0.1
     )
-    assert "at most 10.0% of general questions" in "\n".join(_decided(made))
+    assert "at most 10.0% of general questions" in "\n".join(_calibrated(Calibration(**made)))
     shutil.rmtree(project.domain("plants"))
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
     again = json.loads(out)
@@ -196,15 +200,15 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
 
 def test_added_questions_change_one_folder_alone(project: Project, tmp_path: Path) -> None:
     def hashes() -> dict[str, str]:
-        return {str(p): digest(p) for p in project.domains.rglob("*") if p.is_file()}
+        return {str(p): digest(p) for p in project.domains.rglob("*") if p.is_file() and p.name[0] != "."}
 
-    before, count = hashes(), load_domain(project.domain("metals")).bank().count
+    before, count = hashes(), load_domain(project.domain("metals")).facts.bank.count
     write_rows(tmp_path / "more.jsonl", [{"question": f"Is {i} a metal of number {i}?"} for i in range(10)])
     add_questions(project, "metals", tmp_path / "more.jsonl")
     after = hashes()
     assert {Path(p).parts[-2:] for p in before if before[p] != after[p]} == {
-        ("metals", "bank.safetensors"), ("metals", "domain.json")}  # fmt: skip
-    assert load_domain(project.domain("metals")).bank().count == count + 8
+        ("metals", "bank.safetensors"), ("metals", "bank-statistics.safetensors"), ("metals", "domain.json")}  # fmt: skip
+    assert load_domain(project.domain("metals")).facts.bank.count == count + 8
     with pytest.raises(DataError, match="before; give new questions"):
         add_questions(project, "metals", tmp_path / "more.jsonl")
     other = load_project(project.root, ("router.max_tokens=9",))
@@ -230,7 +234,7 @@ def _one(folder: Path) -> Path:
 def test_rows_that_cannot_be_judged_are_refused(tmp_path: Path, row: dict, said: str) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"question": "b?", "domain": "general", "id": "x"}, row])
     with pytest.raises(DataError, match=said):
-        read_asked(tmp_path / "rows.jsonl", {})
+        read_labelled(tmp_path / "rows.jsonl", {})
 
 
 def test_rows_without_a_domain_are_refused(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -42,13 +42,20 @@ def test_rows_go_to_the_tracker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def log(self, values: dict, step: int) -> None:
             sent.append((step, values))
 
+        def finish(self) -> None:
+            sent.append("finished")
+
     monkeypatch.setattr(
         "gag.training.tracking._make", lambda kind, name, folder: Fake() if name == "metals-align" else None
     )
-    run = Run(tmp_path / "metals" / "align.unfinished", {}, "tensorboard")
+    there = tracker("tensorboard", "metals", "align", tmp_path)
+    run = Run(tmp_path / "metals" / "align.unfinished", {}, there)
     run.report({"step": 3, "loss": 0.5, "note": "x"})
     assert sent == [(3, {"loss": 0.5})]
     assert run.log.read_text() == '{"step": 3, "loss": 0.5, "note": "x"}\n'
+    run.close()
+    assert sent[-1] == "finished"  # so that the next stage's rows go to a run of their own, from step 0
+    assert tracker("none", "metals", "align", tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
@@ -60,7 +67,9 @@ def test_a_trackers_own_package_gets_the_rows(
     run = SimpleNamespace(log=lambda values, **known: sent.append(values))
     package = SimpleNamespace(init=lambda **known: begun.append(known) or run, log=run.log)
     monkeypatch.setitem(sys.modules, kind, package)
-    tracker(kind, "metals-align", tmp_path)({"step": 3, "loss": 0.5, "note": "x"})
+    there = tracker(kind, "metals", "align", tmp_path)
+    assert there is not None
+    there.track({"step": 3, "loss": 0.5, "note": "x"})
     assert begun == [{"project": "gag", "name": "metals-align"}]
     assert sent[0]["loss"] == 0.5 and "note" not in sent[0]
 
@@ -68,4 +77,4 @@ def test_a_trackers_own_package_gets_the_rows(
 def test_a_missing_tracker_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingExtraError, match="pip install trackio"):
-        tracker("trackio", "x", tmp_path)
+        tracker("trackio", "x", "align", tmp_path)

@@ -4,15 +4,17 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-ARMS = {
+from gag.commands.demo import DemoFigures, DomainScores, RoutingScores
+
+LABELS = {  # of the methods
     "base": "base alone",
     "gag": "GAG",
     "shuffled": "GAG, another entity's vector",
@@ -22,34 +24,33 @@ ARMS = {
     "bm25": "BM25 top-1 statement",
     "reading": "gold statement among 3 near misses",
 }
-COLUMNS = {"seen_wordings": "seen wordings", "unseen_wordings": "unseen wordings", "new_values": "new values"}
+COLUMNS = ("seen wordings", "unseen wordings", "new values", "tokens added")
 
 
-def show(figures: dict[str, Any], folder: Path) -> None:
+def show(figures: DemoFigures, folder: Path) -> None:
     """Print everything on stdout."""
     console = Console(highlight=False)
-    for domain, scores in figures["domains"].items():
-        console.print(_domain_table(domain, scores, figures["tokens_added"]))
+    for domain, scores in figures.domains.items():
+        console.print(_domain_table(domain, scores, figures.tokens_added))
     console.print(
         "[dim]Share of answers that contain the gold value, on facts that alignment never saw. "
         "New values: facts whose value was never an answer in alignment, asked apart.[/dim]\n"
     )
-    console.print(_routing_table(figures["routing"]))
-    general = figures["general"]
-    same = "bit for bit the stock base's" if general["identical"] else "[red]NOT the stock base's[/red]"
+    console.print(_routing_table(figures.routing))
+    general = figures.general
+    same = "bit for bit the stock base's" if general.identical else "[red]NOT the stock base's[/red]"
     console.print(
-        f"General questions: {general['before']:.3f} without the domains, {general['after']:.3f} with them; "
-        f"{general['misrouted']:.1%} misrouted. Answers and logits on the general route are {same}.\n"
+        f"General questions: {general.before:.3f} without the domains, {general.after:.3f} with them; "
+        f"{general.misrouted:.1%} misrouted. Answers and logits on the general route are {same}.\n"
     )
-    stages = "  ".join(f"{name} {seconds:.0f} s" for name, seconds in figures["stages"].items())
+    stages = "  ".join(f"{name} {seconds:.0f} s" for name, seconds in figures.stages.items())
     console.print(f"[dim]{stages}[/dim]")
-    console.print(
-        f"[dim]{figures['seconds']:.0f} s in all, at most {figures['peak_rss_mb']} MB of memory[/dim]\n"
-    )
-    for sample in figures["samples"]:
-        asked, answer, route = (escape(sample[key]) for key in ("question", "answer", "route"))
-        console.print(f"[bold]{asked}[/bold]\n  {answer}  [dim]({route})[/dim]")
-    command = shlex.join([_program(), "ask", figures["samples"][0]["question"], "--project", str(folder)])
+    total = f"{figures.seconds:.0f} s in all, at most {figures.peak_rss_mb} MB of memory"
+    console.print(f"[dim]{total}[/dim]\n")
+    for sample in figures.samples:
+        question, answer, route = (escape(text) for text in (sample.question, sample.answer, sample.route))
+        console.print(f"[bold]{question}[/bold]\n  {answer}  [dim]({route})[/dim]")
+    command = shlex.join([_program(), "ask", figures.samples[0].question, "--project", str(folder)])
     console.print(f"\nAsk your own:  {command}", style="bold", markup=False, soft_wrap=True)
 
 
@@ -58,30 +59,28 @@ def _program() -> str:
     return "gag" if shutil.which("gag") else os.path.relpath(Path(sys.executable).with_name("gag"))
 
 
-def _domain_table(domain: str, scores: dict[str, Any], added: dict[str, float]) -> Table:
-    table = Table(
-        title=f"{domain}: {scores['facts']} facts, {scores['questions']} questions",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    table.add_column("")
-    for heading in (*COLUMNS.values(), "tokens added"):
-        table.add_column(heading, justify="right")
-    for arm, label in ARMS.items():
-        cells = [f"{scores[column][arm]:.3f}" for column in COLUMNS] + [
-            f"{added[arm]:.0f}" if arm != "expert" else "-"
-        ]
-        table.add_row(label, *cells, style="bold" if arm == "gag" else "")
+def _domain_table(domain: str, scores: DomainScores, added: dict[str, float]) -> Table:
+    title = f"{domain}: {scores.facts} facts, {scores.questions} questions"
+    table = _table(title, COLUMNS)
+    for method, label in LABELS.items():
+        shares = (scores.seen_wordings, scores.unseen_wordings, scores.new_values)
+        cells = [f"{share[method]:.3f}" for share in shares]
+        tokens = f"{added[method]:.0f}" if method != "expert" else "-"
+        table.add_row(label, *cells, tokens, style="bold" if method == "gag" else "")
     return table
 
 
-def _routing_table(routing: dict[str, Any]) -> Table:
-    names = list(routing["confusion"])
-    title = f"routing: {routing['accuracy']:.4f} of {routing['questions']} questions (rows: true, columns: routed)"
+def _routing_table(routing: RoutingScores) -> Table:
+    share = f"routing: {routing.accuracy:.4f} of {routing.questions} questions"
+    table = _table(f"{share} (rows: true, columns: routed)", routing.confusion)
+    for name, row in routing.confusion.items():
+        table.add_row(name, *(str(row[route]) for route in routing.confusion))
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for name, row in routing["confusion"].items():
-        table.add_row(name, *(str(row[guess]) for guess in names))
+    for column in columns:
+        table.add_column(column, justify="right")
     return table

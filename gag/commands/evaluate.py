@@ -1,12 +1,16 @@
-"""`gag evaluate` and `gag compare`: how good the answers are, and how other methods do on the same questions."""
+"""`gag evaluate` and `gag compare`: how good the answers are, and how other methods do on the same ones."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gag.commands.options import JsonOption, ProjectOption, SetOption, finish, open_project
+from gag.commands.options import JsonOption, ProjectOption, SetOption, finish, open_project, routed
 from gag.errors import SettingsError
+
+if TYPE_CHECKING:
+    from gag.evaluation.labelled import LabelledQuestion
+    from gag.project.project import Project
 
 
 def evaluate(
@@ -24,36 +28,21 @@ def evaluate(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer test questions on the router's route and on the true one, and score them; running it again goes on."""
-    opened = open_project(project, settings)
-    from gag.project.settings import GENERAL
-
-    for name in names or []:
-        opened.require(name)
-    if not opened.general.is_dir():
-        raise SettingsError(
-            "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
-        )
-    from gag.evaluation.labelled import read_asked, read_test_rows
-
+    """Answer test questions on the router's route and on the true one, and score them; again, it goes on."""
+    opened = routed(project, settings, names)
     if names and file:
         raise SettingsError("give domains or --file, not both")
-    tested = [
-        name for name, domain in opened.settings.domains.items() if domain.test and name in opened.present()
-    ]
-    chosen = names or [GENERAL, *tested]
-    rows = read_asked(file, opened.settings.labels) if file else read_test_rows(opened, chosen)
-    if not any(row.answers for row in rows):
-        raise SettingsError('no row has a gold "answer": there is nothing to score; add answers')
+    rows = _rows(opened, names, file)
     from gag.evaluation.evaluate import evaluate as run
-    from gag.evaluation.evaluate import evaluation_lines
+    from gag.evaluation.summary import evaluation_lines
     from gag.project.artifacts import locked
 
     run_name = file.stem if file else "-".join(names or ["all"])
     with locked(opened.root / "runs"):
         summary = run(opened, run_name, rows, evidence)
     where = f"runs/evaluation/{run_name}"
-    finish(as_json, {**summary, "folder": where}, "\n".join([*evaluation_lines(summary), f"[{where}]"]))
+    shown = "\n".join([*evaluation_lines(summary), f"[{where}]"])
+    finish(as_json, summary.as_json() | {"folder": where}, shown)
 
 
 def compare(
@@ -78,28 +67,56 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Put GAG, its controls, retrieval and tuning to the same questions, and write a report."""
-    if demo:
-        from gag.commands.demo import make_project
-        from gag.pocket.write import HARD_ENTITIES
-
-        opened = make_project(folder, seed, HARD_ENTITIES, hard=True)
-        domain = domain or next(iter(opened.settings.domains))
-    else:
-        opened = open_project(project, settings)
-    if domain is None:
-        raise SettingsError(
-            f"name a domain (present: {', '.join(opened.present()) or 'none'}), or take --demo"
-        )
-    opened.described(domain)
-    if demo:
-        from gag.stages.build import build
-
-        build(opened, list(opened.settings.domains))
+    opened, domain = _of_demo(folder, seed, domain) if demo else _of_project(project, settings, domain)
     opened.require(domain)
-    from gag.evaluation.comparison import run_comparison
+    from gag.evaluation.compare import run_comparison
     from gag.evaluation.report import compare_lines
 
     chosen = [name.strip() for name in methods.split(",")] if methods else None
-    result, page = run_comparison(opened, domain, chosen, quick)
-    where = page.relative_to(opened.root)
-    finish(as_json, {**result, "report": str(where)}, "\n".join([*compare_lines(result), f"[{where}]"]))
+    found, page = run_comparison(opened, domain, chosen, quick)
+    where = str(page.relative_to(opened.root))
+    shown = "\n".join([*compare_lines(found), f"[{where}]"])
+    finish(as_json, found.as_json() | {"report": where}, shown)
+
+
+def _rows(opened: "Project", names: list[str] | None, file: Path | None) -> list["LabelledQuestion"]:
+    """Read a file, or the test rows of domains; some of them must have a gold answer."""
+    from gag.evaluation.labelled import read_labelled, read_test_rows
+    from gag.project.settings import GENERAL
+
+    present = opened.present()
+    tested = [name for name, domain in opened.settings.domains.items() if domain.test and name in present]
+    if file:
+        rows = read_labelled(file, opened.settings.labels)
+    else:
+        rows = read_test_rows(opened, names or [GENERAL, *tested])
+    if not any(row.answers for row in rows):
+        raise SettingsError('no row has a gold "answer": there is nothing to score; add answers')
+    return rows
+
+
+def _of_project(
+    project: Path | None, settings: list[str] | None, domain: str | None
+) -> tuple["Project", str]:
+    """Open a project that describes the domain."""
+    opened = open_project(project, settings)
+    if domain is None:
+        present = ", ".join(opened.present()) or "none"
+        raise SettingsError(f"name a domain (present: {present}), or take --demo")
+    opened.described(domain)
+    return opened, domain
+
+
+def _of_demo(folder: Path, seed: int, domain: str | None) -> tuple["Project", str]:
+    """Build the bundled world with hard questions, or take it where it stands; default: its first domain."""
+    from gag.commands.demo import make_project
+    from gag.pocket.write import HARD_ENTITIES
+
+    opened = make_project(folder, seed, HARD_ENTITIES, hard=True)
+    domains = list(opened.settings.domains)
+    chosen = domain or domains[0]
+    opened.described(chosen)
+    from gag.stages.build import build
+
+    build(opened, domains)
+    return opened, chosen

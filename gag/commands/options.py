@@ -1,6 +1,7 @@
 """What the commands share: options, opening a project, and how a result is printed."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from gag.errors import SettingsError
 from gag.project import distributed
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from gag.project.project import Project
 
 ProjectOption = Annotated[
@@ -47,16 +50,27 @@ def asked(question: str, project: Path | None, settings: list[str] | None) -> "P
     from gag.project.rows import check_text
 
     check_text(question, "the question")
+    return routed(project, settings)
+
+
+def routed(project: Path | None, settings: list[str] | None, names: list[str] | None = None) -> "Project":
+    """Open a project in which these domains are present and questions can be routed."""
     opened = open_project(project, settings)
-    opened.require_general()
+    for name in names or []:
+        opened.require(name)
+    if not opened.general.is_dir():
+        raise SettingsError(
+            "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
+        )
     return opened
 
 
-def finish(as_json: bool, result: dict[str, Any], shown: str | None = None) -> None:
+def finish(as_json: bool, result: "dict[str, Any] | DataclassInstance", shown: str | None = None) -> None:
     """Print one JSON object, or what is shown to a person."""
     if distributed.rank() > 0:
         return
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        plain = result if isinstance(result, dict) else asdict(result)
+        print(json.dumps(plain, ensure_ascii=False))
     elif shown is not None:
         print(shown)

@@ -2,15 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gag.commands.options import JsonOption, ProjectOption, SetOption, asked, finish, open_project
+from gag.commands.options import JsonOption, ProjectOption, SetOption, asked, finish, open_project, routed
 from gag.errors import SettingsError
 
 if TYPE_CHECKING:
+    from gag.evaluation.labelled import LabelledQuestion
     from gag.project.project import Project
+    from gag.routing.calibration import Calibration
+    from gag.routing.explain import Explanation
+    from gag.routing.router import Router
 
 router_app = typer.Typer(help="Show, judge and calibrate the router.", no_args_is_help=True)
 
@@ -38,8 +42,9 @@ def route(
     if explain:
         from gag.routing.explain import explain_route
 
-        result["explanation"] = explained = explain_route(opened, router, question)
-        lines += _explained(explained)
+        explanation = explain_route(opened, router, question)
+        result["explanation"] = asdict(explanation)
+        lines += _explained(explanation)
     finish(as_json, result, "\n".join(lines))
 
 
@@ -48,23 +53,23 @@ def router_show(
     project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the banks, the rule that was chosen, and what it promises."""
-    opened = _routed(project, settings)
+    opened = routed(project, settings)
     from gag.routing.state import load_router
 
     router = load_router(opened)
     banks = {
-        name: {"questions": bank.count, "centres": len(bank.centres), "held_out": len(bank.held_out)}
+        name: {"questions": bank.count, "centres": bank.centre_count, "held_out": bank.held_out_count}
         for name, bank in zip(router.names, router.banks, strict=True)
     }
-    decided = (
-        asdict(router.calibration) if router.calibration else {"rule": router.rule, "margin": router.margin}
-    )
     lines = [f"{'bank':<20}{'questions':>10}{'centres':>9}{'held out':>10}"]
-    lines += [
-        f"{name:<20}{b['questions']:>10}{b['centres']:>9}{b['held_out']:>10}" for name, b in banks.items()
-    ]
-    shown = "\n".join([*lines, *_decided(decided)])
-    finish(as_json, {"banks": banks, "encoder": asdict(router.encoder.spec), **decided}, shown)
+    for name, bank in banks.items():
+        lines.append(f"{name:<20}{bank['questions']:>10}{bank['centres']:>9}{bank['held_out']:>10}")
+    if router.calibration:
+        decided, lines = asdict(router.calibration), lines + _calibrated(router.calibration)
+    else:
+        decided = {"rule": router.rule, "margin": router.margin}
+        lines.append(f"rule {router.rule}, margin {router.margin:g} (not calibrated)")
+    finish(as_json, {"banks": banks, "encoder": asdict(router.encoder.spec), **decided}, "\n".join(lines))
 
 
 @router_app.command("evaluate")
@@ -82,25 +87,19 @@ def router_evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Route questions whose domain is known, and write what became of them as JSON and as a page."""
-    opened = open_project(project, settings) if banks else _routed(project, settings)
-    from gag.evaluation.labelled import need_domains, read_asked, read_test_rows
-    from gag.project.settings import GENERAL
+    opened = open_project(project, settings) if banks else routed(project, settings)
+    rows, learned = _evaluated(opened, files or []), _read(opened, banks or [])
+    from gag.evaluation.labelled import need_domains
+    from gag.evaluation.routing import evaluate_routing
+    from gag.evaluation.routing_report import routing_lines, write_routing
 
-    labels = opened.settings.labels
-    rows = [row for file in files or [] for row in read_asked(file, labels)]
-    rows = rows or read_test_rows(
-        opened, [GENERAL, *(n for n in opened.settings.domains if n in opened.present())]
-    )
-    learned = [row for file in banks or [] for row in read_asked(file, labels)]
     need_domains([*rows, *learned])
-    from gag.evaluation.routing import evaluate_routing, routing_lines, write_routing
-
     router = _router_over(opened, learned)
     figures = evaluate_routing(router, rows, opened.settings.router)
-    folder = opened.root / "runs" / "router"
-    page = write_routing(folder, figures, f"Routing of {len(rows)} questions")
-    written = page.relative_to(opened.root)
-    finish(as_json, {**figures, "page": str(written)}, "\n".join([*routing_lines(figures), f"[{written}]"]))
+    page = write_routing(opened.root / "runs" / "router", figures, f"Routing of {len(rows)} questions")
+    written = str(page.relative_to(opened.root))
+    shown = "\n".join([*routing_lines(figures), f"[{written}]"])
+    finish(as_json, asdict(figures) | {"page": written}, shown)
 
 
 @router_app.command("calibrate")
@@ -115,33 +114,39 @@ def router_calibrate(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the rule, the margin over general and the distance limit anew, and write router.json."""
-    opened = _routed(project, [*(settings or []), *([f"router.alpha={alpha}"] if alpha is not None else [])])
-    from gag.routing.state import load_router
+    """Choose the rule, the margin over general and the distance limit anew, and keep it in router/."""
+    laid_over = [*(settings or []), *([f"router.alpha={alpha}"] if alpha is not None else [])]
+    opened = routed(project, laid_over)
     from gag.project.artifacts import locked
-    from gag.routing.calibration import save_calibration
+    from gag.routing.state import keep_state, load_router
 
     with locked(opened.root / "runs"):
-        router = load_router(opened, saved=False)
+        router = load_router(opened, anew=True)
         if router.calibration is None:
-            raise SettingsError(
-                router.warning or "router.rule is ppr, or no domain is present: there is nothing to calibrate"
-            )
-        save_calibration(opened.calibration, router.calibration)
-    decided = asdict(router.calibration)
-    finish(as_json, decided, "\n".join([*_decided(decided), f"wrote {opened.calibration.name}"]))
+            nothing = "router.rule is ppr, or no domain is present: there is nothing to calibrate"
+            raise SettingsError(router.state.warning or nothing)
+        keep_state(opened, router.state)
+    shown = "\n".join([*_calibrated(router.calibration), f"wrote {opened.router.name}/"])
+    finish(as_json, router.calibration, shown)
 
 
-def _routed(project: Path | None, settings: list[str] | None) -> "Project":
-    opened = open_project(project, settings)
-    if not opened.general.is_dir():
-        raise SettingsError(
-            "the project has no general bank yet; run `gag build DOMAIN` or `gag prototypes general`"
-        )
-    return opened
+def _read(opened: "Project", files: list[Path]) -> list["LabelledQuestion"]:
+    """Read files of questions whose domain is known."""
+    from gag.evaluation.labelled import read_labelled
+
+    return [row for file in files for row in read_labelled(file, opened.settings.labels)]
 
 
-def _router_over(opened: "Project", learned: list[Any]) -> Any:
+def _evaluated(opened: "Project", files: list[Path]) -> list["LabelledQuestion"]:
+    """Read the questions to judge by: files, or else the project's test rows."""
+    from gag.evaluation.labelled import read_test_rows
+    from gag.project.settings import GENERAL
+
+    present = [name for name in opened.settings.domains if name in opened.present()]
+    return _read(opened, files) or read_test_rows(opened, [GENERAL, *present])
+
+
+def _router_over(opened: "Project", learned: list["LabelledQuestion"]) -> "Router":
     """Load the project's router, or make one over banks of these rows."""
     if not learned:
         from gag.routing.state import load_router
@@ -158,36 +163,35 @@ def _router_over(opened: "Project", learned: list[Any]) -> Any:
     with locked(opened.root / "runs"):
         banks = banks_of(learned, cached(encoder, opened), opened.settings.router)
     router = Router(banks, encoder, opened.settings.router)
-    if router.warning:
-        say(router.warning)
+    if router.state.warning:
+        say(router.state.warning)
     return router
 
 
-def _decided(decided: dict[str, Any]) -> list[str]:
-    if "losses" not in decided:
-        return [f"rule {decided['rule']}, margin {decided['margin']:g} (not calibrated)"]
-    losses = "  ".join(f"{name} {loss:.4f}" for name, loss in decided["losses"].items())
+def _calibrated(calibration: "Calibration") -> list[str]:
+    """Say what a calibration decided and what it promises."""
+    losses = "  ".join(f"{name} {loss:.4f}" for name, loss in calibration.losses.items())
     return [
-        f"rule {decided['rule']}; log loss on the questions held out: {losses}",
-        f"at most {decided['reached']:.1%} of general questions go to specialists: a margin of {decided['margin']:.3g} is needed",
-        f"a question further than {decided['far']:.3g} from every domain is out of distribution and goes to general",
+        f"rule {calibration.rule}; log loss on the questions held out: {losses}",
+        f"at most {calibration.reached:.1%} of general questions go to specialists: "
+        f"a margin of {calibration.margin:.3g} is needed",
+        f"a question further than {calibration.far:.3g} from every domain is out of distribution "
+        "and goes to general",
     ]
 
 
-def _explained(explained: dict[str, Any]) -> list[str]:
-    lines = [f"rule {explained['rule']}"]
-    if explained["margin"] is not None:
-        lines[0] += (
-            f"; margin over general {explained['margin']:.3g}, needed {explained['margin_needed']:.3g}"
-        )
-    if explained["distance"] is not None:
-        lines.append(
-            f"distance to the nearest domain {explained['distance']:.3g}, out of distribution above {explained['far']:.3g}"
-        )
-    for name, near in explained["prototypes"].items():
-        lines.append(
-            f"   {name:<20} prototype {near['prototype']} of {near['questions']:.0f} questions, cosine {near['cosine']:.3f}"
-        )
-    for name, questions in explained["questions"].items():
+def _explained(explanation: "Explanation") -> list[str]:
+    """Say what decided a route."""
+    lines = [f"rule {explanation.rule}"]
+    if explanation.margin is not None:
+        needed = explanation.margin_needed
+        lines[0] += f"; margin over general {explanation.margin:.3g}, needed {needed:.3g}"
+    if explanation.distance is not None:
+        distance, far = explanation.distance, explanation.far
+        lines.append(f"distance to the nearest domain {distance:.3g}, out of distribution above {far:.3g}")
+    for name, near in explanation.prototypes.items():
+        stands_for = f"prototype {near.prototype} of {near.questions} questions"
+        lines.append(f"   {name:<20} {stands_for}, cosine {near.cosine:.3f}")
+    for name, questions in explanation.questions.items():
         lines += [f"   {name:<20} {cosine:.3f}  {question}" for question, cosine in questions]
     return lines

@@ -1,4 +1,4 @@
-"""Answer the same questions in different ways: GAG, its controls, the base alone, and knowledge as text in the prompt."""
+"""Answer the same questions by several methods: GAG, its controls, the base alone, and knowledge as text."""
 
 import time
 from collections.abc import Callable
@@ -7,11 +7,10 @@ from typing import TypeVar
 
 import torch
 
-from gag.engine.engine import GAG, Knowledge
+from gag.engine.engine import Knowledge, ProjectGAG
 from gag.engine.pool import Module
 from gag.evaluation.retrieval import bm25
-from gag.models.backbone import Backbone
-from gag.models.language_model import pad_left
+from gag.models.language_model import LanguageModel, Request, generate
 from gag.project.rows import Example, Passage
 from gag.project.settings import GENERAL
 
@@ -21,8 +20,8 @@ B = TypeVar("B")
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way's answers, and the knowledge tokens that it added to the base's prompt, per question on average."""
+class MethodResult:
+    """A method's answers, and the tokens that it added to the base's prompt, per question on average."""
 
     texts: list[str]
     tokens_added: float
@@ -30,79 +29,96 @@ class Arm:
 
 @dataclass(frozen=True)
 class Case:
-    """A test question, the question whose vector is the wrong one for it, and passages with the gold among them."""
+    """A test question, the question whose vectors are wrong for it, and passages with the gold among them."""
 
     example: Example
     shuffled: Example
     reading: str
 
 
-def answer_all(gag: GAG, domain: str, cases: list[Case], corpus: list[Passage]) -> dict[str, Arm]:
-    """Answer every case in every way that the demo shows."""
+def answer_cases(
+    gag: ProjectGAG, domain: str, cases: list[Case], corpus: list[Passage]
+) -> dict[str, MethodResult]:
+    """Answer every case by each method that the demo shows."""
     questions = [case.example.question for case in cases]
-    known = know(gag, questions, domain)
-    wrong = know(gag, [case.shuffled.question for case in cases], domain)
+    knowledge = knowledge_of(gag, questions, domain)
+    wrong = knowledge_of(gag, [case.shuffled.question for case in cases], domain)
     best = bm25(corpus)(questions, 1)
     return {
-        "base": plain(gag, questions),
-        "gag": injected(gag, domain, questions, known),
+        "base": alone(gag, questions),
+        "gag": injected(gag, domain, questions, knowledge),
         "shuffled": injected(gag, domain, questions, wrong),
-        "zero": injected(gag, domain, questions, nulled(known)),
-        "expert_text": with_text(gag, domain, questions, [k.text for k in known]),
-        "expert": Arm([k.text for k in known], 0.0),
+        "zero": injected(gag, domain, questions, zeroed(knowledge)),
+        "expert_text": with_text(gag, domain, questions, [k.text for k in knowledge]),
+        "expert": MethodResult([k.text for k in knowledge], 0.0),
         "bm25": with_text(gag, domain, questions, [corpus[row[0]].text for row in best]),
         "reading": with_text(gag, domain, questions, [case.reading for case in cases]),
     }
 
 
-def know(gag: GAG, questions: list[str], domain: str, module: Module | None = None) -> list[Knowledge]:
-    """Read a domain's expert on questions, batch by batch."""
-    return batched(questions, lambda batch: gag.know(batch, domain, module))
+def knowledge_of(
+    gag: ProjectGAG, questions: list[str], domain: str, module: Module | None = None
+) -> list[Knowledge]:
+    """Read a domain's expert on questions, batch by batch; by its own module, or another of this expert."""
+    return batched(questions, lambda batch: gag.read(batch, domain, module))
 
 
-def nulled(known: list[Knowledge]) -> list[Knowledge]:
+def zeroed(knowledge: list[Knowledge]) -> list[Knowledge]:
     """Put zero vectors in the place of the knowledge."""
-    return [replace(k, vectors=torch.zeros_like(k.vectors)) for k in known]
+    return [replace(k, vectors=torch.zeros_like(k.vectors)) for k in knowledge]
 
 
-def plain(gag: GAG, questions: list[str], new: int | None = None) -> Arm:
+def alone(gag: ProjectGAG, questions: list[str], max_new_tokens: int | None = None) -> MethodResult:
     """Let the base answer alone."""
-    return answered(gag, [gag.embed(q, GENERAL, None) for q in questions], new=new)
+    return answered(gag, [gag.prompt(q, GENERAL, None) for q in questions], max_new_tokens=max_new_tokens)
 
 
 def injected(
-    gag: GAG, domain: str, questions: list[str], known: list[Knowledge], new: int | None = None
-) -> Arm:
+    gag: ProjectGAG,
+    domain: str,
+    questions: list[str],
+    knowledge: list[Knowledge],
+    max_new_tokens: int | None = None,
+) -> MethodResult:
     """Let the base answer with knowledge vectors in its prompt."""
-    rows = [gag.embed(q, domain, k) for q, k in zip(questions, known, strict=True)]
-    return answered(gag, rows, [len(k.vectors) for k in known], new)
+    rows = [gag.prompt(q, domain, k) for q, k in zip(questions, knowledge, strict=True)]
+    return answered(gag, rows, [len(k.vectors) for k in knowledge], max_new_tokens)
 
 
-def with_text(gag: GAG, domain: str, questions: list[str], texts: list[str], new: int | None = None) -> Arm:
+def with_text(
+    gag: ProjectGAG, domain: str, questions: list[str], texts: list[str], max_new_tokens: int | None = None
+) -> MethodResult:
     """Let the base answer with knowledge as text in the place of the vectors."""
-    prompts, instruction = gag.base.prompts, gag.domains[domain].facts.prompts.answer
+    prompts, instruction = gag.base.prompts, gag.domains.facts(domain).prompts.answer
     rows = [
         gag.base.embed(prompts.with_text(q, instruction, text))
         for q, text in zip(questions, texts, strict=True)
     ]
-    return answered(gag, rows, [len(prompts.text(text)) for text in texts], new)
+    return answered(gag, rows, [len(prompts.text(text)) for text in texts], max_new_tokens)
 
 
 def answered(
-    gag: GAG, rows: list[torch.Tensor], added: list[int] | None = None, new: int | None = None
-) -> Arm:
-    """Decode prompts, each [T, Db], greedily with as many new tokens as the project allows, or `new`."""
-    return Arm(
-        decoded(gag.base, rows, new or gag.project.settings.decoding.max_new_tokens),
-        sum(added or []) / len(rows),
-    )
+    gag: ProjectGAG,
+    rows: list[torch.Tensor],
+    added: list[int] | None = None,
+    max_new_tokens: int | None = None,
+) -> MethodResult:
+    """Decode prompts, each [T, Db], greedily; `added` are the tokens that the method put into each.
+
+    Without `max_new_tokens` an answer may be as long as decoding.max_new_tokens.
+    """
+    longest = max_new_tokens or gag.project.settings.decoding.max_new_tokens
+    return MethodResult(decoded(gag.base, rows, longest), sum(added or []) / len(rows))
 
 
-def decoded(model: Backbone, rows: list[torch.Tensor], new: int) -> list[str]:
+def decoded(model: LanguageModel, rows: list[torch.Tensor], max_new_tokens: int) -> list[str]:
     """Decode prompts, each [T, D], batch by batch."""
-    return batched(
-        rows, lambda batch: [model.prompts.decode(ids) for ids in model.generate(pad_left(batch), new)]
-    )
+
+    def decode(batch: list[torch.Tensor]) -> list[str]:
+        written = generate(model, [Request(row, max_new_tokens) for row in batch])
+        return [model.prompts.decode(generation.ids) for generation in written]
+
+    return batched(rows, decode)
 
 
 def times_of(work: Callable[[], object], rounds: int = 5) -> list[float]:

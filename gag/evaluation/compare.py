@@ -1,265 +1,276 @@
-"""The same questions by every method, with controls: what each gets right, what it costs, and where it wins."""
+"""`gag compare`: build what is compared, ask every method the same questions, score the answers, report."""
 
 import json
-import random
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gag.engine.engine import GAG
-from gag.errors import DataError
+from gag.engine.engine import ProjectGAG
+from gag.errors import SettingsError
 from gag.evaluation.answers import times_of
-from gag.evaluation.evaluate import scorers
+from gag.evaluation.comparison import (
+    Comparison,
+    MethodFigures,
+    Provenance,
+    SliceFigures,
+    WorstAnswer,
+    kind_of,
+)
+from gag.evaluation.costs import Cost, Resident, resident
 from gag.evaluation.intervals import interval, paired
-from gag.evaluation.labelled import Asked, read_asked, read_test_rows
-from gag.evaluation.methods import RETRIEVAL, SEED, Way, bytes_of, passages_of, ways
-from gag.evaluation.metrics import tokens
-from gag.project.artifacts import write_json
-from gag.project.inputs import alignment_rows
+from gag.evaluation.labelled import LabelledQuestion
+from gag.evaluation.methods import CONTROLS, RETRIEVAL, Method, known_methods, methods_of, passages_of
+from gag.evaluation.questions import Questions, draw_questions, slices_of
+from gag.evaluation.report import write_report
+from gag.evaluation.scoring import Scorer
+from gag.project.artifacts import locked, write_json
+from gag.project.keys import stage_key
 from gag.project.progress import say
 from gag.project.project import Project
-from gag.project.rows import Passage, write_rows
-from gag.project.keys import stage_key
-from gag.project.settings import GENERAL
+from gag.project.rows import write_rows
+from gag.stages.align import align
+from gag.stages.readouts import readouts
 
-QUESTIONS, QUICK_QUESTIONS, SEEN, GENERAL_QUESTIONS = 500, 240, 100, 100
-CONTROLS = ("shuffled", "zero", "other")
 FURTHER = 5  # tokens after the first, that are timed
+WORST = 8
 
 
-def compare(
-    project: Project, domain: str, methods: list[str], quick: bool, peaks: dict[str, float]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MethodAnswers:
+    """What a method answered and how fast, as its file keeps it; `key` names what it depends on."""
+
+    key: str
+    texts: list[str]
+    tokens_added: float
+    first_token_ms: float
+    per_token_ms: float | None
+    general: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A method's answers and a score of each; it does not hold the method, whose model is let go."""
+
+    label: str
+    cost: Cost
+    answers: MethodAnswers
+    scores: list[float]
+    in_context: list[float] | None  # whether a gold stands in the text that the method adds
+    general: list[float]
+
+
+def run_comparison(
+    project: Project, domain: str, names: list[str] | None, quick: bool
+) -> tuple[Comparison, Path]:
+    """Compare methods on a domain -> what was found, and its page.
+
+    Default: all methods; with `quick`, all but the variants. Variants are built first, and wrong settings of
+    theirs are refused before any work.
+    """
+    methods, variants = known_methods(project), project.settings.evaluation.variants
+    chosen = names or [name for name in methods if not quick or name not in variants]
+    if unknown := [name for name in chosen if name not in methods]:
+        raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(methods)}")
+    others = [project.under(name) for name in chosen if name in variants]
+    with locked(project.root / "runs"):
+        for other in others:
+            readouts(other, domain)
+            align(other, domain)
+        comparison = compare(project, domain, chosen, quick)
+        return comparison, write_report(project.run(domain, "compare"), comparison)
+
+
+def compare(project: Project, domain: str, names: list[str], quick: bool) -> Comparison:
     """Answer a domain's test questions by each method; write answers and figures to runs/<domain>/compare.
 
-    Each method's answers are kept as soon as they stand, so a comparison that was cut goes on with the next method.
+    Each method's answers are kept as soon as they stand: a comparison that was cut goes on with the next.
     """
     started = time.monotonic()
-    rows, count = _questions(project, domain, quick)
-    slices = _slices(rows, passages_of(project, domain))
-    general = _general(project)
-    gag = GAG(project)
-    metric = project.settings.evaluation.of(domain, domain)[0]
-    judges = scorers(gag)
-    score, judge = judges[metric], judges["contains"]
+    asked = draw_questions(project, domain, quick)
+    slices = slices_of(asked.rows, passages_of(project, domain))
+    gag = ProjectGAG(project)
+    scorer, metric = Scorer(gag), project.settings.evaluation.of(domain, domain)[0]
     folder = project.run(domain, "compare")
-    golds = [row.answers for row in rows]
-    found: dict[str, dict[str, Any]] = {}
-    values: dict[str, list[float]] = {}
-    texts: dict[str, list[str]] = {}
-    contexts: dict[str, list[float]] = {}  # whether the gold stands in what a method puts into the prompt
-    for way in ways(project, gag, domain, methods, quick, peaks):
-        did = _worked(folder / "ways" / f"{way.name}.json", gag, domain, way, rows, general)
-        values[way.name], texts[way.name] = score(did["texts"], golds), did["texts"]
-        test = values[way.name][:count]
-        kept = (
-            float(np.mean(judge(did["general"], [r.answers for r in general])))
-            if general and did["general"]
-            else None
-        )
-        disk = way.cost.disk
-        held = None if way.context is None else judge(way.context([row.question for row in rows]), golds)
-        if held is not None:
-            contexts[way.name] = held
-        found[way.name] = {
-            "label": way.label, "quality": round(float(np.mean(test)), 4), "interval": interval(test),
-            "in_context": None if held is None else round(float(np.mean(held[:count])), 4),
-            "tokens_added": round(did["tokens_added"], 2), "general": None if kept is None else round(kept, 4),
-            "build_seconds": way.cost.seconds, "build_mb": way.cost.peak_mb,
-            "disk_mb": None if disk is None else round(disk / 1e6, 2),
-            "first_token_ms": did["first_token_ms"], "per_token_ms": did["per_token_ms"],
-        }  # fmt: skip
-        say(f"compare {domain}: {way.label} {found[way.name]['quality']:.3f}")
-    for name, figures in found.items():
-        if "gag" in values and name != "gag":
-            difference, ends = paired(values["gag"][:count], values[name][:count])
-            figures["gag_leads_by"] = {"mean": round(difference, 4), "interval": ends}
-    result = {
-        "domain": domain, "metric": metric, "questions": count, "quick": quick, "methods": found,
-        "slices": {
-            name: {"questions": len(chosen)}
-            | {way: round(float(np.mean([each[i] for i in chosen])), 4) for way, each in values.items()}
-            for name, chosen in slices.items()
-        },
-        "contexts": {
-            name: {way: round(float(np.mean([held[i] for i in chosen])), 4) for way, held in contexts.items()}
-            for name, chosen in slices.items()
-        },
-        "worst": _worst(rows[:count], values, texts), "memory": _memory(project, gag, domain, found),
-        "facts": _facts(project, gag, domain), "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
-    write_rows(folder / "answers.jsonl", (
-        {"id": row.id, "question": row.question, "gold": list(row.answers)} | {way: t[i] for way, t in texts.items()}
-        for i, row in enumerate(rows)
-    ))  # fmt: skip
-    write_json(folder / "compare.json", result)
-    return result
+    outcomes: dict[str, Outcome] = {}
+    for method in methods_of(project, gag, domain, names, quick):
+        answers = _answers(folder / "methods" / f"{method.name}.json", gag, domain, method, asked)
+        outcome = outcomes[method.name] = _outcome(method, answers, asked, scorer, metric)
+        say(f"compare {domain}: {method.label} {_mean(outcome.scores[: asked.tested]):.3f}")
+    figures = _all_figures(outcomes, asked.tested)
+    comparison = Comparison(
+        domain=domain,
+        metric=metric,
+        questions=asked.tested,
+        quick=quick,
+        methods=figures,
+        slices={name: _slice(outcomes, places) for name, places in slices.items()},
+        worst=_worst(asked.rows[: asked.tested], outcomes),
+        memory=_memory(gag, domain, figures),
+        facts=_provenance(project, gag, domain),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    _write(folder, asked, outcomes, comparison)
+    return comparison
 
 
-def _worked(
-    path: Path, gag: GAG, domain: str, way: Way, rows: list[Asked], general: list[Asked] | None
-) -> dict[str, Any]:
-    """Let a method answer everything and time it, or take what it did before on the same questions and models."""
-    questions, asked = [row.question for row in rows], [row.question for row in general or []]
-    key = stage_key(way=way.name, made_from=way.made_from, domain=gag.domains[domain].facts.key, questions=questions,
-                    general=asked, decoding=gag.project.settings.decoding.model_dump())  # fmt: skip
-    kept = _kept(path)
-    if kept.get("key") == key:
+def _answers(path: Path, gag: ProjectGAG, domain: str, method: Method, asked: Questions) -> MethodAnswers:
+    """Let a method answer everything and time it, or take what it did before on the same inputs."""
+    general = [row.question for row in asked.general]
+    key = stage_key(method=method.name, made_from=method.made_from, domain=gag.domains.facts(domain).key,
+                    questions=asked.texts, general=general,
+                    decoding=gag.project.settings.decoding.model_dump())  # fmt: skip
+    if kept := _kept(path, key):
         return kept
-    arm = way.answer(questions, None)
-    first, each = _speed(gag, way, questions)
-    done = {
-        "key": key, "texts": arm.texts, "tokens_added": arm.tokens_added, "first_token_ms": first, "per_token_ms": each,
-        "general": _on_general(gag, way, asked) if asked and way.name not in (*CONTROLS, "expert") else [],
-    }  # fmt: skip
+    result = method.answer(asked.texts, None)
+    first, each = _speed(gag, method, asked.texts)
+    sees_general = bool(general) and method.name not in (*CONTROLS, "expert")
+    answers = MethodAnswers(
+        key=key,
+        texts=result.texts,
+        tokens_added=result.tokens_added,
+        first_token_ms=first,
+        per_token_ms=each,
+        general=_answer_general(gag, method, general) if sees_general else [],
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}")
-    write_json(fresh, done)
-    fresh.rename(path)
-    return done
+    write_json(path, asdict(answers))
+    return answers
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _kept(path: Path, key: str) -> MethodAnswers | None:
     """Read what a method did before; a file that was cut or edited counts for nothing."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _questions(project: Project, domain: str, quick: bool) -> tuple[list[Asked], int]:
-    """Take the test rows, or a fixed draw of them, and behind them some that alignment saw -> all, and how many are test."""
-    rng = random.Random(SEED)
-    rows = [row for row in read_test_rows(project, [domain]) if row.answers]
-    if not rows:
-        raise DataError(f"no test row of {domain} has a gold answer; add answers")
-    most = QUICK_QUESTIONS if quick else QUESTIONS
-    rows = rng.sample(rows, most) if len(rows) > most else rows
-    seen = alignment_rows(project, domain)["align"]
-    shown = [
-        Asked(
-            f"seen/{e.id}",
-            e.question,
-            e.answers,
-            domain,
-            domain,
-            {"group": e.group, "slices": ["facts that alignment saw"]},
-        )
-        for e in rng.sample(seen, min(SEEN, len(seen)))
-    ]
-    return rows + shown, len(rows)
-
-
-def _general(project: Project) -> list[Asked] | None:
-    """Take some general questions with answers, if the project names any."""
-    if project.settings.general.test is None:
+        answers = MethodAnswers(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    except (ValueError, TypeError):
         return None
-    rows = [
-        row
-        for row in read_asked(project.file(project.settings.general.test), project.settings.labels, GENERAL)
-        if row.answers
-    ]
-    return random.Random(SEED).sample(rows, min(GENERAL_QUESTIONS, len(rows))) or None
+    return answers if answers and answers.key == key else None
 
 
-def _on_general(gag: GAG, way: Way, questions: list[str]) -> list[str]:
-    """Answer general questions as a user of the method would meet it: GAG has its router, the others are always on."""
-    if way.routed:
+def _answer_general(gag: ProjectGAG, method: Method, questions: list[str]) -> list[str]:
+    """Answer general questions as a user meets the method: GAG has its router, the others are always on."""
+    if method.routed:
         return [answer.text for answer in gag.ask(questions)]
-    return way.answer(questions, None).texts
+    return method.answer(questions, None).texts
 
 
-def _speed(gag: GAG, way: Way, questions: list[str]) -> tuple[float, float | None]:
-    """Measure one question alone: milliseconds to the first token, and for each further one that is written.
+def _speed(gag: ProjectGAG, method: Method, questions: list[str]) -> tuple[float, float | None]:
+    """Measure one question alone -> milliseconds to the first token, and for each further one.
 
-    What writes its whole text before the first token, as the expert alone does here, has no time for further ones.
+    What writes its whole text before the first token, as the expert alone does here, has no time for further
+    ones. That time is of the fastest rounds: noise would drown the difference.
     """
     one = questions[:1]
-    first, more = times_of(lambda: way.answer(one, 1)), times_of(lambda: way.answer(one, 1 + FURTHER))
-    text = way.answer(one, 1 + FURTHER).texts[0]
+    first = times_of(lambda: method.answer(one, 1))
+    more = times_of(lambda: method.answer(one, 1 + FURTHER))
+    to_first = round(1000 * first[len(first) // 2], 2)
+    text = method.answer(one, 1 + FURTHER).texts[0]
     written = min(FURTHER, len(gag.base.prompts.text(text)))  # its end, too, is a token
-    known = way.name != "expert" and written > 0
-    each = (
-        max(0.0, more[0] - first[0]) / written if known else None
-    )  # of the fastest: noise would drown the difference
-    return round(1000 * first[len(first) // 2], 2), None if each is None else round(1000 * each, 2)
+    if method.name == "expert" or written == 0:
+        return to_first, None
+    return to_first, round(1000 * max(0.0, more[0] - first[0]) / written, 2)
 
 
-def _slices(rows: list[Asked], passages: list[Passage]) -> dict[str, list[int]]:
-    """Group the questions: by what their rows say, by numeric answers, and by words shared with their statement."""
-    statements = {passage.id: set(tokens(passage.text)) for passage in passages}
-    common = {word for word, many in _counts(statements).items() if many > len(statements) / 20}
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        named = row.row.get("slices") or []
-        if not isinstance(named, list):
-            raise DataError(f'row {row.id}: "slices" must be a list of texts')
-        names = [str(name) for name in named]
-        if any(answer.strip().replace(".", "", 1).isdigit() for answer in row.answers):
-            names.append("numeric answers")
-        statement = statements.get(str(row.row.get("group")))
-        if statement is not None and not (set(tokens(row.question)) - common) & statement:
-            names.append("no content word shared with the statement")
-        for name in dict.fromkeys(names):
-            groups.setdefault(name, []).append(i)
-    return groups
-
-
-def _counts(statements: dict[str, set[str]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for words in statements.values():
-        for word in words:
-            counts[word] = counts.get(word, 0) + 1
-    return counts
-
-
-def _worst(
-    rows: list[Asked], values: dict[str, list[float]], texts: dict[str, list[str]], count: int = 8
-) -> list[dict[str, str]]:
-    """Take GAG's worst answers, with what other methods say."""
-    if "gag" not in values:
-        return []
-    order = sorted(range(len(rows)), key=lambda i: (values["gag"][i], i))[:count]
-    retrieval = max(
-        (name for name in values if name.split("-")[0] in RETRIEVAL),
-        key=lambda name: sum(values[name]),
-        default=None,
+def _outcome(
+    method: Method, answers: MethodAnswers, asked: Questions, scorer: Scorer, metric: str
+) -> Outcome:
+    context = None if method.context is None else method.context(asked.texts)
+    return Outcome(
+        label=method.label,
+        cost=method.cost,
+        answers=answers,
+        scores=scorer.score(metric, answers.texts, asked.golds),
+        in_context=None if context is None else scorer.score("contains", context, asked.golds),
+        general=scorer.score("contains", answers.general, [row.answers for row in asked.general])
+        if answers.general
+        else [],
     )
-    shown = [name for name in ("gag", "text", "expert", retrieval) if name in texts]
+
+
+def _all_figures(outcomes: dict[str, Outcome], tested: int) -> dict[str, MethodFigures]:
+    """Take each method's figures over the test questions, and by how much GAG leads it on them."""
+    figures = {name: _figures(outcome, tested) for name, outcome in outcomes.items()}
+    if "gag" not in outcomes:
+        return figures
+    ours = outcomes["gag"].scores[:tested]
+    leads = {name: paired(ours, outcomes[name].scores[:tested]) for name in outcomes if name != "gag"}
+    return {name: replace(found, gag_leads_by=leads.get(name)) for name, found in figures.items()}
+
+
+def _figures(outcome: Outcome, tested: int) -> MethodFigures:
+    answers, cost, scores = outcome.answers, outcome.cost, outcome.scores[:tested]
+    return MethodFigures(
+        label=outcome.label,
+        quality=_mean(scores),
+        interval=interval(scores),
+        in_context=None if outcome.in_context is None else _mean(outcome.in_context[:tested]),
+        tokens_added=round(answers.tokens_added, 2),
+        general=_mean(outcome.general) if outcome.general else None,
+        build_seconds=cost.seconds,
+        build_mb=None if cost.peak_bytes is None else round(cost.peak_bytes / 1e6, 1),
+        disk_mb=None if cost.disk_bytes is None else round(cost.disk_bytes / 1e6, 2),
+        first_token_ms=answers.first_token_ms,
+        per_token_ms=answers.per_token_ms,
+    )
+
+
+def _slice(outcomes: dict[str, Outcome], places: list[int]) -> SliceFigures:
+    return SliceFigures(
+        questions=len(places),
+        quality={name: _mean([o.scores[i] for i in places]) for name, o in outcomes.items()},
+        in_context={
+            name: _mean([o.in_context[i] for i in places]) for name, o in outcomes.items() if o.in_context
+        },
+    )
+
+
+def _worst(rows: list[LabelledQuestion], outcomes: dict[str, Outcome]) -> list[WorstAnswer]:
+    """Take GAG's worst answers, with what other methods say."""
+    if "gag" not in outcomes:
+        return []
+    scores = outcomes["gag"].scores
+    retrieval = [name for name in outcomes if kind_of(name) in RETRIEVAL]
+    best = max(retrieval, key=lambda name: sum(outcomes[name].scores), default=None)
+    shown = [name for name in ("gag", "text", "expert", best) if name in outcomes]
+    texts = {name: outcomes[name].answers.texts for name in shown}
+    worst = sorted(range(len(rows)), key=lambda i: (scores[i], i))[:WORST]
     return [
-        {"question": rows[i].question, "gold": rows[i].answers[0]} | {name: texts[name][i] for name in shown}
-        for i in order
+        WorstAnswer(rows[i].question, rows[i].answers[0], {name: texts[name][i] for name in shown})
+        for i in worst
     ]
 
 
-def _memory(project: Project, gag: GAG, domain: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Say what is resident with 1 to 64 domains, in MB: one base and one expert with modules, or the alternatives."""
-    base, expert = (
-        sum(p.nbytes for name, p in m.model.named_parameters() if "lora" not in name) / 1e6
-        for m in (gag.base, gag.experts.backbone)
+def _memory(gag: ProjectGAG, domain: str, figures: dict[str, MethodFigures]) -> Resident:
+    index = next((found.disk_mb for name, found in figures.items() if kind_of(name) == "dense"), None)
+    return resident(gag, domain, figures["lora"].disk_mb if "lora" in figures else None, index)
+
+
+def _provenance(project: Project, gag: ProjectGAG, domain: str) -> Provenance:
+    facts = gag.domains.facts(domain)
+    return Provenance(
+        base=facts.base,
+        expert=facts.expert,
+        readout=facts.readout,
+        projector=facts.projector,
+        data=facts.data,
+        created=facts.created,
+        decoding=project.settings.decoding,
+        passages=len(passages_of(project, domain)),
+        dense_encoder=project.settings.evaluation.similarity,
     )
-    module = bytes_of(project.domain(domain)) / 1e6
-    lora = found.get("lora", {}).get("disk_mb")
-    index = next((found[name]["disk_mb"] for name in found if name.startswith("dense")), None)
-    counts = [1, 2, 4, 8, 16, 32, 64]
-    lines = {"GAG: base, one expert, a module each": [base + expert + n * module for n in counts],
-             "published code: a base and an expert each": [n * (base + expert) for n in counts]}  # fmt: skip
-    if lora is not None:
-        lines["base and a LoRA adapter each"] = [base + n * lora for n in counts]
-    if index is not None:
-        lines["base, encoder and a dense index each"] = [base + expert + n * index for n in counts]
-    return {"domains": counts, "mb": {name: [round(v, 1) for v in line] for name, line in lines.items()}}
 
 
-def _facts(project: Project, gag: GAG, domain: str) -> dict[str, Any]:
-    facts = gag.domains[domain].facts
-    chosen = project.settings.evaluation
-    return {
-        "base": facts.base.model_dump(), "expert": facts.expert.model_dump(), "readout": facts.readout.model_dump(mode="json"),
-        "projector": facts.projector, "data": facts.data, "created": facts.created,
-        "decoding": project.settings.decoding.model_dump(), "passages": len(passages_of(project, domain)),
-        "dense encoder": chosen.similarity, "late interaction": "the expert backbone's last states",
-    }  # fmt: skip
+def _write(folder: Path, asked: Questions, outcomes: dict[str, Outcome], comparison: Comparison) -> None:
+    """Write every answer beside its gold to answers.jsonl, and the figures to compare.json."""
+    rows = (
+        {"id": row.id, "question": row.question, "gold": list(row.answers)}
+        | {name: outcome.answers.texts[i] for name, outcome in outcomes.items()}
+        for i, row in enumerate(asked.rows)
+    )
+    write_rows(folder / "answers.jsonl", rows)
+    write_json(folder / "compare.json", comparison.as_json())
+
+
+def _mean(values: list[float]) -> float:
+    return round(float(np.mean(values)), 4)

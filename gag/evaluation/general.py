@@ -1,24 +1,36 @@
-"""Prove that the general route is the base itself: the same answers and logits as the stock model, bit for bit."""
+"""Prove that the general route is the base itself: the stock model's answers and logits, bit for bit."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gag.engine.engine import GAG
-from gag.evaluation.metrics import contains
-from gag.models.language_model import pad_left
+from gag.engine.engine import ProjectGAG
+from gag.evaluation.metrics import share_right
 from gag.models.backbone import weights_hash
+from gag.models.language_model import pad_left
+from gag.models.loading import locate_model
 from gag.project.rows import Example
 from gag.project.settings import GENERAL, ModelSettings
+
+
+@dataclass(frozen=True)
+class GeneralFigures:
+    """What became of general questions once domains are present."""
+
+    before: float  # share that the stock base answers right
+    after: float  # share that GAG answers right, routing included
+    misrouted: float  # share that goes to a domain
+    identical: bool  # weights, answers and logits, on those that go to general
+    questions: int
 
 
 class StockBase:
     """The base as transformers alone loads and prompts it."""
 
-    def __init__(self, gag: GAG, settings: ModelSettings):
-        folder = gag.project.root / settings.model
-        source = str(folder) if folder.is_dir() else settings.model
+    def __init__(self, gag: ProjectGAG, settings: ModelSettings):
+        source = locate_model(settings.model, gag.project.root)
         self.tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=False, padding_side="left"
         )
@@ -51,31 +63,34 @@ class StockBase:
         return [t.strip() for t in texts], self.model(**inputs).logits, inputs["attention_mask"].bool()
 
 
-def evaluate_general(gag: GAG, rows: list[Example], settings: ModelSettings) -> dict[str, Any]:
-    """Score general questions with the stock base and with every domain present, and compare the two bit for bit."""
+def evaluate_general(gag: ProjectGAG, rows: list[Example], settings: ModelSettings) -> GeneralFigures:
+    """Score general questions with the stock base and with every domain present, and compare bit for bit.
+
+    `settings` are those of the base, from which the stock base is loaded beside it.
+    """
     stock = StockBase(gag, settings)
     size = gag.project.settings.decoding.batch_size
     before = [text for batch in _batches(rows, size) for text in stock.answer([r.question for r in batch])[0]]
     answers = gag.ask([row.question for row in rows])
     kept = [row for row, answer in zip(rows, answers, strict=True) if answer.route.domain == GENERAL]
     same_weights = weights_hash(gag.base.model) == weights_hash(stock.model)
-    return {
-        "before": _score(before, rows),
-        "after": _score([answer.text for answer in answers], rows),
-        "misrouted": round(1 - len(kept) / len(rows), 4),
-        "identical": bool(kept)
-        and same_weights
-        and all(_identical(gag, stock, batch) for batch in _batches(kept, size)),
-        "questions": len(rows),
-    }
+    same = same_weights and all(_identical(gag, stock, batch) for batch in _batches(kept, size))
+    golds = [row.answers for row in rows]
+    return GeneralFigures(
+        before=round(share_right(before, golds), 4),
+        after=round(share_right([answer.text for answer in answers], golds), 4),
+        misrouted=round(1 - len(kept) / len(rows), 4),
+        identical=bool(kept) and same,
+        questions=len(rows),
+    )
 
 
 @torch.no_grad()
-def _identical(gag: GAG, stock: StockBase, batch: list[Example]) -> bool:
+def _identical(gag: ProjectGAG, stock: StockBase, batch: list[Example]) -> bool:
     """Compare one batch: answers, and the logits of every prompt token."""
     questions = [row.question for row in batch]
     texts, logits, mask = stock.answer(questions)
-    inputs = pad_left([gag.embed(question, GENERAL, None) for question in questions])
+    inputs = pad_left([gag.prompt(question, GENERAL, None) for question in questions])
     ours = gag.base.model(inputs_embeds=inputs.embeds, attention_mask=inputs.mask).logits
     answers = [answer.text for answer in gag.ask(questions, GENERAL)]
     return (
@@ -85,7 +100,3 @@ def _identical(gag: GAG, stock: StockBase, batch: list[Example]) -> bool:
 
 def _batches(rows: list[Example], size: int) -> list[list[Example]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _score(texts: list[str], rows: list[Example]) -> float:
-    return round(sum(contains(t, r.answers) for t, r in zip(texts, rows, strict=True)) / len(rows), 4)

@@ -1,6 +1,8 @@
 """How sure a mean is: bootstrap intervals, alone and paired."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,23 +10,44 @@ ROUNDS = 2000
 LEVEL = 0.95
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+class Interval(NamedTuple):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval."""
+
+    mean: float
+    interval: Interval
+
+
+def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Return the mean of values with its interval."""
+    return Estimate(round(float(np.mean(values)), 4), interval(values, seed))
+
+
+def interval(values: Sequence[float], seed: int = 0) -> Interval:
     """Return the 95 % percentile interval of the mean of values, by bootstrap."""
     return _ends(_means(values, seed))
 
 
-def grouped_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+def grouped_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     """Return the 95 % interval of the mean of the groups' means; each group is drawn from alone."""
     means = [_means(g, seed + i) for i, g in enumerate(groups) if len(g)]
     return _ends(np.mean(means, axis=0))
 
 
-def paired(
-    ours: Sequence[float], theirs: Sequence[float], seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """Compare two ways on the same questions: mean difference, and its 95 % interval (0 inside: no difference is shown)."""
+def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Estimate:
+    """Estimate by how much one method leads another on the same questions.
+
+    Where the interval holds 0, no difference is shown.
+    """
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    return float(differences.mean()), interval(differences.tolist(), seed)
+    return estimate(differences.tolist(), seed)
 
 
 def _means(values: Sequence[float], seed: int) -> np.ndarray:
@@ -33,6 +56,6 @@ def _means(values: Sequence[float], seed: int) -> np.ndarray:
     return np.array([numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(ROUNDS)])
 
 
-def _ends(means: np.ndarray) -> tuple[float, float]:
+def _ends(means: np.ndarray) -> Interval:
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return round(float(low), 4), round(float(high), 4)
+    return Interval(round(float(low), 4), round(float(high), 4))

@@ -1,6 +1,6 @@
 """Questions to judge by: rows with their gold answers and the domain that they belong to."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,60 @@ from gag.project.settings import GENERAL
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question, its gold answers (none: it cannot be scored), and where it belongs (None: not said)."""
+class LabelledQuestion:
+    """A question, its gold answers (none: it cannot be scored), and its domain (None: not said)."""
 
     id: str
     question: str
     answers: tuple[str, ...]
     domain: str | None
     dataset: str  # what picks the metric: `dataset_name`, or the domain
-    row: dict[str, Any] = field(repr=False)  # as it stands in the file
+    group: str | None = None  # of the fact that it asks for
+    slices: tuple[str, ...] = ()  # that a comparison groups it under
 
 
-def read_asked(path: Path, labels: dict[str, str], domain: str | None = None) -> list[Asked]:
-    """Read rows {"question", "answer"?, "domain" | "label" | "dataset_name"?}; `domain` is that of rows which name none."""
-    asked = [_asked(row, f"{path.name}:{line}", line, labels, domain) for line, row in read_rows(path)]
-    if not asked:
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A labelled question's answers on the router's route and on the true one: a line of answers.jsonl."""
+
+    id: str
+    question: str
+    route: str  # the domain that the router chose
+    score: float  # of that route
+    routed: str
+    oracle: str | None  # on the route of its own domain; None where that is not said
+    tokens_added: int
+    background: str | None  # what the expert wrote for the routed answer
+    gold: list[str]
+    support: float | None = None  # nats per token, where evidence is asked for
+
+
+def read_labelled(path: Path, labels: dict[str, str], domain: str | None = None) -> list[LabelledQuestion]:
+    """Read rows {"question", "answer"?, "domain" | "label" | "dataset_name"?}; ids must differ.
+
+    `labels` maps a label or data set to a domain; `domain` is that of rows which name none.
+    """
+    rows = [_labelled(row, f"{path.name}:{line}", line, labels, domain) for line, row in read_rows(path)]
+    if not rows:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
     seen: dict[str, int] = {}
-    for place, one in enumerate(asked, 1):
-        if one.id in seen:
+    for place, row in enumerate(rows, 1):
+        if row.id in seen:
             raise DataError(
-                f"{path.name}: rows {seen[one.id]} and {place} have the same id {one.id!r}; ids name answers"
+                f"{path.name}: rows {seen[row.id]} and {place} have the same id {row.id!r}; ids name answers"
             )
-        seen[one.id] = place
-    return asked
+        seen[row.id] = place
+    return rows
 
 
-def read_test_rows(project: Project, names: list[str]) -> list[Asked]:
+def read_test_rows(project: Project, names: list[str]) -> list[LabelledQuestion]:
     """Read the test files of domains and of general that gag.yaml names."""
     found, labels = [], project.settings.labels
     for name in names:
         file = project.settings.general.test if name == GENERAL else project.described(name).test
         if file is not None:
             found += [
-                replace(row, id=f"{name}/{row.id}") for row in read_asked(project.file(file), labels, name)
+                replace(row, id=f"{name}/{row.id}") for row in read_labelled(project.file(file), labels, name)
             ]
         elif name != GENERAL:
             raise SettingsError(
@@ -53,26 +73,44 @@ def read_test_rows(project: Project, names: list[str]) -> list[Asked]:
     return found
 
 
-def need_domains(rows: list[Asked]) -> None:
+def need_domains(rows: list[LabelledQuestion]) -> None:
     """Refuse rows that say nothing of their domain."""
     silent = [row.id for row in rows if row.domain is None]
     if silent:
         raise DataError(
-            f'{len(silent)} rows name no domain (first: id {silent[0]}); add "domain", or a label and `labels` in gag.yaml'
+            f"{len(silent)} rows name no domain (first: id {silent[0]}); "
+            'add "domain", or a label and `labels` in gag.yaml'
         )
 
 
-def _asked(row: dict[str, Any], place: str, line: int, labels: dict[str, str], domain: str | None) -> Asked:
+def _labelled(
+    row: dict[str, Any], place: str, line: int, labels: dict[str, str], domain: str | None
+) -> LabelledQuestion:
+    belongs = _domain(row, place, labels, domain)
+    return LabelledQuestion(
+        id=str(row.get("id", line)),
+        question=read_question(row, place),
+        answers=_answers(row, place),
+        domain=belongs,
+        dataset=str(row.get("dataset_name") or belongs or GENERAL),
+        group=None if row.get("group") is None else str(row["group"]),
+        slices=_slices(row, place),
+    )
+
+
+def _answers(row: dict[str, Any], place: str) -> tuple[str, ...]:
     answers = row.get("answer", row.get("output"))
     listed = [answers] if isinstance(answers, str) else [] if answers is None else answers
     if not isinstance(listed, list) or not all(isinstance(answer, str) for answer in listed):
         raise DataError(f'{place} needs "answer": a text, or a list of texts')
-    for text in listed:
-        check_text(text, place)
-    belongs = _domain(row, place, labels, domain)
-    dataset = str(row.get("dataset_name") or belongs or GENERAL)
-    kept = tuple(answer for answer in listed if answer.strip())
-    return Asked(str(row.get("id", line)), read_question(row, place), kept, belongs, dataset, row)
+    return tuple(text for answer in listed if (text := check_text(answer, place)).strip())
+
+
+def _slices(row: dict[str, Any], place: str) -> tuple[str, ...]:
+    named = row.get("slices") or []
+    if not isinstance(named, list):
+        raise DataError(f'{place}: "slices" must be a list of texts')
+    return tuple(str(name) for name in named)
 
 
 def _domain(row: dict[str, Any], place: str, labels: dict[str, str], default: str | None) -> str | None:
@@ -86,6 +124,7 @@ def _domain(row: dict[str, Any], place: str, labels: dict[str, str], default: st
     if given and default is None:
         shown = " and ".join(f"{key} {value!r}" for key, value in given.items())
         raise DataError(
-            f"{place} has {shown}, which `labels` in gag.yaml maps to no domain; add: labels: {{...: a domain}}"
+            f"{place} has {shown}, which `labels` in gag.yaml maps to no domain; "
+            "add: labels: {...: a domain}"
         )
     return default

@@ -1,177 +1,179 @@
-"""The methods of a comparison at work: GAG and its variants, controls, the expert, retrieval, and tuned baselines."""
+"""The methods of a comparison: GAG and its variants, controls, the expert, retrieval, and tuned baselines."""
 
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from gag.project.domain import PROJECTOR
-from gag.projection.modules import load_projector
-from gag.engine.engine import GAG, Knowledge
+from gag.engine.engine import Knowledge, ProjectGAG
 from gag.engine.pool import Module
 from gag.errors import SettingsError
-from gag.evaluation.answers import Arm, answered, decoded, injected, know, nulled, plain, with_text
+from gag.evaluation.answers import (
+    MethodResult,
+    alone,
+    answered,
+    decoded,
+    injected,
+    knowledge_of,
+    with_text,
+    zeroed,
+)
 from gag.evaluation.bertscore import BackboneStates
+from gag.evaluation.costs import NOTHING, Cost, build_cost, bytes_of
 from gag.evaluation.retrieval import QUICK_TOP, TOP, Retriever, bm25, dense, late_interaction, rewritten
-from gag.evaluation.tuned import Built, budget, prefix_rows, train_prefix, tune_base, tuned_base
+from gag.evaluation.scoring import similarity_encoder
+from gag.evaluation.tuned import Baseline, answer_budget, prefix_rows, train_prefix, tune_base, tuned_base
 from gag.project.artifacts import read_manifest
-from gag.project.inputs import adapt_file
+from gag.project.domain import PROJECTOR
 from gag.project.progress import say
 from gag.project.project import Project
-from gag.project.rows import Passage, read_examples, read_passages
+from gag.project.rows import Passage
+from gag.projection.modules import load_projector
 
-METHODS = {
-    "base": "base alone",
-    "gag": "GAG",
+BASE_AND_GAG = {"base": "base alone", "gag": "GAG"}
+CONTROLS = {
     "shuffled": "GAG, another question's vectors",
     "zero": "GAG, zero vectors",
     "other": "GAG, another domain's module",
-    "expert": "expert alone",
-    "text": "expert's text in the prompt",
+}
+EXPERT = {"expert": "expert alone", "text": "expert's text in the prompt"}
+RETRIEVAL = {
     "bm25": "BM25",
     "rewritten": "BM25, query rewritten once",
     "dense": "dense retrieval",
     "late": "late interaction",
-    "lora": "base tuned with LoRA",
-    "prefix": "trained prefix",
 }
-RETRIEVAL = ("bm25", "rewritten", "dense", "late")
-SEED = 7
+TUNED = {"lora": "base tuned with LoRA", "prefix": "trained prefix"}
+METHODS = BASE_AND_GAG | CONTROLS | EXPERT | RETRIEVAL | TUNED  # and a project's variants of GAG
+SEED = 7  # of the ring of shuffled vectors
+
+Answering = Callable[[list[str], int | None], MethodResult]
+KnowledgeOf = Callable[[list[str]], list[Knowledge]]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a method takes to build, and what a domain needs beside the base."""
-
-    seconds: float | None
-    peak_mb: float | None  # of its heaviest stage, as `gag plan` counts
-    disk: int | None  # bytes
-
-
-NOTHING = Cost(0.0, 0.0, 0)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One method at work: answers to questions, with as many new tokens as it may write, or so many."""
+class Method:
+    """A method at work: it answers questions, with so many new tokens at most (None: as many as it may)."""
 
     name: str
     label: str
-    answer: Callable[[list[str], int | None], Arm]
+    answer: Answering
     cost: Cost
-    made_from: Any = None  # beside the domain, the base and the questions: what else its answers depend on
-    routed: bool = False  # general questions go past it
-    context: Callable[[list[str]], list[str]] | None = (
-        None  # what it puts into each question's prompt as text
-    )
+    made_from: tuple[str, ...] = ()  # beside domain, base and questions: what else its answers depend on
+    routed: bool = False  # whether the router keeps general questions away from it
+    context: Callable[[list[str]], list[str]] | None = None  # the text that it puts into each prompt
 
 
 def known_methods(project: Project) -> dict[str, str]:
-    """Name all methods: the fixed ones, and the project's variants of GAG behind it."""
+    """Return the labels of all methods by name, the project's variants of GAG behind GAG."""
     variants = {name: f"GAG, {name}" for name in project.settings.evaluation.variants}
     if both := METHODS.keys() & variants.keys():
         raise SettingsError(
             f"evaluation.variants has {min(both)!r}, which is a method of its own; choose another name"
         )
-    first, second, *others = METHODS.items()
-    return dict([first, second]) | variants | dict(others)
+    return BASE_AND_GAG | variants | CONTROLS | EXPERT | RETRIEVAL | TUNED
 
 
-def ways(
-    project: Project, gag: GAG, domain: str, methods: list[str], quick: bool, peaks: dict[str, float]
-) -> Iterator[Way]:
-    """Yield each asked method; baselines are built when their turn comes, variants are there. `peaks` are MB of memory."""
-    read: dict[tuple[str, ...], list[Knowledge]] = {}
-
-    def known(questions: list[str]) -> list[Knowledge]:
-        """Read the expert once for all ways; a question alone is being timed, and read each time."""
-        if len(questions) == 1:
-            return know(gag, questions, domain)
-        if tuple(questions) not in read:
-            read[tuple(questions)] = know(gag, questions, domain)
-        return read[tuple(questions)]
-
-    for name in methods:
-        if name in ("base", "gag", "shuffled", "zero", "other", "expert", "text"):
-            cost = Cost(_seconds(project, domain), peaks["gag"], bytes_of(project.domain(domain)))
-            yield from _knowing(gag, domain, name, known, NOTHING if name == "base" else cost)
+def methods_of(
+    project: Project, gag: ProjectGAG, domain: str, names: list[str], quick: bool
+) -> Iterator[Method]:
+    """Yield each method that is named; a baseline is trained when its turn comes, variants are there."""
+    knowledge = _read_once(gag, domain)
+    for name in names:
+        if name == "other" and len(gag.domains.names) == 1:
+            say(f"compare {domain}: no other domain is present, so its module cannot be a control")
+        elif name in BASE_AND_GAG | CONTROLS | EXPERT:
+            yield _of_domain(project, gag, domain, name, knowledge)
         elif name in RETRIEVAL:
             yield from _retrieval(project, gag, domain, name, QUICK_TOP if quick else TOP)
         elif name == "lora":
-            yield _tuned(project, gag, domain, quick, peaks["lora"])
+            yield _lora(project, domain, tune_base(project, domain, gag.base, quick))
         elif name == "prefix":
-            yield _prefixed(project, gag, domain, quick, peaks["prefix"])
+            yield _prefix(project, gag, domain, train_prefix(project, domain, gag.base, quick))
         else:
-            yield _variant(project, gag, domain, name, peaks[name])
+            yield _variant(project, gag, domain, name)
 
 
 def passages_of(project: Project, domain: str) -> list[Passage]:
-    """Return what retrieval may search: the domain's corpus, or else the different answers that teach the expert."""
-    corpus = project.described(domain).corpus
-    if corpus:
-        return read_passages(project.file(corpus))
-    different = dict.fromkeys(e.answers[0] for e in read_examples(adapt_file(project, domain)))
+    """Return what retrieval may search: the domain's corpus, or else the answers that teach the expert."""
+    inputs = project.inputs(domain)
+    if inputs.passages:
+        return inputs.passages
+    different = dict.fromkeys(example.answers[0] for example in inputs.taught)
     return [Passage(str(i), text) for i, text in enumerate(different)]
 
 
-def bytes_of(folder: Path) -> int:
-    """Sum the bytes of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _read_once(gag: ProjectGAG, domain: str) -> KnowledgeOf:
+    """Read the expert once for all methods; a question alone is being timed, and read each time."""
+    read: dict[tuple[str, ...], list[Knowledge]] = {}
+
+    def knowledge(questions: list[str]) -> list[Knowledge]:
+        if len(questions) == 1:
+            return knowledge_of(gag, questions, domain)
+        if tuple(questions) not in read:
+            read[tuple(questions)] = knowledge_of(gag, questions, domain)
+        return read[tuple(questions)]
+
+    return knowledge
 
 
-def _knowing(
-    gag: GAG, domain: str, name: str, known: Callable[[list[str]], list[Knowledge]], cost: Cost
-) -> Iterator[Way]:
-    """Yield GAG, a control, the base or the expert."""
-    others = [other for other in gag.domains if other != domain]
-
-    def shuffled(questions: list[str], new: int | None) -> Arm:
-        mine = known(questions)
-        order = random.Random(SEED).sample(range(len(mine)), len(mine))
-        after = dict(
-            zip(order, [*order[1:], order[0]], strict=True)
-        )  # one ring, so that nobody keeps its own
-        return injected(gag, domain, questions, [mine[after[i]] for i in range(len(mine))], new)
-
-    answers: dict[str, Callable[[list[str], int | None], Arm]] = {
-        "base": lambda q, new: plain(gag, q, new),
-        "gag": lambda q, new: injected(gag, domain, q, known(q), new),
-        "shuffled": shuffled,
-        "zero": lambda q, new: injected(gag, domain, q, nulled(known(q)), new),
-        "other": lambda q, new: injected(gag, domain, q, know(gag, q, others[0]), new),
-        "expert": lambda q, new: Arm([k.text for k in known(q)], 0.0),
-        "text": lambda q, new: with_text(gag, domain, q, [k.text for k in known(q)], new),
+def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowledge: KnowledgeOf) -> Method:
+    """Return the base, GAG, a control or the expert: what needs nothing but the domain as it was built."""
+    others = [other for other in gag.domains.names if other != domain]
+    answers: dict[str, Answering] = {
+        "base": lambda q, new: alone(gag, q, new),
+        "gag": lambda q, new: injected(gag, domain, q, knowledge(q), new),
+        "shuffled": lambda q, new: injected(gag, domain, q, _shuffled(knowledge(q)), new),
+        "zero": lambda q, new: injected(gag, domain, q, zeroed(knowledge(q)), new),
+        "other": lambda q, new: injected(gag, domain, q, knowledge_of(gag, q, others[0]), new),
+        "expert": lambda q, new: MethodResult([k.text for k in knowledge(q)], 0.0),
+        "text": lambda q, new: with_text(gag, domain, q, [k.text for k in knowledge(q)], new),
     }
-    if name == "other" and not others:
-        say(f"compare {domain}: no other domain is present, so its module cannot be a control")
-        return
-    made_from = gag.domains[others[0]].facts.key if name == "other" else None
-    texts = (lambda questions: [k.text for k in known(questions)]) if name == "text" else None
-    yield Way(name, METHODS[name], answers[name], cost, made_from, name == "gag", texts)
+    built = build_cost(project, domain, bytes_of(project.domain(domain)))
+    return Method(
+        name=name,
+        label=METHODS[name],
+        answer=answers[name],
+        cost=NOTHING if name == "base" else built,
+        made_from=(gag.domains.facts(others[0]).key,) if name == "other" else (),
+        routed=name == "gag",
+        context=(lambda questions: [k.text for k in knowledge(questions)]) if name == "text" else None,
+    )
 
 
-def _variant(project: Project, gag: GAG, domain: str, name: str, peak: float) -> Way:
+def _shuffled(knowledge: list[Knowledge]) -> list[Knowledge]:
+    """Give every question another one's knowledge: all stand in one ring, so that nobody keeps its own."""
+    order = random.Random(SEED).sample(range(len(knowledge)), len(knowledge))
+    after = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [knowledge[after[i]] for i in range(len(knowledge))]
+
+
+def _variant(project: Project, gag: ProjectGAG, domain: str, name: str) -> Method:
     """Load another readout and projector of the same expert."""
-    other = project.under(name)
-    folder, settings = other.run(domain, "align"), other.settings
+    variant = project.under(name)
+    folder, settings = variant.run(domain, "align"), variant.settings
     widths = gag.experts.facts.width, gag.base.width
-    projector = load_projector(folder, settings.align.projector, settings.readout, *widths).to(
-        gag.base.device
+    projector = load_projector(folder, settings.align.projector, settings.readout, *widths)
+    prompts = gag.domains.facts(domain).prompts
+    module = Module(settings.readout, projector.to(gag.base.device), prompts)
+    disk = bytes_of(project.domain(domain) / "expert") + (folder / PROJECTOR).stat().st_size
+
+    def answer(questions: list[str], new: int | None) -> MethodResult:
+        return injected(gag, domain, questions, knowledge_of(gag, questions, domain, module), new)
+
+    return Method(
+        name=name,
+        label=f"GAG, {name}",
+        answer=answer,
+        cost=build_cost(variant, domain, disk),
+        made_from=(read_manifest(folder)["key"],),
+        routed=True,
     )
-    module = Module(settings.readout, projector)
-    disk = bytes_of(gag.domains[domain].expert) + (folder / PROJECTOR).stat().st_size
-
-    def answer(questions: list[str], new: int | None) -> Arm:
-        return injected(gag, domain, questions, know(gag, questions, domain, module), new)
-
-    return Way(
-        name, f"GAG, {name}", answer, Cost(_seconds(other, domain), peak, disk), _key(folder), routed=True
-    )
 
 
-def _retrieval(project: Project, gag: GAG, domain: str, name: str, top: tuple[int, ...]) -> Iterator[Way]:
+def _retrieval(
+    project: Project, gag: ProjectGAG, domain: str, name: str, top: tuple[int, ...]
+) -> Iterator[Method]:
     """Yield a kind of retrieval at several numbers of passages."""
     passages = passages_of(project, domain)
     started = time.monotonic()
@@ -180,82 +182,61 @@ def _retrieval(project: Project, gag: GAG, domain: str, name: str, top: tuple[in
     for count in top:
         if count > len(passages):
             return
+        context = _context(retriever, passages, count)
+        yield Method(
+            name=f"{name}-{count}",
+            label=f"{METHODS[name]} top {count}",
+            answer=lambda q, new, context=context: with_text(gag, domain, q, context(q), new),
+            cost=cost,
+            made_from=(project.settings.evaluation.similarity, *(passage.text for passage in passages)),
+            context=context,
+        )
 
-        def context(questions: list[str], count: int = count) -> list[str]:
-            return [" ".join(passages[i].text for i in row) for row in retriever(questions, count)]
 
-        def answer(questions: list[str], new: int | None, context: Any = context) -> Arm:
-            return with_text(gag, domain, questions, context(questions), new)
-
-        made_from = [project.settings.evaluation.similarity, *(passage.text for passage in passages)]
-        yield Way(f"{name}-{count}", f"{METHODS[name]} top {count}", answer, cost, made_from, context=context)
+def _context(retriever: Retriever, passages: list[Passage], count: int) -> Callable[[list[str]], list[str]]:
+    """Return the text that so many passages make for each question."""
+    return lambda questions: [" ".join(passages[i].text for i in row) for row in retriever(questions, count)]
 
 
-def _retriever(project: Project, gag: GAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
-    """Build an index; without a pretrained encoder (evaluation.similarity: expert) the expert backbone's states serve."""
+def _retriever(
+    project: Project, gag: ProjectGAG, name: str, passages: list[Passage]
+) -> tuple[Retriever, int]:
+    """Build an index -> (its search, its bytes with the texts); the expert backbone does late interaction."""
     text = sum(len(p.text.encode()) for p in passages)
     if name in ("bm25", "rewritten"):
         return (bm25(passages) if name == "bm25" else rewritten(passages)), text
-    if project.settings.evaluation.similarity == "expert":
-        encoder = gag.sentence_encoder()
-    else:
-        from gag.project.settings import EncoderSettings
-        from gag.routing.encoders import SentenceEncoder
-
-        chosen = EncoderSettings(kind="sentence-transformers", model=project.settings.evaluation.similarity)
-        encoder = SentenceEncoder(
-            project.settings.router.model_copy(update={"encoder": chosen}), project.root
-        )
+    encoder = similarity_encoder(gag, project.settings.router.max_tokens)
     if name == "dense":
         return dense(passages, encoder), text + 4 * len(passages) * encoder.spec.width
-    states = BackboneStates(gag.experts.backbone)
-    words = sum(len(gag.experts.backbone.prompts.text(p.text)) for p in passages)
-    return late_interaction(passages, states), text + 4 * words * gag.experts.backbone.width
+    backbone = gag.experts.backbone
+    tokens = sum(len(backbone.prompts.text(p.text)) for p in passages)
+    return late_interaction(passages, BackboneStates(backbone)), text + 4 * tokens * backbone.width
 
 
-def _tuned(project: Project, gag: GAG, domain: str, quick: bool, peak: float) -> Way:
-    """Tune a copy of the base."""
-    built = tune_base(project, domain, gag.base, quick)
+def _lora(project: Project, domain: str, built: Baseline) -> Method:
+    """Answer with a tuned copy of the base."""
     model = tuned_base(project, built)
 
-    def answer(questions: list[str], new: int | None) -> Arm:
+    def answer(questions: list[str], new: int | None) -> MethodResult:
         rows = [model.embed(model.prompts.plain(question)) for question in questions]
-        return Arm(decoded(model, rows, new or budget(project)), 0.0)
+        return MethodResult(decoded(model, rows, new or answer_budget(project)), 0.0)
 
-    return Way(
-        "lora", METHODS["lora"], answer, Cost(built.seconds, peak, _weights(built)), _key(built.folder)
-    )
+    return _baseline("lora", answer, built)
 
 
-def _prefixed(project: Project, gag: GAG, domain: str, quick: bool, peak: float) -> Way:
-    """Train a prefix."""
-    built, instruction = (
-        train_prefix(project, domain, gag.base, quick),
-        project.described(domain).prompts.answer,
-    )
+def _prefix(project: Project, gag: ProjectGAG, domain: str, built: Baseline) -> Method:
+    """Answer with a trained prefix in the place of the vectors."""
+    instruction = project.described(domain).prompts.answer
 
-    def answer(questions: list[str], new: int | None) -> Arm:
+    def answer(questions: list[str], new: int | None) -> MethodResult:
         rows = prefix_rows(gag.base, built, questions, instruction)
         bare = [len(gag.base.prompts.with_text(question, instruction, "")) for question in questions]
         return answered(gag, rows, [len(row) - b for row, b in zip(rows, bare, strict=True)], new)
 
-    return Way(
-        "prefix", METHODS["prefix"], answer, Cost(built.seconds, peak, _weights(built)), _key(built.folder)
-    )
+    return _baseline("prefix", answer, built)
 
 
-def _seconds(project: Project, domain: str) -> float | None:
-    """Sum what the stages' manifests say they took."""
-    folders = [project.run(domain, stage) for stage in ("adapt", "readouts/align", "align")]
-    taken: list[Any] = [
-        read_manifest(folder).get("seconds") if folder.is_dir() else None for folder in folders
-    ]
-    return round(sum(taken), 1) if all(isinstance(one, float | int) for one in taken) else None
-
-
-def _weights(built: Built) -> int:
-    return sum(path.stat().st_size for path in built.folder.rglob("*.safetensors"))
-
-
-def _key(folder: Path) -> str:
-    return read_manifest(folder)["key"]
+def _baseline(name: str, answer: Answering, built: Baseline) -> Method:
+    cost = Cost(built.seconds, built.peak_bytes, bytes_of(built.folder, "*.safetensors"))
+    key = read_manifest(built.folder)["key"]
+    return Method(name=name, label=METHODS[name], answer=answer, cost=cost, made_from=(key,))

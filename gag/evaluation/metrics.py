@@ -1,13 +1,14 @@
 """Scores of one answer against its gold answers: pure functions on texts.
 
-An empty gold answer never matches, an empty answer scores 0, and where several golds count, the best one does. Without a
-gold answer there is no score: that is for the caller to say.
+An empty gold answer never matches, an empty answer scores 0, and where there are several golds, the best
+counts. Without a gold answer there is no score: that is for the caller to say.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 
 import regex
 
@@ -16,18 +17,23 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
 def tokens(text: str) -> list[str]:
-    """Cut NFD, lower-cased text into runs of letters, numbers and marks, and single other visible characters."""
+    """Cut NFD, lower-cased text into runs of letters, numbers and marks, and other visible characters."""
     return _TOKEN.findall(unicodedata.normalize("NFD", text).lower())
 
 
 def contains(answer: str, golds: tuple[str, ...]) -> bool:
-    """Say whether any gold's tokens are a contiguous part of the answer's (the paper's EM); an empty gold never is."""
+    """Say whether any gold's tokens stand in a row in the answer's (the paper's EM)."""
     words = tokens(answer)
     return any(_is_part(tokens(gold), words) for gold in golds)
 
 
+def share_right(answers: Sequence[str], golds: Sequence[tuple[str, ...]]) -> float:
+    """Return the share of answers that contain a gold of theirs, 0..1."""
+    return sum(contains(answer, each) for answer, each in zip(answers, golds, strict=True)) / len(answers)
+
+
 def exact(answer: str, golds: tuple[str, ...]) -> bool:
-    """Say whether the answer is a gold in SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    """Say whether the answer is a gold in SQuAD's normal form."""
     said = normal(answer)
     return any(said == normal(gold) != "" for gold in golds)
 
@@ -38,7 +44,7 @@ def f1(answer: str, golds: tuple[str, ...]) -> float:
 
 
 def normal(text: str) -> str:
-    """Bring a text into SQuAD's normal form."""
+    """Bring a text into SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(_ARTICLE.sub(" ", bare).split())
 

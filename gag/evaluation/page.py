@@ -1,10 +1,12 @@
-"""A report as one HTML file that needs no network: headings, tables, pictures; readable on a phone and on paper."""
+"""A report as one HTML file that needs no network: headings, tables, pictures; for a phone and for paper."""
 
 import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from gag.project.artifacts import write_text
 
 COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#ad1a72", "#64473a", "#6940a5", "#9b9a97", "#dfab01", "#e03e3e")
 _STYLE = """
@@ -17,12 +19,14 @@ p{margin:.5rem 0}.verdict{font-size:1.1rem;background:var(--mark);padding:.8rem 
 .note{color:var(--soft);font-size:.88rem}
 .wide{overflow-x:auto;margin:.4rem 0}
 table{border-collapse:collapse;font-size:.9rem;min-width:100%}
-th,td{padding:.32rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;vertical-align:top}
+th,td{padding:.32rem .6rem;border-bottom:1px solid var(--line);
+  text-align:right;white-space:nowrap;vertical-align:top}
 th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem}
 thead th{color:var(--soft);font-weight:600;white-space:normal}
 tr.ours td{font-weight:700;background:var(--mark)}
 table.words td{white-space:normal;text-align:left;min-width:8rem}table.words th{text-align:left}
-figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:40rem}figcaption{color:var(--soft);font-size:.88rem}
+figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:40rem}
+figcaption{color:var(--soft);font-size:.88rem}
 details{margin:.6rem 0}summary{cursor:pointer}code{font-size:.85em;overflow-wrap:anywhere}
 @media print{body{max-width:none;padding:0;font-size:11px}.wide{overflow:visible}table{font-size:9px}
 th,td{padding:.15rem .3rem;white-space:normal}tr,figure{break-inside:avoid}details>*{display:block}}
@@ -53,13 +57,11 @@ class Page:
     ) -> None:
         """Add a table; row `ours` stands out, `words` is for cells of text."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-        body = "".join(
-            f"<tr{' class=ours' if i == ours else ''}>{''.join(f'<td>{escape(shown(cell))}</td>' for cell in row)}</tr>"
-            for i, row in enumerate(rows)
-        )
+        body = "".join(_row(row, i == ours) for i, row in enumerate(rows))
         kind = ' class="words"' if words else ""
         self._parts.append(
-            f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
         )
 
     def figure(self, figure: Any, caption: str) -> None:
@@ -83,10 +85,10 @@ class Page:
         icon = '<link rel="icon" href="data:,">'
         parts = "\n".join(self._parts)
         title = f"<title>{escape(self._title)}</title>"
-        path.write_text(
+        write_text(
+            path,
             f'<!doctype html>\n<html lang="en"><head>{head}{icon}{title}<style>{_STYLE}</style></head>\n'
             f"<body>\n{parts}\n</body></html>\n",
-            encoding="utf-8",
         )
 
 
@@ -97,6 +99,11 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
     return str(value)
+
+
+def _row(cells: Sequence[Any], ours: bool) -> str:
+    row = "".join(f"<td>{escape(shown(cell))}</td>" for cell in cells)
+    return f"<tr{' class=ours' if ours else ''}>{row}</tr>"
 
 
 def flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

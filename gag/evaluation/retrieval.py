@@ -1,6 +1,7 @@
-"""Retrieval over a domain's passages: BM25, alone and with a rewritten query, dense vectors, late interaction of states."""
+"""Retrieval over a domain's passages: BM25, also with a rewritten query, dense vectors, late interaction."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -23,21 +24,23 @@ def bm25(passages: list[Passage]) -> Retriever:
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
         queries = bm25s.tokenize(list(questions), show_progress=False)
-        found = index.retrieve(queries, k=min(count, len(passages)), show_progress=False).documents  # pyright: ignore[reportAttributeAccessIssue]
-        return [[int(i) for i in row] for row in found]
+        found: Any = index.retrieve(queries, k=min(count, len(passages)), show_progress=False)
+        return [[int(i) for i in row] for row in found.documents]
 
     return retrieve
 
 
 def rewritten(passages: list[Passage]) -> Retriever:
-    """Search twice: words that the best passage shares with the query give way to its others; it stays first."""
+    """Search twice: words that the best passage shares with the query give way to its others.
+
+    That passage stays first.
+    """
     search = bm25(passages)
 
     def rewrite(question: str, passage: str) -> str:
-        asked, said = tokens(question), tokens(passage)
-        return " ".join(
-            [word for word in asked if word not in said] + [word for word in said if word not in asked]
-        )
+        ours, theirs = tokens(question), tokens(passage)
+        missing = [word for word in ours if word not in theirs]
+        return " ".join(missing + [word for word in theirs if word not in ours])
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
         first = [row[0] for row in search(questions, 1)]
@@ -59,7 +62,7 @@ def dense(passages: list[Passage], encoder: QueryEncoder) -> Retriever:
 
 
 def late_interaction(passages: list[Passage], encoder: TokenStates) -> Retriever:
-    """Index passages by their token states; a question's tokens each seek their best match (ColBERT's MaxSim)."""
+    """Index passages by their token states; each of a question's takes its best match (ColBERT's MaxSim)."""
     rows = [_joined(pieces) for pieces in encoder.pieces([p.text for p in passages])]
     index, sizes = torch.cat(rows), torch.tensor([len(row) for row in rows])  # [all tokens, D]
 

@@ -1,29 +1,31 @@
-"""Baselines that change something for the domain: the base tuned with LoRA, and a trained prefix (prompt tuning)."""
+"""Baselines that train something for the domain: the base tuned with LoRA, and a prefix (prompt tuning)."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from gag.evaluation.answers import decoded
-from gag.evaluation.metrics import contains
+from gag.evaluation.metrics import share_right
 from gag.models.backbone import Backbone
-from gag.models.loading import load_backbone
 from gag.models.experts import Experts
-from gag.project.artifacts import is_current, read_manifest, writing
-from gag.project.inputs import adapt_file, alignment_rows
+from gag.models.loading import load_backbone
+from gag.project.artifacts import MANIFEST, is_current, read_manifest, writing
+from gag.project.hyperparameters import AdaptSettings
+from gag.project.keys import model_key, stage_key
+from gag.project.memory import peak_bytes
 from gag.project.progress import bar, say
 from gag.project.project import Project
 from gag.project.rows import Example, digest, read_examples
 from gag.project.run import Run
-from gag.projection.trainer import linear_schedule
-from gag.project.keys import model_key, stage_key
 from gag.project.tensors import load_tensors, save_tensors
 from gag.projection.alignment import Reader, Row
 from gag.projection.injection import inject
 from gag.projection.losses import label_loss
+from gag.projection.trainer import linear_schedule
 from gag.training.sft import Tuning, tune
 
 LORA_RATES = (1e-3, 3e-3)
@@ -32,107 +34,101 @@ PREFIX_TOKENS, PREFIX_EPOCHS, PREFIX_BATCH = 16, 3, 32
 WEIGHTS = "prefix.safetensors"
 VAL_QUESTIONS = 100
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Built:
-    """What a baseline cost: its folder, seconds of the chosen run, and what chose it."""
+class Baseline:
+    """A baseline that was trained, and what its chosen run cost."""
 
     folder: Path
     seconds: float
+    peak_bytes: int | None  # of the process; None: not recorded
     chosen_by: dict[str, float]  # of each learning rate, on validation rows
 
 
-def tune_base(project: Project, domain: str, base: Backbone, quick: bool) -> Built:
-    """Tune the base with LoRA on the rows that teach the expert; the rate that answers most validation rows is kept."""
+@dataclass(frozen=True)
+class Trial(Generic[T]):
+    """What one learning rate made."""
+
+    rate: float
+    trained: T
+    score: float  # on validation rows
+    seconds: float
+
+
+def tune_base(project: Project, domain: str, base: Backbone, quick: bool) -> Baseline:
+    """Tune the base with LoRA on the rows that teach the expert, or take what stands of the same inputs.
+
+    The learning rate that answers most validation rows is kept.
+    """
     target = project.run(domain, "compare") / "lora"
-    val = alignment_rows(project, domain)["val"]
-    held = {
-        example.question for example in val
-    }  # with one file for all, the validation rows choose and teach nothing
-    examples = [
-        example for example in read_examples(adapt_file(project, domain)) if example.question not in held
-    ]
+    inputs = project.inputs(domain)
+    val = inputs.splits.val
     rates = LORA_RATES[:1] if quick else LORA_RATES
-    settings = project.settings.adapt.model_copy(
-        update={"tuning": "lora"} | ({"epochs": 1.0} if quick else {})
+    changes = {"tuning": "lora"} | ({"epochs": 1.0} if quick else {})
+    settings = project.settings.adapt.changed(**changes)
+    key = stage_key(
+        data=digest(inputs.adapt),
+        base=inputs.base_key,
+        settings=settings.key(),
+        rates=rates,
+        new=answer_budget(project),
+        val=_named(val),
     )
-    key = stage_key(data=digest(adapt_file(project, domain)), base=model_key(project.settings.base, project.root),
-                    settings=settings.model_dump(), rates=rates, new=budget(project), val=_named(val))  # fmt: skip
     if not is_current(target, key):
-        right, seconds, folders = {}, {}, {}
         run = Run(target.with_name("lora.unfinished"), {"key": key})
-        for rate in rates:
-            started = time.monotonic()
-            chosen = settings.model_copy(update={"learning_rate": rate})
-            rows = [_row(base, example) for example in examples]
-            tuning = Tuning(
-                f"rate-{rate:g}", f"tune the base, {rate:g}", chosen, rows, model=project.settings.base
-            )
-            folders[rate] = tune(project, run, tuning)
-            seconds[rate] = time.monotonic() - started
-            right[rate] = _share_right(_loaded(project, folders[rate]), val[:VAL_QUESTIONS], budget(project))
-            say(
-                f"compare {domain}: base tuned at {rate:g}, {right[rate]:.3f} of validation right, {seconds[rate]:.0f} s"
-            )
-        best = max(right, key=lambda rate: right[rate])
-        facts = {
-            "key": key,
-            "seconds": round(seconds[best], 1),
-            "chosen_by": {f"{r:g}": round(x, 4) for r, x in right.items()},
-        }
-        with writing(target, facts) as temporary:
-            for path in folders[best].iterdir():
-                if path.name != "manifest.json":
-                    (temporary / path.name).write_bytes(path.read_bytes())
+        rows = _tuning_rows(project, domain, base, val)
+        trials = [_tune_at(project, domain, run, settings, rate, rows, val) for rate in rates]
+        best = max(trials, key=lambda trial: trial.score)
+        with writing(target, _facts(key, best, trials)) as temporary:
+            _copy_adapter(best.trained, temporary)
         run.close()
-    facts = read_manifest(target)
-    return Built(target, facts["seconds"], facts["chosen_by"])
+    return _read(target)
 
 
-def budget(project: Project) -> int:
-    """Return the tokens that a tuned base may write: the rows teach it to write as much as the expert does."""
+def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> Baseline:
+    """Train vectors that stand in every question's knowledge place, or take what stands of the same inputs.
+
+    They learn on the rows of alignment; the learning rate of the least validation loss is kept (prompt
+    tuning, Lester et al. 2021).
+    """
+    target = project.run(domain, "compare") / "prefix"
+    inputs = project.inputs(domain)
+    align_rows, val_rows = inputs.splits.align, inputs.splits.val
+    rates, epochs = (PREFIX_RATES[:1], 1) if quick else (PREFIX_RATES, PREFIX_EPOCHS)
+    instruction, seed = project.described(domain).prompts.answer, project.settings.align.seed
+    key = stage_key(
+        rows=_named(align_rows),
+        val=_named(val_rows),
+        rates=rates,
+        epochs=epochs,
+        instruction=instruction,
+        seed=seed,
+        base=model_key(project.settings.base, project.root),
+    )
+    if not is_current(target, key):
+        align, val = ([_knowledge_row(base, e, instruction) for e in rows] for rows in (align_rows, val_rows))
+        trials = [_prefix_at(domain, base, align, val, rate, epochs, seed) for rate in rates]
+        best = min(trials, key=lambda trial: trial.score)
+        with writing(target, _facts(key, best, trials)) as temporary:
+            save_tensors(temporary / WEIGHTS, {"prefix": best.trained})
+    return _read(target)
+
+
+def answer_budget(project: Project) -> int:
+    """Return the tokens that a tuned base may write: its rows teach it to write as much as the expert."""
     return max(project.settings.decoding.max_new_tokens, project.settings.readout.max_new_tokens)
 
 
-def tuned_base(project: Project, built: Built) -> Backbone:
+def tuned_base(project: Project, built: Baseline) -> Backbone:
     """Load a copy of the base with the adapter on it."""
-    return _loaded(project, built.folder)
+    return _with_adapter(project, built.folder)
 
 
-def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> Built:
-    """Train vectors that stand in every question's knowledge place, on the rows of alignment."""
-    target = project.run(domain, "compare") / "prefix"
-    parts = alignment_rows(project, domain)
-    rates, epochs = (PREFIX_RATES[:1], 1) if quick else (PREFIX_RATES, PREFIX_EPOCHS)
-    instruction, seed = project.described(domain).prompts.answer, project.settings.align.seed
-    key = stage_key(rows=_named(parts["align"]), val=_named(parts["val"]), rates=rates, epochs=epochs,
-                    instruction=instruction, seed=seed,
-                    base=model_key(project.settings.base, project.root))  # fmt: skip
-    if not is_current(target, key):
-        rows, val = ([_knowledge_row(base, e, instruction) for e in parts[p]] for p in ("align", "val"))
-        reader = Reader(base, rows[0].prompt)
-        losses, found, seconds = {}, {}, {}
-        for rate in rates:
-            started = time.monotonic()
-            found[rate] = _trained(base, reader, rows, rate, epochs, seed)
-            seconds[rate] = time.monotonic() - started
-            losses[rate] = _prefix_loss(base, reader, found[rate], val)
-            say(
-                f"compare {domain}: prefix at {rate:g}, validation loss {losses[rate]:.3f}, {seconds[rate]:.0f} s"
-            )
-        best = min(losses, key=lambda rate: losses[rate])
-        facts = {
-            "key": key,
-            "seconds": round(seconds[best], 1),
-            "chosen_by": {f"{r:g}": round(x, 4) for r, x in losses.items()},
-        }
-        with writing(target, facts) as temporary:
-            save_tensors(temporary / WEIGHTS, {"prefix": found[best]})
-    facts = read_manifest(target)
-    return Built(target, facts["seconds"], facts["chosen_by"])
-
-
-def prefix_rows(base: Backbone, built: Built, questions: list[str], instruction: str) -> list[torch.Tensor]:
+def prefix_rows(
+    base: Backbone, built: Baseline, questions: list[str], instruction: str
+) -> list[torch.Tensor]:
     """Embed questions around the trained prefix, each [T, Db]."""
     prefix = load_tensors(built.folder / WEIGHTS)["prefix"].to(base.device)
     return [
@@ -145,12 +141,14 @@ def _trained(
 ) -> torch.Tensor:
     """Train one prefix [P, Db], from embeddings drawn from the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
-    embeddings = base.model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
-    drawn = torch.randint(len(embeddings), (PREFIX_TOKENS,), generator=generator)  # pyright: ignore[reportArgumentType]
-    prefix = torch.nn.Parameter(embeddings[drawn.to(base.device)].detach().float().clone())  # pyright: ignore[reportIndexIssue]
+    model: Any = base.model
+    embeddings: torch.Tensor = model.get_input_embeddings().weight  # [V, Db]
+    drawn = torch.randint(len(embeddings), (PREFIX_TOKENS,), generator=generator)
+    prefix = torch.nn.Parameter(embeddings[drawn.to(base.device)].detach().float().clone())
     optimizer = torch.optim.AdamW([prefix], lr=rate, weight_decay=0.0)
     batches = max(1, len(rows) // PREFIX_BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(epochs * batches, 0.03))
+    steps = epochs * batches
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_schedule(step, steps, 0.03))
     with bar(f"prefix, {rate:g}", epochs * batches) as advance:
         for _ in range(epochs):
             order = torch.randperm(len(rows), generator=generator).tolist()
@@ -177,6 +175,80 @@ def _prefix_loss(base: Backbone, reader: Reader, prefix: torch.Tensor, rows: lis
     return total / count
 
 
+def _tuning_rows(
+    project: Project, domain: str, base: Backbone, val: list[Example]
+) -> list[dict[str, list[int]]]:
+    """Encode the expert's rows for the base; with one file for all, the validation rows teach it nothing."""
+    held_out = {example.question for example in val}
+    examples = project.inputs(domain).taught
+    return [_tuning_row(base, example) for example in examples if example.question not in held_out]
+
+
+def _tuning_row(base: Backbone, example: Example) -> dict[str, list[int]]:
+    """Encode a row as the base is asked: the plain prompt, with labels on the answer."""
+    prompt, answer = base.prompts.plain(example.question), base.prompts.answer(example.answers[0])
+    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def _tune_at(
+    project: Project,
+    domain: str,
+    run: Run,
+    settings: AdaptSettings,
+    rate: float,
+    rows: list[dict[str, list[int]]],
+    val: list[Example],
+) -> Trial[Path]:
+    """Tune the base at one learning rate; the score is the share of validation rows that it answers right."""
+    started = time.monotonic()
+    chosen = settings.changed(learning_rate=rate)
+    tuning = Tuning(f"rate-{rate:g}", f"tune the base, {rate:g}", chosen, rows)
+    folder = tune(project.settings.base, project.root, run, tuning)
+    seconds = time.monotonic() - started
+    right = _val_right(_with_adapter(project, folder), val[:VAL_QUESTIONS], answer_budget(project))
+    say(f"compare {domain}: base tuned at {rate:g}, {right:.3f} of validation right, {seconds:.0f} s")
+    return Trial(rate, folder, right, seconds)
+
+
+def _val_right(model: Backbone, examples: list[Example], max_new_tokens: int) -> float:
+    prompts = [model.embed(model.prompts.plain(example.question)) for example in examples]
+    return share_right(decoded(model, prompts, max_new_tokens), [example.answers for example in examples])
+
+
+def _prefix_at(
+    domain: str, base: Backbone, align: list[Row], val: list[Row], rate: float, epochs: int, seed: int
+) -> Trial[torch.Tensor]:
+    """Train a prefix at one learning rate; the score is its validation loss per token."""
+    reader = Reader(base, align[0].prompt)
+    started = time.monotonic()
+    prefix = _trained(base, reader, align, rate, epochs, seed)
+    seconds = time.monotonic() - started
+    loss = _prefix_loss(base, reader, prefix, val)
+    say(f"compare {domain}: prefix at {rate:g}, validation loss {loss:.3f}, {seconds:.0f} s")
+    return Trial(rate, prefix, loss, seconds)
+
+
+def _facts(key: str, best: Trial[T], trials: list[Trial[T]]) -> dict[str, Any]:
+    """Return what a baseline's manifest says."""
+    return {
+        "key": key,
+        "seconds": round(best.seconds, 1),
+        "peak_bytes": peak_bytes(),
+        "chosen_by": {f"{trial.rate:g}": round(trial.score, 4) for trial in trials},
+    }
+
+
+def _read(folder: Path) -> Baseline:
+    facts = read_manifest(folder)
+    return Baseline(folder, facts["seconds"], facts.get("peak_bytes"), facts["chosen_by"])
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        if path.name != MANIFEST:
+            shutil.copyfile(path, target / path.name)
+
+
 def _named(examples: list[Example]) -> list[tuple[str, tuple[str, ...]]]:
     return [(example.question, example.answers) for example in examples]
 
@@ -186,23 +258,9 @@ def _knowledge_row(base: Backbone, example: Example, instruction: str) -> Row:
     return Row(prompts.with_knowledge(example.question, instruction), prompts.answer(example.answers[0]), [])
 
 
-def _row(base: Backbone, example: Example) -> dict[str, list[int]]:
-    """Encode a row as the base is asked: the plain prompt, with labels on the answer."""
-    prompt, answer = base.prompts.plain(example.question), base.prompts.answer(example.answers[0])
-    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
-
-
-def _loaded(project: Project, folder: Path) -> Backbone:
+def _with_adapter(project: Project, folder: Path) -> Backbone:
     tuned = Experts(load_backbone(project.settings.base, project.root))
     tuned.load("tuned", folder)
     model: Any = tuned.backbone.model
     model.enable_adapters()
     return tuned.backbone
-
-
-def _share_right(model: Backbone, examples: list[Example], new: int) -> float:
-    prompts = [model.embed(model.prompts.plain(example.question)) for example in examples]
-    texts = decoded(model, prompts, new)
-    return sum(contains(text, example.answers) for text, example in zip(texts, examples, strict=True)) / len(
-        examples
-    )

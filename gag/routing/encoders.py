@@ -76,7 +76,7 @@ class TransformerEncoder:
             raise _cannot_load(chosen, error) from error
         self._model.to(choose_device(chosen.device)).eval().requires_grad_(False)
         self._plain = plain_tokenizer(tokenizer)
-        self._before, self._after = text_frame(tokenizer, self._plain, str(chosen.model))
+        self._before, self._after = text_frame(tokenizer, self._plain)
         self._batch_size = settings.batch_size
         described = f"{weights_hash(self._model)}\n{self._plain.to_str()}"
         positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
@@ -109,7 +109,7 @@ class TransformerEncoder:
         return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
 
 
-def text_frame(tokenizer: Any, plain: Tokenizer, model: str) -> tuple[list[int], list[int]]:
+def text_frame(tokenizer: Any, plain: Tokenizer) -> tuple[list[int], list[int]]:
     """Find the control tokens that a tokenizer puts before and after a text.
 
     Raises:
@@ -121,7 +121,8 @@ def text_frame(tokenizer: Any, plain: Tokenizer, model: str) -> tuple[list[int],
         if whole[start : start + len(inner)] == inner:
             return whole[:start], whole[start + len(inner) :]
     raise SettingsError(
-        f"the tokenizer of {model} changes a text beside other tokens, so its frame cannot be found; name another encoder"
+        f"the tokenizer of {tokenizer.name_or_path} changes a text beside other tokens, so what it puts around it "
+        "cannot be found; name another encoder"
     )
 
 

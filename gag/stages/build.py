@@ -71,11 +71,10 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
             for name in ("adapt", "readouts", "align"):
                 with _timed(seconds, f"{name} {domain}"):
                     STAGES[name](project, domain)
+            inputs = project.inputs(domain)
+            wanted = stage_key(align=align.key(inputs), bank=prototypes.key(project, domain))
             if distributed.rank() == 0:
-                bank = prototypes.key(project, domain)
-                _assemble(
-                    project.inputs(domain), bank, project.domain(domain), prototypes.folder(project, domain)
-                )
+                _assemble(inputs, wanted, project.domain(domain), prototypes.folder(project, domain))
             distributed.barrier()
         if distributed.rank() == 0:
             with _timed(seconds, "router"):
@@ -83,9 +82,9 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
     return seconds
 
 
-def _assemble(inputs: DomainInputs, bank: str, folder: Path, bank_folder: Path) -> None:
+def _assemble(inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path) -> None:
     """Put expert, projector, bank, description and card into the plug-in folder."""
-    name, wanted = inputs.name, stage_key(align=align.key(inputs), bank=bank)
+    name = inputs.name
     if is_current(folder, wanted, DOMAIN):
         say(f"build {name}: already there")
         return

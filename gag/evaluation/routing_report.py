@@ -1,0 +1,112 @@
+"""A router's figures for people: routing.json, a page, and the lines of a terminal."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from gag.evaluation.intervals import Interval
+from gag.evaluation.page import Page, heatmap
+from gag.evaluation.routing import Abstention, RoutingFigures
+from gag.project.artifacts import write_json
+
+
+def write_routing(folder: Path, figures: RoutingFigures, title: str) -> Path:
+    """Write routing.json and the page routing.html; return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "routing.json", asdict(figures))
+    page = Page(title)
+    low, high = figures.accuracy.micro_interval
+    page.text(
+        f"{figures.accuracy.micro:.1%} of {figures.of_present_domains} questions go where they belong "
+        f"(95 % interval {low:.1%} to {high:.1%}), by the rule {figures.rule}."
+        + _abstention(figures.abstention),
+        "verdict",
+    )
+    _add_routes(page, figures)
+    if figures.out_of_distribution:
+        _add_out_of_distribution(page, figures)
+    _add_time(page, figures)
+    for pair, count in figures.duplicates.items():
+        page.text(f"{pair} share {count} of the questions held out.", "note")
+    calibration = asdict(figures.calibration) | {"calibration_error": figures.calibration_error}
+    page.facts("Calibration", calibration)
+    page.save(folder / "routing.html")
+    return folder / "routing.html"
+
+
+def routing_lines(figures: RoutingFigures) -> list[str]:
+    """Say the main figures to a terminal."""
+    accuracy, (low, high) = figures.accuracy, figures.accuracy.micro_interval
+    lines = [
+        f"micro {accuracy.micro:.4f} ({low:.4f} to {high:.4f})  macro {accuracy.macro:.4f}  "
+        f"rule {figures.rule}",
+        f"{'':<18}{'recall':>8}{'precision':>11}{'questions':>11}",
+    ]
+    for name, domain in figures.domains.items():
+        precision = f"{domain.precision:.4f}" if domain.precision is not None else "-"
+        lines.append(f"{name:<18}{domain.recall:>8.4f}{precision:>11}{domain.questions:>11}")
+    lines.append(_abstention(figures.abstention).strip())
+    for name, found in figures.out_of_distribution.items():
+        auroc = "-" if found.auroc is None else f"{found.auroc:.3f}"
+        lines.append(f"out of distribution, {name}: {found.to_general:.3f} end in general, AUROC {auroc}")
+    lines += [f"{pair} share {count} of the questions held out" for pair, count in figures.duplicates.items()]
+    times = "; ".join(f"{size}: {t.p50:.1f} and {t.p99:.1f}" for size, t in figures.latency_ms.items())
+    return [line for line in [*lines, f"ms for a batch, p50 and p99: {times}"] if line]
+
+
+def _add_routes(page: Page, figures: RoutingFigures) -> None:
+    page.heading("Where questions go")
+    rows, columns = list(figures.confusion), list(next(iter(figures.confusion.values())))
+    counts = [list(routes.values()) for routes in figures.confusion.values()]
+    page.figure(heatmap(counts, rows, columns, ("belongs to", "routed to")), "Questions by domain and route")
+    page.table(
+        ["domain", "questions", "recall", "95 % interval", "precision"],
+        [
+            [name, d.questions, d.recall, _ends(d.interval), d.precision]
+            for name, d in figures.domains.items()
+        ],
+    )
+    accuracy = figures.accuracy
+    page.table(
+        ["accuracy", "share", "95 % interval"],
+        [
+            ["total, others to general", accuracy.total, None],
+            ["micro", accuracy.micro, _ends(accuracy.micro_interval)],
+            ["macro", accuracy.macro, _ends(accuracy.macro_interval)],
+        ],
+    )
+
+
+def _add_out_of_distribution(page: Page, figures: RoutingFigures) -> None:
+    page.heading("Questions of no domain here")
+    page.text("Each domain is left out in turn, and its questions are asked: do they end in general?", "note")
+    page.table(
+        ["left out", "questions", "to general", "AUROC of the distance"],
+        [
+            [name, found.questions, found.to_general, found.auroc]
+            for name, found in figures.out_of_distribution.items()
+        ],
+    )
+
+
+def _add_time(page: Page, figures: RoutingFigures) -> None:
+    page.heading("Time")
+    page.table(
+        ["questions together", "p50 ms", "p99 ms"],
+        [[size, time.p50, time.p99] for size, time in figures.latency_ms.items()],
+    )
+
+
+def _abstention(held: Abstention) -> str:
+    """Say how many questions abstention keeps in general, and what it promises."""
+    parts = []
+    if held.risk is not None:
+        promise = held.promised_risk
+        promised = "" if promise is None else f" (promised: at most {promise:.1%})"
+        parts.append(f" {held.risk:.1%} of general questions go to specialists{promised}")
+    if held.coverage is not None:
+        parts.append(f" {held.coverage:.1%} of specialist questions reach a specialist")
+    return ";".join(parts) + "." if parts else ""
+
+
+def _ends(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
