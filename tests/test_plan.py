@@ -1,4 +1,4 @@
-"""The plan before a run: exact counts, figures that a real run confirms, and settings that make a stage fit."""
+"""The plan before a run: exact counts, figures that a real run confirms, and settings that make it fit."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(root: Path) -> dict[str, int]:
-    """Peak bytes of each stage above the imports; the allocator gives back what is freed, so that it does not blur them."""
+    """Peak bytes of each stage above the imports; freed memory is given back, so as not to blur them."""
     if not sys.platform.startswith("linux"):
         pytest.skip("peaks are read from /proc")
     kept = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,65 @@
+"""The forward passes of a dry run: of rows only their number and their lengths in tokens are known."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from gag.models.backbone import Backbone
+
+
+def blank(model: Backbone, rows: int, tokens: int) -> torch.Tensor:
+    """Make embeddings without values [B, T, D]."""
+    return torch.empty(rows, tokens, model.width, dtype=model.model.dtype)
+
+
+def forward(model: Backbone, embeds: torch.Tensor, cache: Any = None, cached: int = 0) -> torch.Tensor:
+    """Run embeddings [B, T, D] through the decoder, behind `cached` tokens of a cache -> states [B, T, D]."""
+    mask = torch.ones(len(embeds), cached + embeds.shape[1], dtype=torch.long)
+    return model.model.get_decoder()(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=mask[:, cached:],  # of positions only the shape counts
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state
+
+
+@torch.no_grad()
+def generate(model: Backbone, rows: int, prompt: int, new: int) -> int:
+    """Decode the first and the last of some new tokens; return the final cache's bytes.
+
+    In between nothing but the cache grows, so that the heaviest moment is one of these two.
+    """
+    if new == 0:
+        return 0
+    cache: Any = DynamicCache(config=model.model.config)
+    _decode_token(model, blank(model, rows, prompt), cache, cached=0)
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            held.new_empty(rows, held.shape[1], prompt + new - 1, held.shape[3])
+            for held in (layer.keys, layer.values)
+        )
+    _decode_token(model, blank(model, rows, 1), cache, cached=prompt + new - 1)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def _decode_token(model: Backbone, embeds: torch.Tensor, cache: Any, cached: int) -> None:
+    model.logits(forward(model, embeds, cache, cached)[:, -1]).float()
+
+
+def answer_states(
+    base: Backbone, vectors: torch.Tensor, shared: int, before: int, after: int
+) -> torch.Tensor:
+    """Run alignment's forward pass (gag.projection.alignment): [B, S, Db] -> states [B, S + `after`, Db].
+
+    Of the `before` tokens, the `shared` ones run once and the others on each row, all without gradient. The
+    vectors and the `after` tokens behind them run with gradient.
+    """
+    rows, cache = len(vectors), DynamicCache(config=base.model.config)
+    with torch.no_grad():
+        forward(base, blank(base, 1, shared), cache)
+        cache.batch_repeat_interleave(rows)
+        forward(base, blank(base, rows, before - shared), cache, shared)
+        tokens = blank(base, rows, after)
+    return forward(base, torch.cat([vectors.to(tokens), tokens], 1), cache, before)
