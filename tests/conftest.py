@@ -2,9 +2,8 @@
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # two workers on two cores: more threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads would wait
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command line does without a terminal
 
 import shutil
 from importlib.resources import files

@@ -19,6 +19,7 @@ from gag.project.rows import Example, Passage, digest, read_examples, read_passa
 from gag.project.settings import GENERAL
 
 if TYPE_CHECKING:
+    from gag.engine.engine import ProjectGAG
     from gag.evaluation.answers import Case
     from gag.evaluation.general import GeneralFigures
 
@@ -148,7 +149,9 @@ def _base_files(project: Project) -> dict[str, str]:
     return {path.name: digest(path) for path in sorted(folder.iterdir())}
 
 
-def _evaluate_domain(gag: "ProjectGAG", project: Project, domain: str) -> tuple[DomainScores, dict[str, float]]:
+def _evaluate_domain(
+    gag: "ProjectGAG", project: Project, domain: str
+) -> tuple[DomainScores, dict[str, float]]:
     """Score every method on the domain's test questions -> scores, and the tokens that each method added."""
     say(f"evaluate {domain}")
     from gag.evaluation.answers import answer_cases

@@ -19,7 +19,7 @@ from gag.project.keys import model_key, stage_key
 from gag.project.memory import peak_bytes
 from gag.project.progress import bar, say
 from gag.project.project import Project
-from gag.project.rows import Example, digest, read_examples
+from gag.project.rows import Example, digest
 from gag.project.run import Run
 from gag.project.tensors import load_tensors, save_tensors
 from gag.projection.alignment import Reader, Row

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gag.errors import SettingsError
-from gag.models.backbone import Backbone, locate_model
+from gag.models.backbone import Backbone
+from gag.models.loading import locate_model
 from gag.models.prompts import Prompts
 from gag.project.settings import ModelSettings
 

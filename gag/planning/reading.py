@@ -24,7 +24,7 @@ def readouts(work: Workload) -> Stage:
     heaviest = max(batches, key=lambda batch: len(batch) * (requests[batch[-1]] + new))
     rows, request = len(heaviest), requests[heaviest[-1]]
     expert = work.expert.shell(rank=work.rank)
-    check_layers(expert, settings.layers)
+    check_layers(expert.name, expert.layers, settings.layers)
     with dry_run(expert.model) as meter:
         weights, cache = meter.live, generate(expert, rows, request, new)
         read_states(expert, [[0] * request] * rows, [[0] * new] * rows, settings.layers)

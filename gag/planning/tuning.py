@@ -31,7 +31,7 @@ class _Tuning:
 
 def corpus(work: Workload) -> Stage:
     """Plan the expert's pre-training on documents: packed to blocks, and a pass's blocks to one row."""
-    group = work.settings.corpus
+    group = work.settings.pretrain
     rows = [group.block_tokens] * math.ceil(work.corpus_tokens / group.block_tokens)
     batch = work.micro_batch(group, len(rows))
     tokens = batch.rows * group.block_tokens

@@ -7,13 +7,10 @@ import torch
 from gag.models.prompts import Prompts
 from gag.planning.machine import Machine
 from gag.planning.models import Blueprint, trained_bytes
-from gag.project.inputs import adapt_file, alignment_rows, corpus_file, questions_file
+from gag.project.hyperparameters import AdaptSettings, AlignSettings, PretrainSettings
 from gag.project.project import Project
-from gag.project.rows import Example, read_examples, read_passages, read_questions
+from gag.project.rows import Example, read_questions
 from gag.project.settings import (
-    AdaptSettings,
-    AlignSettings,
-    CorpusSettings,
     ProjectSettings,
     PromptSettings,
 )
@@ -100,7 +97,7 @@ class Workload:
         with torch.device("meta"):
             return make_projector(self.settings.align.projector, self.slots, self.base.width)
 
-    def micro_batch(self, group: AdaptSettings | CorpusSettings | AlignSettings, rows: int) -> MicroBatch:
+    def micro_batch(self, group: AdaptSettings | PretrainSettings | AlignSettings, rows: int) -> MicroBatch:
         """Return a forward pass of training on so many rows, shared among the devices."""
         share = max(1, min(group.batch_size, rows) // self.machine.count)
         return MicroBatch(min(group.micro_batch_size, share), share > group.micro_batch_size)
@@ -126,23 +123,20 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
 
     Raises SettingsError or DataError where one of them is missing or faulty.
     """
-    settings, words = project.settings, project.described(domain).prompts
-    corpus = corpus_file(project, domain)
-    splits = alignment_rows(project, domain)
+    inputs, settings = project.inputs(domain), project.settings
+    words, splits = inputs.prompts, inputs.splits
     base = Blueprint(settings.base, project.root, machine.kind)
     expert = Blueprint(settings.expert, project.root, machine.kind)
-    lessons = read_examples(adapt_file(project, domain))
-    documents = read_passages(corpus) if corpus else []
-    questions = dict.fromkeys(read_questions(questions_file(project, domain)))
+    questions = dict.fromkeys(read_questions(inputs.align))
     return Workload(
         machine=machine,
         settings=settings,
         base=base,
         expert=expert,
-        align=_align_lengths([*splits["align"], *splits["val"]], base.prompts, expert.prompts, words),
-        align_rows=len(splits["align"]),
-        adapt=_adapt_lengths(lessons, expert.prompts, words),
-        corpus_tokens=sum(len(expert.prompts.answer(document.text)) for document in documents),
+        align=_align_lengths([*splits.align, *splits.val], base.prompts, expert.prompts, words),
+        align_rows=len(splits.align),
+        adapt=_adapt_lengths(inputs.taught, expert.prompts, words),
+        corpus_tokens=sum(len(expert.prompts.answer(document.text)) for document in inputs.passages or []),
         questions=[len(expert.prompts.text(question)) for question in questions],
         domains=len({domain, *project.present()}),
     )
