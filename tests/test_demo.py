@@ -69,7 +69,8 @@ def test_a_demo_that_was_killed_while_writing_starts_again(tmp_path: Path) -> No
     make_project(tmp_path, 7, 24)
     (tmp_path / "data" / "adjuvants" / "align.jsonl").write_text('{"que')
     (tmp_path / "models" / "base" / "model.safetensors").unlink()
-    check(make_project(tmp_path, 7, 24), ["adjuvants", "catalysts"])
+    project = make_project(tmp_path, 7, 24)
+    check(project.settings, project.root, [project.inputs(name) for name in ("adjuvants", "catalysts")])
     assert (tmp_path / "models" / "base" / "model.safetensors").is_file()
 
 
