@@ -4,10 +4,7 @@ A domain is built once for a random base and expert and copied under other names
 its own. Sizes at the paper's shapes (2048 -> 4096) are counted without allocating anything.
 """
 
-import ctypes
-import gc
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +18,7 @@ from gag.engine.domain import MANIFEST
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import SMALL, folder_bytes, options, report
+from benchmarks.resident import resident, warm_up
 from gag.pocket.world import ASSETS
 from gag.project.domain import PROJECTOR
 from gag.project.project import load_project
@@ -108,25 +106,6 @@ def measure(root: Path) -> None:
     gag = GAG.open(load_project(root))
     gag.ask(["What is thing number 1?"], "d0")
     print(resident() - before)
-
-
-def warm_up() -> None:
-    """Generate with a tiny model, so that the libraries' own pools exist before anything is measured."""
-    tiny = SMALL["expert"] | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    ids = torch.randint(2, 8000, (4, 40))
-    Qwen3ForCausalLM(Qwen3Config(**tiny, bos_token_id=None, eos_token_id=1, pad_token_id=0)).generate(
-        ids, max_new_tokens=8
-    )
-    sum(torch.randn(512, 512) @ torch.randn(512, 512) for _ in range(4))
-
-
-def resident() -> int:
-    """Return the resident memory of this process after giving free pages back."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def engine_figures(root: Path, held: dict[int, int]) -> tuple[dict[str, float], list[str]]:

@@ -18,7 +18,7 @@ CANDIDATES = {  # by preference
 }
 ENOUGH = 10  # held-out questions of each domain, below which nothing is decided by them
 JUDGED = 10_000  # specialists' held-out questions that are looked at, ENOUGH of each domain at least
-FITTED = 3  # every third of general's fits the scores; the threshold rests on the others, which nothing was fitted to
+FITTED = 4  # every fourth of general's fits the scores; the threshold rests on the others, which nothing was fitted to
 SUREST = 20.0  # log odds
 FAR_SHARE = 0.99  # of the specialists' held-out questions lie nearer than some distance, and ...
 FAR_SLACK = (
@@ -103,7 +103,7 @@ def calibrate(
     raw, margins = {}, {}
     for part in (part for part in RULES if part in needed):
         scorer = RULES[part](statistics)
-        raw[part], margins[part] = scorer.scores(query).double(), scorer.scores(threshold).double()
+        raw[part], margins[part] = scorer.scores(query), scorer.scores(threshold)
     weights = {name: _weights(raw, of, truth) for name, of in CANDIDATES.items() if rule in (None, name)}
     scores = {name: _summed(raw, chosen) for name, chosen in weights.items()}
     losses = {name: _losses(scores[name], truth) for name in weights}

@@ -12,6 +12,7 @@ from gag.routing.bank import Bank, MemoryBank, packed, unpacked
 
 CHUNK = 512  # centres multiplied at once: the product stays in a core's cache
 WHITENED = 2048  # centres whitened at once
+ASKED = 512  # questions scored at once: their cosines to a thousand domains' centres are 64 MB
 GRID = (
     2.0**28
 )  # scatters are summed in these units, as whole numbers: exact in any order for up to 2^24 questions
@@ -140,6 +141,8 @@ class _Centres:
 
     def best(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the best cosine of each domain: [B, Dq] -> [B, N]; exact, a few centres in the cache at a time."""
+        if len(vectors) > ASKED:
+            return torch.cat([self.best(some) for some in vectors.split(ASKED)])
         cosines, asked = vectors.new_empty(len(self._stacked), len(vectors)), vectors.T.contiguous()
         for start in range(0, len(self._stacked), CHUNK):
             torch.mm(self._stacked[start : start + CHUNK], asked, out=cosines[start : start + CHUNK])
