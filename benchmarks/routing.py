@@ -22,7 +22,7 @@ from gag.evaluation.labelled import LabelledQuestion, read_labelled
 from gag.evaluation.routing import evaluate_routing
 from gag.project.domain import EncoderSpec
 from gag.project.settings import GENERAL, EncoderSettings, RouterSettings
-from gag.routing.bank import Bank
+from gag.routing.bank import Bank, MemoryBank
 from gag.routing.building import Encoded, build_bank
 from gag.routing.encoders import CachedEncoder, SentenceEncoder
 from gag.routing.router import Router
@@ -283,7 +283,7 @@ def _speed() -> dict[str, float]:
     spec = EncoderSpec("speed", "own", 256, 2048)
     scatter = torch.eye(2048)
     banks = {
-        GENERAL if not i else f"domain-{i}": Bank(
+        GENERAL if not i else f"domain-{i}": MemoryBank(
             units(32, 2048), torch.ones(32), 32, units(2048), scatter, units(10, 2048), spec
         )
         for i in range(1000)

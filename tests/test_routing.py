@@ -23,7 +23,10 @@ from gag.routing.calibration import (
     SUREST,
     _losses,
     _temperature,
+    _unfitted_margins,
+    _weights,
     calibration_shortage,
+    margin_over_general,
     set_hash,
 )
 from gag.routing.query_encoder import BackboneEncoder
@@ -207,10 +210,8 @@ def test_given_priors_move_the_odds_and_keep_the_promised_risk() -> None:
 
 def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
     router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001))
-    assert router.calibration is not None and router.calibration.reached == pytest.approx(
-        1 / 76
-    )  # of 100, a quarter fits
-    assert "at most 1.3% of general questions go to specialists, not 0.1%" in router.state.warning
+    assert router.calibration is not None and router.calibration.reached == pytest.approx(1 / 101)
+    assert "at most 1.0% of general questions go to specialists, not 0.1%" in router.state.warning
 
 
 def test_out_of_distribution_questions_go_to_general_however_sure_the_rule_is() -> None:
@@ -305,24 +306,21 @@ def test_a_thousandth_of_the_temperatures_is_enough() -> None:
         assert _temperature(scores, truth) == wanted
 
 
-def test_the_threshold_rests_on_questions_that_nothing_was_fitted_to() -> None:
-    """Split conformal: what fits the rule's weights is apart from what sets the margin."""
-    changed = CLOUDS["general"].held_out.clone()
-    changed[1::4] = changed[1::4].flip(
-        0
-    )  # the same questions in another order, none of them in the quarter that fits
-    again = Router(
-        CLOUDS | {"general": replace(CLOUDS["general"], held_out=changed)}, Cloud(), RouterSettings()
-    )
-    first = Router(CLOUDS, Cloud(), RouterSettings())
-    assert again.calibration is not None and first.calibration is not None
-    assert again.calibration.weights == first.calibration.weights
-    changed[1::4] = cloud(1, len(changed[1::4]), 5)  # strange ones: only the margin moves
-    other = Router(
-        CLOUDS | {"general": replace(CLOUDS["general"], held_out=changed)}, Cloud(), RouterSettings()
-    )
-    assert other.calibration is not None and other.calibration.weights == first.calibration.weights
-    assert other.calibration.margin > first.calibration.margin
+def test_the_threshold_rests_on_margins_by_weights_that_were_fitted_without_the_question() -> None:
+    """Cross-conformal: each half of general's questions is scored by weights that the other half was fitted with."""
+    made = Router(CLOUDS, Cloud(), RouterSettings(rule="lda"))
+    statistics = Statistics(made.banks, made.state.root)
+    held_out = [bank.held_out for bank in made.banks]
+    truth = torch.arange(3).repeat_interleave(100)
+    raw = {"lda": Lda(statistics).scores(Query(torch.cat(held_out), statistics))}
+    margins = _unfitted_margins(raw, ("lda",), truth, torch.zeros(3))
+    for kept, asked in ((1, 0), (0, 1)):
+        rest = torch.cat([torch.arange(kept, 100, 2), torch.arange(100, 300)])
+        weights = _weights({"lda": raw["lda"][rest]}, ("lda",), truth[rest])
+        expected = margin_over_general(raw["lda"][asked:100:2] * weights["lda"])
+        assert torch.allclose(margins[asked::2], expected, atol=1e-5)
+    assert made.calibration is not None
+    assert made.margin == pytest.approx(max(0.0, float(margins.sort().values[99])))
 
 
 def test_calibration_says_what_is_missing() -> None:

@@ -18,7 +18,6 @@ CANDIDATES = {  # by preference
 }
 ENOUGH = 10  # held-out questions of each domain, below which nothing is decided by them
 JUDGED = 10_000  # specialists' held-out questions that are looked at, ENOUGH of each domain at least
-FITTED = 4  # every fourth of general's fits the scores; the threshold rests on the others, which nothing was fitted to
 SUREST = 20.0  # log odds
 FAR_SHARE = 0.99  # of the specialists' held-out questions lie nearer than some distance, and ...
 FAR_SLACK = (
@@ -94,23 +93,19 @@ def calibrate(
         priors: how often each domain is asked.
     """
     banks = statistics.banks
-    general = banks[0].held_out
-    fitted = torch.arange(len(general)) % FITTED == 0
-    parts = [general[fitted], *_sampled(banks[1:])]
+    parts = [banks[0].held_out, *_sampled(banks[1:])]
     truth = torch.arange(len(banks)).repeat_interleave(torch.tensor([len(part) for part in parts]))
-    query, threshold = Query(torch.cat(parts), statistics), Query(general[~fitted], statistics)
-    needed = {part for name, of in CANDIDATES.items() if rule in (None, name) for part in of}
-    raw, margins = {}, {}
-    for part in (part for part in RULES if part in needed):
-        scorer = RULES[part](statistics)
-        raw[part], margins[part] = scorer.scores(query), scorer.scores(threshold)
-    weights = {name: _weights(raw, of, truth) for name, of in CANDIDATES.items() if rule in (None, name)}
+    query = Query(torch.cat(parts), statistics)
+    candidates = {name: of for name, of in CANDIDATES.items() if rule in (None, name)}
+    needed = {part for of in candidates.values() for part in of}
+    raw = {part: RULES[part](statistics).scores(query) for part in RULES if part in needed}
+    weights = {name: _weights(raw, of, truth) for name, of in candidates.items()}
     scores = {name: _summed(raw, chosen) for name, chosen in weights.items()}
-    losses = {name: _losses(scores[name], truth) for name in weights}
+    losses = {name: _losses(scores[name], truth) for name in candidates}
     least = min(losses.values(), key=lambda each: float(each.mean()))
     best = next(name for name, each in losses.items() if _not_worse(each, least))
-    above = margin_over_general(_summed(margins, weights[best]) + log_priors(names, priors))
-    margin, reached = _conformal_margin(above, alpha)
+    gains = log_priors(names, priors)
+    margin, reached = _conformal_margin(_unfitted_margins(raw, candidates[best], truth, gains), alpha)
     return Calibration(
         bank_set=set_hash(names, banks),
         rule=best,
@@ -129,6 +124,25 @@ def calibrate(
 def margin_over_general(scores: torch.Tensor) -> torch.Tensor:
     """Return how far the best specialist lies above general, scores [B, N] -> [B]."""
     return scores[:, 1:].amax(1) - scores[:, 0]
+
+
+def _unfitted_margins(
+    raw: dict[str, torch.Tensor], parts: tuple[str, ...], truth: torch.Tensor, gains: torch.Tensor
+) -> torch.Tensor:
+    """Return the margins of general's questions [G], each by weights that were fitted without it.
+
+    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over margins of questions that the weights were
+    fitted to would promise too much.
+    """
+    general = truth == 0
+    first = general & (general.cumsum(0) % 2 == 1)
+    margins = torch.empty(int(general.sum()))
+    for asked in (first, general & ~first):
+        left = {part: scores[~asked] for part, scores in raw.items() if part in parts}
+        weights = _weights(left, parts, truth[~asked])
+        held = {part: scores[asked] for part, scores in raw.items() if part in parts}
+        margins[asked[general]] = margin_over_general(_summed(held, weights) + gains)
+    return margins
 
 
 def _sampled(banks: Sequence[Bank]) -> list[torch.Tensor]:
