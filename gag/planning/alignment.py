@@ -29,13 +29,14 @@ class _Trained(torch.nn.Module):
 def align(work: Workload) -> Stage:
     """Plan the training of the projector."""
     lengths, modules, base = work.align, _Trained(work), work.base.shell()
-    batch = work.micro_batch(work.settings.align, work.align_rows)
+    batch, loaded = work.micro_batch(work.settings.align, work.align_rows), _loaded(work)
     with dry_run(base.model, modules) as meter:
         trained = trained_bytes(modules)
         weights = meter.live - trained
         if batch.accumulates:
             hold_gradients(modules)
-        before_training = _start(work, modules.projector, meter)
+        before_training = _start(work, modules.projector, meter, loaded)
+        started = meter.flops  # once, and in every step what comes now
         _training_step(work, base, modules, batch.rows)
     tokens = _tokens_read(work)
     metered = batch.rows * (lengths.longest_before + lengths.longest_answer)
@@ -45,16 +46,19 @@ def align(work: Workload) -> Stage:
         tokens=tokens,
         weights=weights,
         peak=max(before_training, meter.peak + ADAM * trained),
-        seconds=work.computing(tokens, meter.flops, metered) / work.machine.count,
+        seconds=work.computing(tokens, meter.flops - started, metered) / work.machine.count,
         disk=_disk(work, trained),
     )
 
 
-def _start(work: Workload, projector: Projector, meter: Meter) -> int:
+def _loaded(work: Workload) -> int:
+    """Return the bytes of the models that are loaded before training."""
+    encodes_meanings = work.settings.align.semantic and work.settings.align.semantic_encoder is None
+    return work.base.size.bytes + (work.expert.size.bytes if encodes_meanings else 0)
+
+
+def _start(work: Workload, projector: Projector, meter: Meter, loaded: int) -> int:
     """Return the peak bytes before training: models that are loaded, and a CPU's start of the projector."""
-    loaded = work.base.size.bytes
-    if work.settings.align.semantic:
-        loaded += work.expert.size.bytes  # it encodes the meaning of the answers
     if work.machine.kind != "cpu" or work.settings.align.start == "random":
         return loaded
     _start_in_closed_form(work, projector)
