@@ -120,7 +120,7 @@ class Backbone:
 
     def layer_states(self, inputs: Inputs, layers: tuple[int, ...]) -> torch.Tensor:
         """Run the decoder as deep as is read -> the states of layers, indexed as hidden_states [B, T, L, D]."""
-        return hidden_states(self, inputs, layers)
+        return hidden_states(self.states, self.decoder_layers, inputs, layers)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
@@ -132,7 +132,7 @@ class Backbone:
 
     def generator(self) -> TransformersGenerator:
         """Return what continues prompts."""
-        return TransformersGenerator(self)
+        return TransformersGenerator(self.model, self.stops, self.embed, self.logits)
 
     def _described(self) -> dict[str, Any]:
         config = self.model.config.get_text_config().to_dict()

@@ -1,16 +1,12 @@
 """Continue prompts with transformers: one pass over all prompts, then one token a step from cached keys and values."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from gag.models.language_model import Finish, Request, Token, pad_left
 from gag.models.sampling import choose
-
-if TYPE_CHECKING:
-    from gag.models.backbone import Backbone
 
 CROWDED = 0.75  # of a batch's rows: when no more are unfinished, the finished ones leave it
 
@@ -18,8 +14,14 @@ CROWDED = 0.75  # of a batch's rows: when no more are unfinished, the finished o
 class TransformersGenerator:
     """All requests start together; a row that is finished leaves the batch, so nobody waits for the longest for long."""
 
-    def __init__(self, backbone: "Backbone"):
-        self._backbone = backbone
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stops: frozenset[int],
+        embed: Callable[[list[int]], torch.Tensor],
+        logits: Callable[[torch.Tensor], torch.Tensor],
+    ):
+        self._model, self._stops, self._embed, self._logits = model, stops, embed, logits
         self._rows: list[int] = []  # of the batch: the request of each row, or -1 once it is finished
         self._next: list[int] | None = None  # tokens that were chosen and not run yet
 
@@ -31,7 +33,7 @@ class TransformersGenerator:
         if not self._rows:
             return
         inputs = pad_left([self._requests[i].embeds for i in self._rows])
-        self._mask, self._cache = inputs.mask, DynamicCache(config=self._backbone.model.config)
+        self._mask, self._cache = inputs.mask, DynamicCache(config=self._model.config)
         self._last = self._run(inputs.embeds, inputs.positions)  # [B, D]
 
     @torch.no_grad()
@@ -41,7 +43,7 @@ class TransformersGenerator:
             return []
         if self._next is not None:
             self._advance(self._next)
-        logits = self._backbone.logits(self._last)  # [B, V]
+        logits = self._logits(self._last)  # [B, V]
         samplings = [self._requests[i].sampling if i >= 0 else None for i in self._rows]
         chosen = choose(logits, samplings, self._steps)
         chances = logits.gather(1, chosen[:, None])[:, 0].float() - logits.float().logsumexp(-1)
@@ -54,7 +56,7 @@ class TransformersGenerator:
         return tokens
 
     def _finish(self, request: int, token: int) -> Finish | None:
-        if token in self._backbone.stops:
+        if token in self._stops:
             return "stop"
         return "length" if self._steps >= self._requests[request].max_new_tokens else None
 
@@ -67,12 +69,12 @@ class TransformersGenerator:
             self._mask, self._rows = self._mask[kept], [self._rows[row] for row in alive]
             tokens = [tokens[row] for row in alive]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
-        embeds = self._backbone.embed(tokens)[:, None]  # [B, 1, D]
+        embeds = self._embed(tokens)[:, None]  # [B, 1, D]
         self._last = self._run(embeds, self._mask.sum(1, keepdim=True) - 1)
 
     def _run(self, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run some positions behind what is cached -> the last one's states [B, D]."""
-        out = self._backbone.model.get_decoder()(
+        out = self._model.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=self._mask,
             position_ids=positions,

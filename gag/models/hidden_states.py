@@ -1,31 +1,32 @@
 """States of a decoder's inner layers, running no deeper than the highest one that is read."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from gag.models.language_model import Inputs
 
-if TYPE_CHECKING:
-    from gag.models.backbone import Backbone
+Run = Callable[[Inputs], torch.Tensor]  # the whole decoder -> its last states [B, T, D]
 
 
 class _HighestLayerReached(Exception):  # noqa: N818 - it ends a forward whose upper layers nobody reads
     pass
 
 
-def hidden_states(backbone: "Backbone", inputs: Inputs, layers: tuple[int, ...]) -> torch.Tensor:
+def hidden_states(
+    run: Run, stack: torch.nn.ModuleList, inputs: Inputs, layers: tuple[int, ...]
+) -> torch.Tensor:
     """Return the states of layers, indexed as transformers' hidden_states -> [B, T, L, D].
 
     Index 0 is the embedding, -1 is after the final norm, and what lies between are raw residual streams.
     """
-    wanted = [layer % (backbone.layers + 1) for layer in layers]
-    seen = {0: inputs.embeds} | (_run(backbone, inputs, wanted) if max(wanted) > 0 else {})
+    wanted = [layer % (len(stack) + 1) for layer in layers]
+    seen = {0: inputs.embeds} | (_seen(run, stack, inputs, wanted) if max(wanted) > 0 else {})
     return torch.stack([seen[layer] for layer in wanted], dim=2)
 
 
-def _run(backbone: "Backbone", inputs: Inputs, layers: list[int]) -> dict[int, torch.Tensor]:
+def _seen(run: Run, stack: torch.nn.ModuleList, inputs: Inputs, layers: list[int]) -> dict[int, torch.Tensor]:
     """Run the decoder up to the highest of the layers (k: after layer k) -> each one's states [B, T, D]."""
     seen: dict[int, torch.Tensor] = {}
 
@@ -37,10 +38,10 @@ def _run(backbone: "Backbone", inputs: Inputs, layers: list[int]) -> dict[int, t
 
         return keep
 
-    between = {layer for layer in layers if 0 < layer < backbone.layers}
-    handles = [backbone.decoder_layers[layer - 1].register_forward_hook(hook_of(layer)) for layer in between]
+    between = {layer for layer in layers if 0 < layer < len(stack)}
+    handles = [stack[layer - 1].register_forward_hook(hook_of(layer)) for layer in between]
     try:
-        seen[backbone.layers] = backbone.states(inputs)
+        seen[len(stack)] = run(inputs)
     except _HighestLayerReached:
         pass
     finally:

@@ -1,0 +1,236 @@
+"""Domains come, go and fail while the engine runs: the folder is the truth, and one broken domain is one domain's affair."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gag import GAG
+from gag.engine.domains import add_domain, remove_domain
+from gag.engine.engine import ProjectGAG
+from gag.errors import ArtifactError, RoutingError
+from gag.project import artifacts, rows
+from gag.project.domain import BANK, DOMAIN, EXPERT, PROJECTOR, STATISTICS, load_domain
+from gag.project.listing import list_domains
+from gag.project.project import Project, load_project
+from gag.routing.bank import StoredBank
+from gag.routing.state import load_router, load_state
+from gag.stages.prototypes import add_questions
+from tests.test_router_verbs import rows as questions_of
+
+METAL, PLANT = "What is in metals number 2?", "What is in plants number 5?"
+
+
+def opened(project: Project, *settings: str) -> ProjectGAG:
+    return GAG.open(load_project(project.root, settings))
+
+
+def test_a_domain_is_loaded_when_it_is_first_asked_and_the_least_recent_one_leaves(project: Project) -> None:
+    wide = opened(project)
+    assert wide.domains.loaded == [] and wide.domains.names == ["metals", "plants"]
+    expected = [wide.ask(METAL, "metals").text, wide.ask(PLANT, "plants").text]
+    assert wide.domains.loaded == ["metals", "plants"]
+    gag = opened(project, "decoding.resident_domains=1")
+    for _ in range(2):
+        assert [gag.ask(METAL, "metals").text, gag.ask(PLANT, "plants").text] == expected
+        assert gag.domains.loaded == ["plants"]
+    adapters = [name for name, _ in gag.experts.backbone.model.named_parameters() if "lora" in name]
+    assert adapters and all("domain-plants" in name for name in adapters)
+
+
+def test_loading_one_domain_leaves_the_others_weights_alone(project: Project) -> None:
+    gag = opened(project)
+    gag.ask(METAL, "metals"), gag.ask(PLANT, "plants")
+    stored = load_file(project.domain("metals") / EXPERT / "adapter_model.safetensors")
+    loaded = {n: p for n, p in gag.experts.backbone.model.named_parameters() if "domain-metals" in n}
+    assert len(loaded) == len(stored)
+    for name, weight in loaded.items():
+        assert torch.equal(stored[f"base_model.model.{name.replace('.domain-metals', '')}"], weight)
+
+
+def test_domains_join_and_leave_while_the_engine_runs(project: Project, tmp_path: Path) -> None:
+    gag = opened(project)
+    expected = gag.ask([METAL, PLANT])
+    away = project.domain("metals").rename(tmp_path / "away")
+    assert gag.ask(METAL).route.domain != "metals" and gag.domains.names == ["plants"]
+    with pytest.raises(RoutingError, match=r"no domain 'metals' here \(present: general, plants\)"):
+        gag.ask(METAL, "metals")
+    assert "metals" not in gag.experts._adapters
+    away.rename(project.domain("metals"))
+    again = gag.ask([METAL, PLANT])
+    assert [(a.text, a.route.domain) for a in again] == [(a.text, a.route.domain) for a in expected]
+
+
+def test_a_folder_that_grows_while_it_is_read_joins_once_it_is_whole(
+    project: Project, tmp_path: Path
+) -> None:
+    away = project.domain("metals").rename(tmp_path / "away")
+    gag = opened(project)
+    target = project.domain("metals")
+    target.mkdir()
+    for name in (DOMAIN, PROJECTOR, "README.md", EXPERT, STATISTICS, BANK):
+        copy = shutil.copytree if (away / name).is_dir() else shutil.copyfile
+        copy(away / name, target / name)
+        answer = gag.ask(PLANT)
+        assert answer.finish != "refused" and answer.route.domain == "plants"
+        assert ("metals" in gag.domains.names) == (name == BANK)
+    assert gag.ask(METAL).route.domain == "metals"
+
+
+def test_a_broken_domain_is_named_and_answers_again_once_it_is_mended(project: Project, capsys) -> None:
+    whole = (project.domain("metals") / BANK).read_bytes()
+    (project.domain("metals") / BANK).write_bytes(whole[:50])
+    gag = opened(project)
+    assert gag.domains.names == ["plants"] and "bank.safetensors is not what" in gag.domains.refused["metals"]
+    assert "domain metals is refused, all others answer: metals/bank.safetensors" in capsys.readouterr().err
+    assert gag.ask(PLANT).route.domain == "plants" and gag.ask("What is 3 plus 3?").route.domain == "general"
+    with pytest.raises(ArtifactError, match="domain metals is refused"):
+        gag.ask(METAL, "metals")
+    assert [row.refusal for row in list_domains(project)] == ["", ""]  # its description is whole
+    (project.domain("metals") / BANK).write_bytes(whole)
+    assert gag.ask(METAL).route.domain == "metals"
+
+
+def test_two_names_for_one_folder_are_one_domain(project: Project) -> None:
+    (project.domains / "other").symlink_to(project.domain("metals"), target_is_directory=True)
+    shutil.copytree(project.domain("plants"), project.domain("zz"))
+    gag = opened(project)
+    assert gag.domains.names == ["metals", "plants"]
+    assert gag.domains.refused["other"].startswith("other is the same domain as metals")
+    assert gag.domains.refused["zz"].startswith("zz is the same domain as plants")
+    shutil.rmtree(project.domain("plants"))
+    gag.ask(METAL)
+    assert gag.domains.names == ["metals", "zz"]  # now it is the only one of that name
+
+
+def test_a_bank_of_another_encoder_among_good_ones_is_refused_alone(project: Project) -> None:
+    import json
+
+    path = project.domain("metals") / DOMAIN
+    facts = json.loads(path.read_text())
+    facts["bank"]["encoder"]["max_tokens"] = 9
+    path.write_text(json.dumps(facts))
+    gag = opened(project)
+    assert gag.domains.names == ["plants"] and "max_tokens 9, expected 256" in gag.domains.refused["metals"]
+    assert load_router(project).names == ["general", "plants"]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    hashed: list[Path] = []
+
+    def digest(path: Path) -> str:
+        hashed.append(path)
+        return rows.digest(path)
+
+    monkeypatch.setattr(artifacts, "digest", digest)
+    return hashed
+
+
+def test_a_folder_is_hashed_once_and_again_where_it_changed(project: Project, monkeypatch) -> None:
+    import os
+
+    folder = project.domain("metals")
+    for path in folder.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # settled
+    hashed = counted(monkeypatch)
+    load_domain(folder)
+    assert len(hashed) == len(load_domain(folder).files)
+    hashed.clear()
+    load_domain(folder)
+    assert hashed == []
+    (folder / PROJECTOR).touch()
+    load_domain(folder)
+    assert hashed == [folder / PROJECTOR]
+    hashed.clear()
+    load_domain(folder, anew=True)  # what `gag domains verify` does
+    assert len(hashed) == len(load_domain(folder).files)
+    content = (folder / PROJECTOR).read_bytes()
+    (folder / PROJECTOR).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # just now, of the same size
+    with pytest.raises(ArtifactError, match="not what domain.json describes"):
+        load_domain(folder)
+
+
+def test_opening_reads_what_routes_and_no_module(project: Project, monkeypatch) -> None:
+    hashed = counted(monkeypatch)
+    gag = opened(project)
+    assert {path.name for path in hashed} == {BANK}
+    hashed.clear()
+    gag.ask(METAL, "metals")
+    assert BANK not in {path.name for path in hashed} and PROJECTOR in {path.name for path in hashed}
+    assert not any("plants" in str(path) for path in hashed)
+    hashed.clear()
+    list_domains(project)
+    assert hashed == []
+
+
+@pytest.fixture
+def calibrated(project: Project, tmp_path: Path) -> Project:
+    """A project whose banks hold enough out."""
+    for name in ("general", "metals", "plants"):
+        asked = [row for row in questions_of(80) if row["domain"] == name]
+        rows.write_rows(tmp_path / f"{name}.jsonl", asked)
+        add_questions(project, name, tmp_path / f"{name}.jsonl")
+    return project
+
+
+def test_what_the_router_decides_is_kept_so_that_no_start_pays_twice(
+    calibrated: Project, monkeypatch, tmp_path
+) -> None:
+    decided: list[int] = []
+    from gag.routing import router
+
+    original = router.calibrate
+
+    def counting(names, *others):
+        decided.append(len(names))
+        return original(names, *others)
+
+    monkeypatch.setattr(router, "calibrate", counting)
+    first = load_router(calibrated)
+    assert decided == [3] and load_state(calibrated.router) is not None
+    assert load_router(calibrated).state.calibration == first.state.calibration
+    gag = GAG.open(calibrated)
+    assert decided == [3] and gag.router.state.calibration == first.state.calibration
+    away = calibrated.domain("metals").rename(tmp_path / "metals")
+    gag.ask(PLANT)  # a set that was changed by hand is calibrated once, and kept
+    GAG.open(calibrated)
+    assert decided == [3, 2]
+    assert add_domain(calibrated, away) == "metals"
+    assert decided == [3, 2, 3]
+    GAG.open(calibrated)
+    remove_domain(calibrated, "plants")
+    assert decided == [3, 2, 3, 2]
+    assert load_router(calibrated).names == ["general", "metals"] and decided == [3, 2, 3, 2]
+
+
+def test_a_router_that_was_kept_reads_no_statistics(calibrated: Project, monkeypatch) -> None:
+    fresh = load_router(calibrated)
+    monkeypatch.setattr(StoredBank, "packed_scatter", property(lambda self: 1 / 0))
+    monkeypatch.setattr(StoredBank, "held_out", property(lambda self: 1 / 0))
+    kept = load_router(calibrated)
+    assert kept.route([METAL, PLANT]) == fresh.route([METAL, PLANT])
+
+
+def test_an_adapter_is_stored_in_the_backbones_precision(project: Project) -> None:
+    root = project.root / "models" / "expert" / "model.safetensors"
+    save_file({k: v.bfloat16() for k, v in load_file(root).items()}, root, {"format": "pt"})
+    from gag.stages.adapt import adapt
+
+    half = load_project(project.root, ("expert.dtype=bfloat16", "adapt.epochs=0.5"))
+    folder = adapt(half, "metals")
+    stored = load_file(folder / "expert" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+
+
+def test_no_path_of_a_machine_travels_with_a_domain(project: Project, tmp_path: Path) -> None:
+    from gag.stages.build import build
+
+    models = shutil.copytree(project.root / "models", tmp_path / "else" / "models")
+    named = (f"base.model={models / 'base'}", f"expert.model={models / 'expert'}", "adapt.rank=2")
+    build(load_project(project.root, named), ["metals"])
+    for path in project.domain("metals").rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    assert load_domain(project.domain("metals")).facts.base.model == "base"
