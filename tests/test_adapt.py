@@ -1,9 +1,11 @@
 """Tuning the expert: corpus first, folds for cross-fitting, and a killed run that goes on bit for bit."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -214,3 +216,36 @@ def test_flash_attention_that_is_not_installed_is_named(tmp_path: Path) -> None:
     project = tiny(tmp_path / "p", "expert.attention=flash_attention_2")
     with pytest.raises(MissingExtraError, match="pip install flash-attn"):
         adapt(project, "metals")
+
+
+def test_a_build_loads_the_expert_once_for_its_banks_once_to_tune_and_once_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gag.stages import align, build
+    from gag.stages import readouts as reading
+    from gag.training import sft
+
+    loaded: list[str] = []
+
+    def counted(settings, root):
+        loaded.append(settings.model)
+        return load_backbone(settings, root)
+
+    for module in (align, reading, sft, sys.modules["gag.routing.state"]):
+        monkeypatch.setattr(module, "load_backbone", counted)
+    build.build(tiny(tmp_path / "p"), ["metals", "plants"])
+    assert loaded.count("models/base") == 2  # an alignment for each domain
+    assert (
+        loaded.count("models/expert") == 1 + 2 * 2 + 1
+    )  # banks; each domain's tuning and reading; the router
+
+
+@pytest.mark.parametrize(("supported", "half"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_an_old_gpu_tunes_in_float16(
+    supported: bool, half: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gag.training.sft import _half
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert _half(torch.device("cuda")) == half
+    assert _half(torch.device("cpu")) is None and _half(torch.device("mps")) is None

@@ -283,3 +283,66 @@ def test_micro_batches_and_batch_size_do_not_matter(base: Backbone, rich: Split,
     reader = Reader(base, rich.rows[0].prompt)
     losses = [mean_loss(reader, base, copy.deepcopy(projector), single, size) for size in (1, 4)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(
+    base: Backbone, split: Split, tmp_path: Path
+) -> None:
+    broken = Split(split.rows, torch.full_like(split.slots, torch.nan))
+    with pytest.raises(DataError, match=r"validation loss is nan at step 0: no projector can be chosen"):
+        train_projector(base, split, broken, AlignSettings(start="random"), run(tmp_path))
+
+
+@pytest.mark.parametrize("rows", [7, 4096])
+@pytest.mark.parametrize("kind", ["mlp", "gated_residual"])
+def test_the_closed_form_start_is_the_same_in_pieces(
+    kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ridge regression on standardised features, whatever number of rows stands in float64 at a time."""
+    torch.manual_seed(0)
+    slots, targets = torch.randn(40, 1, 1, 6) * torch.arange(1, 7) + 3, torch.randn(40, 8)
+    projector = make_projector(kind, (1, 1, 6), 8)
+    monkeypatch.setattr("gag.projection.projector.ROWS", rows)
+    projector.start_from_ridge(slots, targets)
+    features = slots[:, 0, 0] if kind == "mlp" else projector.norm_in(projector.mixed(slots))[:, 0].detach()  # pyright: ignore
+    x = features.double()
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+    wanted = targets.double()
+    solution = torch.linalg.solve(x.T @ x + 0.1 * len(x) * torch.eye(6), x.T @ (wanted - wanted.mean(0)))
+    expected = x @ solution + wanted.mean(0)
+    if kind == "mlp":  # pairs of hidden units carry its strongest directions
+        left, strength, right = torch.linalg.svd(solution, full_matrices=False)
+        expected = x @ (left[:, :4] * strength[:4]) @ right[:4] + wanted.mean(0)
+    assert torch.allclose(projector(slots)[:, 0].double(), expected, atol=1e-4)
+
+
+def test_a_resumed_run_works_out_no_start_again(
+    base: Backbone, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AlignSettings(epochs=4, batch_size=2, checkpoint_minutes=0)
+    original, steps = torch.optim.AdamW.step, []
+
+    def dies(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 5:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", dies)
+        with pytest.raises(Killed):
+            train_projector(base, split, split, settings, run(tmp_path))
+    monkeypatch.setattr(
+        "gag.projection.trainer.start_projector", lambda *_: (_ for _ in ()).throw(AssertionError)
+    )
+    train_projector(base, split, split, settings, run(tmp_path))
+
+
+def test_the_log_has_points_between_two_validations(base: Backbone, split: Split, tmp_path: Path) -> None:
+    many = Split(split.rows * 10, split.slots.repeat(10, 1, 1, 1))
+    there = run(tmp_path)
+    train_projector(base, many, split, AlignSettings(epochs=2, batch_size=2), there)
+    logged = [json.loads(line) for line in there.log.read_text().splitlines()]
+    assert [row["step"] for row in logged] == list(range(41)) and sum(
+        "val_loss" in row for row in logged
+    ) == 3

@@ -394,3 +394,17 @@ def test_a_share_of_the_questions_is_held_out_by_their_text(tmp_path) -> None:
     loaded = load_questions(tmp_path)
     assert loaded.texts == encoded.texts
     assert len(loaded.nearest(torch.tensor([1.0, 0.0]), 3)) == 3
+
+
+def test_a_bank_of_some_questions_is_drawn_at_random_not_from_the_files_beginning() -> None:
+    class Places:
+        spec = SPEC
+
+        def encode(self, questions: list[str]) -> torch.Tensor:
+            return torch.tensor([[float(question), 1.0] for question in questions]).view(-1, 2)
+
+    ordered = {str(i): str(i) for i in range(1000)}
+    chosen = encode_questions(ordered, Places(), RouterSettings(max_questions=100, held_out=0.1))
+    places = torch.cat([chosen.vectors, chosen.held_out])[:, 0]
+    assert len(places) == 100 and len(places.unique()) == 100
+    assert 300 < float(places.mean()) < 700 and float(places.max()) > 900
