@@ -1,7 +1,7 @@
 """Alignment steps against the plain full forward, and against the published way of one row at a time.
 
-Rows: 70 shared + 30 question + 1 vector + 9 closing + 50 answer tokens, on a random base.
-`plain`: full forward with logits everywhere at the same micro-batch. `published`: the same, batch 1 with accumulation.
+Rows: 70 shared + 30 question + 1 vector + 9 closing + 50 answer tokens, on a random base. `plain`: full
+forward with logits everywhere at the same micro-batch. `published`: the same, batch 1 with accumulation.
 """
 
 from typing import Any
@@ -49,7 +49,9 @@ def fast_loss(base: Backbone, reader: Reader, vectors: torch.Tensor, rows: list[
 
 
 def bound(base: Backbone) -> float:
-    """Return how many times fewer multiplications ours needs than plain: attention's own products are left out.
+    """Return how many times fewer multiplications ours needs than plain.
+
+    Attention's own products are left out.
 
     Per token, a frozen layer costs its weights once forward and once backward for the gradient of its input.
     """

@@ -1,8 +1,10 @@
-"""Many domains: opening to the first answer, joining one more, and memory; and a hundred banks of a large encoder.
+"""Many domains: opening to the first answer, joining one more, and memory.
 
-Every domain is a real folder of its own: the bundled pocket models' adapter and projector, and a bank with its own
-centres, scatter and 200 held-out vectors. Each figure is taken in a process of its own; what a start with one domain takes
-is subtracted. The 2,048-dimensional banks are opened by the router alone.
+And a hundred banks of a large encoder.
+
+Every domain is a real folder of its own: the bundled pocket models' adapter and projector, and a bank with
+its own centres, scatter and 200 held-out vectors. Each figure is taken in a process of its own; what a start
+with one domain takes is subtracted. The 2,048-dimensional banks are opened by the router alone.
 """
 
 import json
@@ -68,7 +70,8 @@ def main() -> None:
     }
     lines = [
         f"one domain: {one['seconds']:.2f} s to the first answer, {one['bytes'] / 1e6:.0f} MB",
-        f"{args.count} domains: {many['seconds']:.2f} s, {many['bytes'] / 1e6:.0f} MB with {many['loaded']} loaded",
+        f"{args.count} domains: {many['seconds']:.2f} s, {many['bytes'] / 1e6:.0f} MB with "
+        f"{many['loaded']} loaded",
     ]
     report(args, "domains", figures, floors, lines)
 
@@ -132,7 +135,8 @@ def make_wide(folder: Path, count: int) -> Path:
         facts = random_bank(number, spec).save(target)
         (target / "facts.json").write_text(facts.model_dump_json())
     state = Router(wide_banks(folder), _Silent(spec), RouterSettings()).state
-    assert state.calibration is not None and state.root is not None and state.total is not None
+    if state.calibration is None or state.root is None or state.total is None:
+        raise RuntimeError(f"the router decided nothing: {state.warning}")
     save_tensors(folder / SUMS, {"root": state.root, "total": state.total})
     decided = {"members": state.members, "calibration": vars(state.calibration)}
     (folder / "state.json").write_text(json.dumps(decided))

@@ -6,7 +6,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +15,49 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gag.models.backbone import Backbone
 
 QWEN3 = {  # the published architecture numbers
-    "base": {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288,
-             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
-    "expert": {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 28, "intermediate_size": 6144,
-               "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
-}  # fmt: skip
+    "base": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
+    "expert": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+}
 SMALL = {  # for a CPU
-    "base": {"vocab_size": 8000, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1536,
-             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "tie_word_embeddings": True},
-    "expert": {"vocab_size": 8000, "hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 768,
-               "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
-}  # fmt: skip
+    "base": {
+        "vocab_size": 8000,
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "intermediate_size": 1536,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "expert": {
+        "vocab_size": 8000,
+        "hidden_size": 256,
+        "num_hidden_layers": 8,
+        "intermediate_size": 768,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+}
 
 
 class Ids:
@@ -101,8 +132,17 @@ def report(
         print(f"{key:<40} {value:>12.4g}{floor}")
     if args.json:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        print(json.dumps({"benchmark": name, "device": device_name(args.device), "versions": versions, "figures": figures,
-                          "floors": held}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "benchmark": name,
+                    "device": device_name(args.device),
+                    "versions": versions,
+                    "figures": figures,
+                    "floors": held,
+                }
+            )
+        )
 
 
 def device_name(device: str) -> str:
@@ -110,11 +150,6 @@ def device_name(device: str) -> str:
     if device == "cpu":
         return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
     return torch.cuda.get_device_name()
-
-
-def folder_bytes(folder: Path) -> int:
-    """Sum the sizes of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _finish(device: str) -> None:

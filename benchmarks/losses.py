@@ -1,8 +1,8 @@
 """The loss curves of two checkouts: adapt and align over twenty steps, in float32 on a CPU, row by row.
 
-python -m benchmarks.losses OTHER [--start random|ridge] compares this checkout with another one. A checkout is measured in a
-process of its own, on the same rows of the bundled world. The expert is taught a file of its own, and each step of
-alignment is an epoch, so that every loss is logged.
+python -m benchmarks.losses OTHER [--start random|ridge] compares this checkout with another one. A checkout
+is measured in a process of its own, on the same rows of the bundled world. The expert is taught a file of its
+own, and each step of alignment is an epoch, so that every loss is logged.
 """
 
 import argparse
@@ -45,10 +45,11 @@ from gag.stages.readouts import readouts
 from gag.stages.align import align
 folders = [adapt(project, name), readouts(project, name), align(project, name)]
 from safetensors.torch import load_file
+slots = load_file(next((folders[1] / "align").glob("*.safetensors")))["slots"]
 rows = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
 print(json.dumps({{
     "adapt": [row["loss"] for row in rows(folders[0] / "expert.log.jsonl") if "loss" in row],
-    "slots": float(load_file(next((folders[1] / "align").glob("*.safetensors")))["slots"].double().abs().sum()),
+    "slots": float(slots.double().abs().sum()),
     "align": [row["loss"] for row in rows(folders[2] / "log.jsonl") if "loss" in row],
     "val": [row["val_loss"] for row in rows(folders[2] / "log.jsonl") if "val_loss" in row],
 }}))
@@ -60,8 +61,11 @@ def measure(checkout: Path, start: str) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as name:
         done = subprocess.run(  # noqa: S603 - our own code
             [sys.executable, "-W", "ignore", "-c", MEASURE, str(Path(name) / "project"), start],
-            cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout.resolve())}, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout.resolve())},
+            capture_output=True,
+            text=True,
+        )
     if done.returncode:
         raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

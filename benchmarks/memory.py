@@ -1,7 +1,7 @@
 """Memory of an engine against the number of its domains, and the sizes of what training leaves on disk.
 
-A domain is built once for a random base and expert and copied under other names; each engine is loaded in a process of
-its own. Sizes at the paper's shapes (2048 -> 4096) are counted without allocating anything.
+A domain is built once for a random base and expert and copied under other names; each engine is loaded in a
+process of its own. Sizes at the paper's shapes (2048 -> 4096) are counted without allocating anything.
 """
 
 import json
@@ -17,9 +17,10 @@ import yaml
 from gag.engine.domain import MANIFEST
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.harness import SMALL, folder_bytes, options, report
+from benchmarks.harness import SMALL, options, report
 from benchmarks.resident import resident, warm_up
 from gag.pocket.world import ASSETS
+from gag.project.artifacts import folder_bytes
 from gag.project.domain import PROJECTOR
 from gag.project.project import load_project
 from gag.project.rows import write_rows
@@ -114,8 +115,10 @@ def engine_figures(root: Path, held: dict[int, int]) -> tuple[dict[str, float], 
     module = sum(
         parameter_bytes(path) for path in (root / "domains" / "d0", root / "domains" / "d0" / "expert")
     )
-    lines = [f"{count} domains: {held[count] / 1e6:.1f} MB held, {(models + count * module) / 1e6:.1f} MB of parts"
-             for count in held]  # fmt: skip
+    lines = [
+        f"{count} domains: {held[count] / 1e6:.1f} MB held, {(models + count * module) / 1e6:.1f} MB of parts"
+        for count in held
+    ]
     slope = (held[8] - held[1]) / 7
     figures = {"engine_over_parts_8_domains": held[8] / (models + 8 * module), "mb_a_domain": slope / 1e6,
                "mb_a_module_on_disk": module / 1e6}  # fmt: skip
@@ -148,7 +151,10 @@ def checkpoint_figures(root: Path) -> dict[str, float]:
 
 
 def paper_figures() -> dict[str, float]:
-    """Count a module's and a question's bytes at the paper's shapes, in bfloat16; the module is what lies beside the expert."""
+    """Count a module's and a question's bytes at the paper's shapes, in bfloat16.
+
+    The module is what lies beside the expert.
+    """
     figures: dict[str, float] = {}
     for preset, kind, slots, layers in (("v1", "mlp", 1, 1), ("v4", "gated_residual", 4, 4)):
         with torch.device("meta"):

@@ -1,7 +1,7 @@
 """BERTScore of many pairs by a scorer that is loaded once, against a call that loads it for every pair.
 
-The encoder is a random one at BERT-small's shape (4 layers of 512, a vocabulary of 30,522): the speed does not depend on its
-weights, but loading it depends on their number, the vocabulary's included.
+The encoder is a random one at BERT-small's shape (4 layers of 512, a vocabulary of 30,522): the speed does
+not depend on its weights, but loading it depends on their number, the vocabulary's included.
 """
 
 import random
@@ -40,13 +40,16 @@ def main() -> None:
 
         few, some = (min(n, args.pairs) for n in (20, 200))  # these take long: some stand for all
         loaded = scorer()
+        pairs = list(zip(said, gold, strict=True))
         seconds = alternate(
             {
                 "once": lambda: loaded.score(said, [(g,) for g in gold]),
-                "a call per pair": lambda: [scorer().score([s], [(g,)]) for s, g in zip(said[:few], gold[:few], strict=True)],
-                "loaded, pair by pair": lambda: [loaded.score([s], [(g,)]) for s, g in [*zip(said, gold, strict=True)][:some]],
-            }, args.rounds, args.device,
-        )  # fmt: skip
+                "a call per pair": lambda: [scorer().score([s], [(g,)]) for s, g in pairs[:few]],
+                "loaded, pair by pair": lambda: [loaded.score([s], [(g,)]) for s, g in pairs[:some]],
+            },
+            args.rounds,
+            args.device,
+        )
         together = loaded.score(said[:50], [(g,) for g in gold[:50]])
         alone = [loaded.score([s], [(g,)])[0] for s, g in zip(said[:50], gold[:50], strict=True)]
     pairs = {"once": args.pairs, "a call per pair": few, "loaded, pair by pair": some}

@@ -1,7 +1,7 @@
 """Readouts in batches against one question at a time, with and without a cache of keys and values.
 
-Prompts of 60 tokens, 64 new tokens for all, v1's readout of one layer and slot. `published`: one question at a time, the
-whole prefix run again for each new token. `cached`: one at a time with a cache.
+Prompts of 60 tokens, 64 new tokens for all, v1's readout of one layer and slot. `published`: one question at
+a time, the whole prefix run again for each new token. `cached`: one at a time with a cache.
 """
 
 import torch
@@ -42,8 +42,11 @@ def main() -> None:
     }
     slots = torch.stack([plain(expert, ids, True) for ids in few])
     difference = float((ours(few).float() - slots.float()).abs().max() / slots.float().abs().max())
-    figures = {"speedup_published": each["published"] / each["ours"], "speedup_cached": each["cached"] / each["ours"],
-               "slots_relative_difference": difference}  # fmt: skip
+    figures = {
+        "speedup_published": each["published"] / each["ours"],
+        "speedup_cached": each["cached"] / each["ours"],
+        "slots_relative_difference": difference,
+    }
     cuda = args.device != "cpu"
     floors = {
         "speedup_published": (">=", 30.0 if cuda else 15.0),

@@ -1,7 +1,8 @@
-"""The router's rules against nearest neighbours, logistic regression and the semantic-router package, on the same vectors.
+"""The router's rules against nearest neighbours, logistic regression and semantic-router.
 
-A data folder holds prototypes.jsonl, calibration.jsonl and test.jsonl with "question" and "domain"; further --data folders
-add domains. The first round takes the files as they are; the others draw prototypes and calibration anew from both.
+A data folder holds prototypes.jsonl, calibration.jsonl and test.jsonl with "question" and "domain"; further
+--data folders add domains. The first round takes the files as they are; the others draw prototypes and
+calibration anew from both.
 """
 
 import argparse
@@ -45,13 +46,15 @@ def main() -> None:
     ways = [_measure(names, split) for split in rounds]
     shown = [
         "",
-        f"{len(names)} domains, {sum(map(len, given['test'].values()))} test questions, {len(rounds)} rounds: mean (first)",
+        f"{len(names)} domains, {sum(map(len, given['test'].values()))} test questions, {len(rounds)} "
+        "rounds: mean (first)",
     ]
     shown.append(f"{'':<24}{'micro':>18}{'general recall':>18}")
     for way in ways[0]:
         micro, general = ([float(np.mean(w[way][key])) for w in ways] for key in ("micro", "general"))
         shown.append(
-            f"{way:<24}{statistics.mean(micro):>9.4f} ({micro[0]:.4f}){statistics.mean(general):>9.4f} ({general[0]:.4f})"
+            f"{way:<24}{statistics.mean(micro):>9.4f} "
+            f"({micro[0]:.4f}){statistics.mean(general):>9.4f} ({general[0]:.4f})"
         )
     figures, more = _figures(names, given, ways, rows["test"], encoder)
     floors = _floors(names, figures, args)

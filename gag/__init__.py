@@ -8,7 +8,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gag.engine.engine import GAG, Answer, Knowledge
+    from gag.engine.answer import Answer, Knowledge
+    from gag.engine.engine import GAG
     from gag.errors import GagError
     from gag.project.project import Project, load_project
     from gag.routing.router import Route
@@ -17,10 +18,10 @@ __version__ = "0.1.0"
 __all__ = ["GAG", "Answer", "GagError", "Knowledge", "Project", "Route", "load_project"]
 _HOME = {
     "GAG": "engine.engine",
-    "Answer": "engine.engine",
+    "Answer": "engine.answer",
     "GagError": "errors",
     "Route": "routing.router",
-    "Knowledge": "engine.engine",
+    "Knowledge": "engine.answer",
     "Project": "project.project",
     "load_project": "project.project",
 }

@@ -43,7 +43,10 @@ class MissingExtraError(GagError):
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Say whether an error is the system's for a full disk or an exhausted quota; safetensors only passes its words on."""
+    """Say whether an error is the system's for a full disk or an exhausted quota.
+
+    Safetensors only passes its words on.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return type(error).__name__ == "SafetensorError" and "No space left" in str(error)

@@ -30,9 +30,16 @@ def make_model(folder: Path, width: int, seed: int, **changes: Any) -> Path:
     """Write a random two-layer model with the bundled tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     torch.manual_seed(seed)
-    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True,
-             "initializer_range": 0.2} | changes  # fmt: skip
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    } | changes
     config = Qwen3Config(
         vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **shape
     )

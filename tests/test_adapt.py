@@ -157,7 +157,7 @@ def test_validation_groups_teach_the_expert_only_from_a_file_of_its_own(tmp_path
 def test_memory_settings_do_not_part_an_unfinished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an out-of-memory at some step, a smaller micro-batch goes on from there, and gives the same weights."""
+    """After an out-of-memory a smaller micro-batch goes on from there, and gives the same weights."""
     whole = adapt(tiny(tmp_path / "whole", "adapt.micro_batch_size=4"), "metals")
     project, steps = tiny(tmp_path / "cut", "adapt.micro_batch_size=4"), []
     original = Trainer.training_step

@@ -1,4 +1,4 @@
-"""Alignment: the fast path is the plain full forward, a killed run goes on bit for bit, and the base stays as it is."""
+"""Alignment: the fast path is the plain forward, a killed run goes on, the base stays as it is."""
 
 import copy
 import json
@@ -298,7 +298,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(
 def test_the_closed_form_start_is_the_same_in_pieces(
     kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is ridge regression on standardised features, whatever number of rows stands in float64 at a time."""
+    """It is ridge regression on standardised features, however many rows are in float64 at a time."""
     torch.manual_seed(0)
     slots, targets = torch.randn(40, 1, 1, 6) * torch.arange(1, 7) + 3, torch.randn(40, 8)
     projector = make_projector(kind, (1, 1, 6), 8)

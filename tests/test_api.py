@@ -26,7 +26,7 @@ from gag.routing.router import Route
 
 
 class Parrot:
-    """A language model in ten lines: every token is one number, and it says the last of them again and again."""
+    """A language model in ten lines: every token is a number, and it says the last one again."""
 
     facts = ModelFacts(model="parrot", revision=None, fingerprint="0", width=1)
     table = torch.arange(3000.0)[:, None]

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gag.engine.answer import Answer
 from gag.engine.domains import verify_domains
-from gag.engine.engine import GAG, Answer, ProjectGAG
+from gag.engine.engine import GAG, ProjectGAG
 from gag.errors import ArtifactError, DataError, MismatchError, RoutingError, SettingsError
 from gag.evaluation.general import evaluate_general
 from gag.models.backbone import weights_hash

@@ -1,4 +1,4 @@
-"""Stage I elsewhere: what is exported for LLaMA-Factory, what is adopted from it, and the paper's settings."""
+"""Stage I elsewhere: what is exported, what is adopted, and the paper's settings."""
 
 import json
 import re

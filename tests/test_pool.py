@@ -1,4 +1,7 @@
-"""Domains come, go and fail while the engine runs: the folder is the truth, and one broken domain is one domain's affair."""
+"""Domains come, go and fail while the engine runs.
+
+The folder is the truth, and one broken domain is one domain's affair.
+"""
 
 import shutil
 from pathlib import Path
@@ -153,6 +156,8 @@ def test_a_folder_is_hashed_once_and_again_where_it_changed(project: Project, mo
 
 
 def test_opening_reads_what_routes_and_no_module(project: Project, monkeypatch) -> None:
+    for seen in project.root.rglob(artifacts.SEEN):
+        seen.unlink()  # a project that nobody opened yet
     hashed = counted(monkeypatch)
     gag = opened(project)
     assert {path.name for path in hashed} == {BANK}

@@ -41,11 +41,23 @@ def tensors(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess]:
     changes = {
-        "adapt": {"rank": 4, "epochs": 2, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-3,
-                  "gradient_checkpointing": False},
+        "adapt": {
+            "rank": 4,
+            "epochs": 2,
+            "batch_size": 2,
+            "micro_batch_size": 1,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+        },
         "readout": {"layers": [-1, 1], "pooling": "norm", "slots": 2},
-        "align": {"projector": "gated_residual", "noise": 0.1, "semantic": 0.1, "diversity": 0.1, "epochs": 3},
-    }  # fmt: skip
+        "align": {
+            "projector": "gated_residual",
+            "noise": 0.1,
+            "semantic": 0.1,
+            "diversity": 0.1,
+            "epochs": 3,
+        },
+    }
     one, two = (write_tiny_project(tmp_path_factory.mktemp(name), **changes) for name in ("one", "two"))
     build(load_project(one), ["metals"])
     return one, two, launch(two, "build", "metals")

@@ -1,4 +1,4 @@
-"""Reading an expert: batched is single, states are those of a plain forward, stores go on where they stopped."""
+"""Reading an expert: batched is single, states are a plain forward's, stores go on."""
 
 import json
 from pathlib import Path

@@ -207,7 +207,10 @@ def test_added_questions_change_one_folder_alone(project: Project, tmp_path: Pat
     add_questions(project, "metals", tmp_path / "more.jsonl")
     after = hashes()
     assert {Path(p).parts[-2:] for p in before if before[p] != after[p]} == {
-        ("metals", "bank.safetensors"), ("metals", "bank-statistics.safetensors"), ("metals", "domain.json")}  # fmt: skip
+        ("metals", "bank.safetensors"),
+        ("metals", "bank-statistics.safetensors"),
+        ("metals", "domain.json"),
+    }
     assert load_domain(project.domain("metals")).facts.bank.count == count + 8
     with pytest.raises(DataError, match="before; give new questions"):
         add_questions(project, "metals", tmp_path / "more.jsonl")

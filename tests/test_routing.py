@@ -307,7 +307,7 @@ def test_a_thousandth_of_the_temperatures_is_enough() -> None:
 
 
 def test_the_threshold_rests_on_margins_by_weights_that_were_fitted_without_the_question() -> None:
-    """Cross-conformal: each half of general's questions is scored by weights that the other half was fitted with."""
+    """Cross-conformal: each half of general's questions is scored by the other half's weights."""
     made = Router(CLOUDS, Cloud(), RouterSettings(rule="lda"))
     statistics = Statistics(made.banks, made.state.root)
     held_out = [bank.held_out for bank in made.banks]

@@ -1,4 +1,4 @@
-"""Settings say what they change: every field is marked, keys follow from values, and what has no effect is said."""
+"""Settings say what they change: all are marked, keys follow from values, no effect is said."""
 
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -120,11 +120,19 @@ def test_changing_priors_keeps_every_bank_and_what_was_added_to_it(project: Proj
 def test_stage_keys_follow_from_the_marks_and_from_the_experts_own_weights(project: Project) -> None:
     inputs = project.inputs("metals")
     keys = [stage.key(inputs) for stage in (adapt, readouts, align)]
-    lean = ("adapt.micro_batch_size=2", "adapt.gradient_checkpointing=true", "readout.batch_tokens=99",
-            "align.micro_batch_size=3", "align.cache_gb=1", "router.batch_size=1", "decoding.batch_size=1")  # fmt: skip
+    lean = (
+        "adapt.micro_batch_size=2",
+        "adapt.gradient_checkpointing=true",
+        "readout.batch_tokens=99",
+        "align.micro_batch_size=3",
+        "align.cache_gb=1",
+        "router.batch_size=1",
+        "decoding.batch_size=1",
+    )
     same = load_project(project.root, lean).inputs("metals")
     assert [stage.key(same) for stage in (adapt, readouts, align)] == keys
-    # an expert that was tuned again and came out otherwise (a GPU's sums) has other readouts, though all inputs are equal
+    # an expert that was tuned again and came out otherwise (a GPU's sums) has other readouts, though all
+    # inputs are equal
     from gag.project.artifacts import read_manifest, seal
 
     folder = inputs.run("adapt")

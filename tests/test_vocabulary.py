@@ -1,4 +1,7 @@
-"""What an expert predicts, in the base's embeddings: exact, of shared tokens alone, and a start for the projector."""
+"""What an expert predicts, in the base's embeddings.
+
+Exact, of shared tokens alone, and a start for the projector.
+"""
 
 from pathlib import Path
 from typing import Any

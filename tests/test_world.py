@@ -1,4 +1,7 @@
-"""The bundled world keeps its secrets: no test fact in alignment, no private fact in pre-training, no test wording seen."""
+"""The bundled world keeps its secrets.
+
+No test fact in alignment, no private fact in pre-training, no test wording seen.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -136,8 +139,11 @@ def test_hard_questions_keep_the_same_walls(tmp_path: Path) -> None:
             role: rows(tmp_path, f"{domain}/{role}.jsonl")
             for role in ("adapt", "align", "val", "test", "corpus")
         }
-        named = [(row["group"].split("/")[0], row["answer"].rstrip(".").split(" is ")) for row in found["adapt"]
-                 if row["group"].endswith("/names")]  # fmt: skip
+        named = [
+            (row["group"].split("/")[0], row["answer"].rstrip(".").split(" is "))
+            for row in found["adapt"]
+            if row["group"].endswith("/names")
+        ]
         alias = {entity: said[0].split()[-1] for entity, said in named if "opposite" not in said[0]}
         opposite = {entity: said[1] for entity, said in named if "opposite" in said[0]}
         assert len(alias) == len(opposite) == 24 and set(opposite.values()) == set(opposite)

@@ -1,11 +1,11 @@
-"""Draw the rooms of the house from its imports, and count how often a parameter climbs on its way through them.
+"""Draw the rooms of the house from its imports, and count how often a parameter climbs.
 
 python -m tools.rooms [--root DIR] [--walk FILE:FUNCTION] [--json] writes docs/rooms.svg and docs/rooms.md.
 
-A room is a file or a package of gag/; it stands one floor above the highest room that it imports. A walk follows a
-function's parameters, and their attributes, through the calls that pass them on, in the order in which they are
-written. What a call returns is another thing, and is not followed: so a parameter that is resolved again and again
-shows. Going from a room to a higher one is a climb.
+A room is a file or a package of gag/; it stands one floor above the highest room that it imports. A walk
+follows a function's parameters, and their attributes, through the calls that pass them on, in the order in
+which they are written. What a call returns is another thing, and is not followed: so a parameter that is
+resolved again and again shows. Going from a room to a higher one is a climb.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = "gag"
@@ -90,7 +91,7 @@ class Walk:
     def climbs(self) -> int:
         """How often it goes from a room to a higher one."""
         floors = [self.house.floors[room] for room in self.stays]
-        return sum(after > before for before, after in zip(floors, floors[1:], strict=False))
+        return sum(after > before for before, after in pairwise(floors))
 
     def follow(self, module: str, function: str, entering: set[str]) -> None:
         """Enter a function with some of its parameters, and go where it passes them on."""
@@ -108,7 +109,7 @@ class Walk:
             carried |= _aliases(statement, carried)
 
     def _callees(self, module: str, call: ast.Call) -> list[tuple[str, str]]:
-        """Find what a call enters: a name that is defined or imported here, or a method that one class alone has."""
+        """Find what a call enters: a name that is defined or imported here, or one class's method."""
         if isinstance(call.func, ast.Name):
             name = call.func.id
             if name in _definitions(self.house.files[module]):
@@ -276,7 +277,8 @@ def draw(house: House) -> str:
             )
     for room, (x, y) in sorted(places.items()):
         parts.append(
-            f'<rect x="{x:.0f}" y="{y}" width="{width}" height="{height}" rx="6" fill="#fff" stroke="#1b1b19"/>'
+            f'<rect x="{x:.0f}" y="{y}" width="{width}" height="{height}" rx="6" '
+            'fill="#fff" stroke="#1b1b19"/>'
             f'<text x="{x + width / 2:.0f}" y="{y + 20}" text-anchor="middle" font-weight="600">{room}</text>'
             f'<text x="{x + width / 2:.0f}" y="{y + 36}" text-anchor="middle" fill="#6b6a66" font-size="11">'
             f"{house.lines(room)} lines</text>"
@@ -295,7 +297,8 @@ def table(house: House, made: Walk) -> str:
     lines = [
         "# The rooms of the house",
         "",
-        "Made by `python -m tools.rooms` from the imports. A room stands one floor above the highest room that it imports.",
+        "Made by `python -m tools.rooms` from the imports. A room stands one floor above the highest "
+        "room that it imports.",
         "",
         "![The rooms, from the command line down to the errors](rooms.svg)",
         "",

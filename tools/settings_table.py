@@ -1,4 +1,4 @@
-"""Write docs/settings.md: every setting, its default, what it changes, and when it acts, from the marks on its field.
+"""Write docs/settings.md from the marks: every setting, its default, what it changes, when.
 
 python -m tools.settings_table
 """
@@ -14,10 +14,10 @@ from gag.project.settings import ProjectSettings
 
 HEAD = """# The settings of gag.yaml
 
-Made by `python -m tools.settings_table` from the settings themselves. **Result**: it changes what comes out, so a stage whose
-result it changes is made again. **Computation**: it changes only memory, time or place; a finished stage stays, and an
-unfinished run goes on. A setting that acts only when another is so, and is written all the same, is named on stderr.
-Numbers count by value: 8, 8.0 and "8" are one.
+Made by `python -m tools.settings_table` from the settings themselves. **Result**: it changes what comes
+out, so a stage whose result it changes is made again. **Computation**: it changes only memory, time or
+place; a finished stage stays, and an unfinished run goes on. A setting that acts only when another is so,
+and is written all the same, is named on stderr. Numbers count by value: 8, 8.0 and "8" are one.
 """
 
 
@@ -47,7 +47,8 @@ def _group(model: type[Settings], path: str) -> list[str]:
 
 def _row(model: type[Settings], name: str, path: str) -> str:
     field, mark = model.model_fields[name], model.mark(name)
-    assert mark is not None, f"{path} has no mark"
+    if mark is None:
+        raise TypeError(f"{path} has no mark")
     default = field.get_default(call_default_factory=True)
     shown = "needed" if default is PydanticUndefined else f"`{json.dumps(default, default=list)}`"
     changes = (

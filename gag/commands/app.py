@@ -16,7 +16,8 @@ from gag.errors import GagError, is_full_disk
 from gag.project import distributed
 
 app = typer.Typer(
-    help="Generation-Augmented Generation: private knowledge for a frozen language model, through injected vectors.",
+    help="Generation-Augmented Generation: private knowledge for a frozen language model, through "
+    "injected vectors.",
     epilog="Start with `gag demo`. Each command explains itself with --help.",
     no_args_is_help=True,
     add_completion=False,

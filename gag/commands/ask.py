@@ -8,7 +8,7 @@ import typer
 from gag.commands.options import JsonOption, ProjectOption, SetOption, asked, finish
 
 if TYPE_CHECKING:
-    from gag.engine.engine import Answer
+    from gag.engine.answer import Answer
     from gag.engine.evidence import Evidence
 
 

@@ -16,7 +16,7 @@ from gag.routing.state import domain_bank, load_router, project_encoder
 
 
 def verify_domains(project: Project, names: list[str]) -> list[str]:
-    """Hash every file anew, and check shapes, and that base and expert are those that the domains were built for.
+    """Hash every file anew, and check shapes and the models that the domains were built for.
 
     Args:
         project: whose domains they are.
@@ -37,7 +37,7 @@ def verify_domains(project: Project, names: list[str]) -> list[str]:
 
 
 def add_domain(project: Project, folder: Path) -> str:
-    """Copy a domain folder into the project once it is whole and fits, and calibrate the router for the new set.
+    """Copy a domain folder into the project once it is whole and fits, and calibrate for the new set.
 
     Args:
         project: where it goes.

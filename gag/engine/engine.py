@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, overload
+from typing import Protocol, overload
 
 import torch
 
+from gag.engine.answer import Answer, Knowledge
 from gag.engine.pool import DomainPool, Module
 from gag.errors import DataError, GagError, RoutingError
 from gag.models.backbone import Backbone
@@ -57,55 +57,6 @@ class Routes(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Knowledge:
-    """What a domain's module gives for one question.
-
-    Attributes:
-        vectors: what is injected [S, Db].
-        text: what the expert wrote; it never reaches the base.
-    """
-
-    vectors: torch.Tensor
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer of the frozen base, and how it came about.
-
-    Attributes:
-        question: the question.
-        text: the answer.
-        route: where the question went, and why.
-        finish: `stop`, or `length` where `decoding.max_new_tokens` cut it; `refused` where its domain could not be read.
-        prompt_tokens: tokens and vectors that the base read.
-        answer_tokens: tokens that it wrote.
-        knowledge: what was injected, and what the expert wrote; None on the general route.
-        seconds: of its batch: route, read, answer.
-        refusal: why its domain could not be read.
-
-    Example:
-        >>> answer = gag.ask("Which support keeps platinum dispersed?")
-        >>> answer.text, answer.route.domain, answer.finish
-    """
-
-    question: str
-    text: str
-    route: Route
-    finish: Literal["stop", "length", "refused"]
-    prompt_tokens: int
-    answer_tokens: int
-    knowledge: Knowledge | None
-    seconds: dict[str, float]
-    refusal: str = ""
-
-    @property
-    def tokens_added(self) -> int:
-        """Vectors that were put into the prompt."""
-        return len(self.knowledge.vectors) if self.knowledge else 0
-
-
 class GAG:
     """A frozen base, experts, a router and domains that answer together. One thread owns it.
 
@@ -144,7 +95,8 @@ class GAG:
 
         Raises:
             SettingsError: no project there, a wrong setting, or a model that cannot be loaded.
-            ArtifactError: the general bank is missing or harmed. A domain that fails is refused by name instead.
+            ArtifactError: the general bank is missing or harmed. A domain that fails is refused by name
+                instead.
 
         Example:
             >>> gag = GAG.open("~/my-project")
@@ -175,9 +127,8 @@ class GAG:
             questions: one text, or several.
             domain: skips the router: a domain, or `general`.
 
-        Returns:
-            An `Answer` for a text, a list in the order of the questions for several. Of several, one whose domain
-            cannot be read is an answer with `finish` "refused", and the others are answered.
+        Returns: An `Answer` for a text, a list in the order of the questions for several. Of several, one
+            whose domain cannot be read is an answer with `finish` "refused", and the others are answered.
 
         Raises:
             DataError: a question is empty or no text.
@@ -257,7 +208,7 @@ class GAG:
     def _read_all(
         self, questions: list[str], routes: list[Route]
     ) -> tuple[dict[int, Knowledge], dict[int, str]]:
-        """Read each domain's expert once for its questions -> knowledge, and refusals, by the question's place."""
+        """Read each domain's expert once -> knowledge, and refusals, by the question's place."""
         knowledge: dict[int, Knowledge] = {}
         refusals: dict[int, str] = {}
         for domain in sorted({route.domain for route in routes} - {GENERAL}):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gag.engine.engine import GAG, Answer, Knowledge, ProjectGAG
+from gag.engine.answer import Answer, Knowledge
+from gag.engine.engine import GAG, ProjectGAG
 from gag.models.language_model import pad_left
 from gag.project.settings import GENERAL
 from gag.routing.state import near_questions
@@ -24,7 +25,7 @@ class Evidence:
 
 
 def evidence_of(gag: ProjectGAG, answer: Answer) -> Evidence:
-    """Say what an answer rests on: its support, and the nearest training questions where the domain carries them."""
+    """Say what an answer rests on: its support, and the nearest questions that its domain carries."""
     domain, knowledge = answer.route.domain, answer.knowledge
     if domain == GENERAL or knowledge is None:
         return Evidence(None, [])
@@ -43,8 +44,8 @@ def support(
 ) -> list[float | None]:
     """Weigh answers of one domain against zero vectors.
 
-    Returns:
-        For each, log p(answer | vectors) - log p(answer | zero vectors) per token, in nats; None for an empty answer.
+    Returns: For each, log p(answer | vectors) - log p(answer | zero vectors) per token, in nats; None for an
+        empty answer.
     """
     null = [replace(one, vectors=torch.zeros_like(one.vectors)) for one in knowledge]
     ids = [gag.base.prompts.text(answer) for answer in answers]

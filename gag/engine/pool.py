@@ -1,7 +1,7 @@
 """The domains of a project while it runs: the folder is the truth, a domain is loaded when it is first asked.
 
-A domain that fails is refused by name, and all others answer. The least recently asked ones leave memory when more than
-a stated number is loaded.
+A domain that fails is refused by name, and all others answer. The least recently asked ones leave memory when
+more than a stated number is loaded.
 """
 
 from collections import OrderedDict
@@ -121,7 +121,9 @@ class DomainPool:
         return {name: domain_bank(entry.domain) for name, entry in self._entries.items() if entry.domain}
 
     def module(self, name: str) -> Module:
-        """Return a domain's module, loaded now if it is not yet; the least recently asked one may leave for it.
+        """Return a domain's module, loaded now if it is not yet.
+
+        The least recently asked one may leave for it.
 
         Raises:
             ArtifactError: the domain is refused; the message names it and says why.

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from gag.engine.engine import Knowledge, ProjectGAG
+from gag.engine.answer import Knowledge
+from gag.engine.engine import ProjectGAG
 from gag.engine.pool import Module
 from gag.evaluation.retrieval import bm25
 from gag.models.language_model import LanguageModel, Request, generate

@@ -11,7 +11,7 @@ from gag.errors import SettingsError
 from gag.models.backbone import Backbone
 from gag.models.batching import in_length_batches
 from gag.models.language_model import pad_left
-from gag.models.loading import choose_device, locate_model
+from gag.models.loading import choose_device, locate_model, one_line
 from gag.models.prompts import plain_tokenizer
 from gag.routing.encoders import text_frame
 
@@ -156,7 +156,7 @@ def _load(model: str, root: Path) -> tuple[Any, Any]:
             source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise SettingsError(
             f"evaluation.bertscore {model} cannot be loaded: {reason}; name a whole folder or id"
         ) from error

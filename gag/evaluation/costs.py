@@ -1,12 +1,11 @@
 """What a method costs: seconds and memory to build, bytes on disk, and what is resident with many domains."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gag.engine.engine import ProjectGAG
 from gag.models.backbone import Backbone
-from gag.project.artifacts import read_manifest
+from gag.project.artifacts import folder_bytes, read_manifest
 from gag.project.project import Project
 
 STAGES = ("adapt", "readouts/align", "align")
@@ -42,18 +41,13 @@ def build_cost(project: Project, domain: str, disk_bytes: int) -> Cost:
     return Cost(round(sum(seconds), 1) if seconds else None, int(max(peaks)) if peaks else None, disk_bytes)
 
 
-def bytes_of(folder: Path, pattern: str = "*") -> int:
-    """Sum the bytes of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
-
-
 def resident(gag: ProjectGAG, domain: str, lora_mb: float | None, index_mb: float | None) -> Resident:
     """Say what is resident with 1 to 64 domains: one base and one expert with modules, or the alternatives.
 
     `lora_mb` is of an adapter of the base and `index_mb` of a dense index, where they were compared.
     """
     base, expert = _weights_mb(gag.base), _weights_mb(gag.experts.backbone)
-    module = bytes_of(gag.project.domain(domain)) / 1e6
+    module = folder_bytes(gag.project.domain(domain)) / 1e6
     lines = {
         "GAG: base, one expert, a module each": [base + expert + n * module for n in DOMAINS],
         "published code: a base and an expert each": [n * (base + expert) for n in DOMAINS],

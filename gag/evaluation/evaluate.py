@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gag.engine.engine import Answer, ProjectGAG
+from gag.engine.answer import Answer
+from gag.engine.engine import ProjectGAG
 from gag.engine.evidence import support
 from gag.evaluation.labelled import AnsweredQuestion, LabelledQuestion
 from gag.evaluation.scoring import Scorer

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gag.engine.engine import Knowledge, ProjectGAG
+from gag.engine.answer import Knowledge
+from gag.engine.engine import ProjectGAG
 from gag.engine.pool import Module
 from gag.errors import SettingsError
 from gag.evaluation.answers import (
@@ -19,11 +20,11 @@ from gag.evaluation.answers import (
     zeroed,
 )
 from gag.evaluation.bertscore import BackboneStates
-from gag.evaluation.costs import NOTHING, Cost, build_cost, bytes_of
+from gag.evaluation.costs import NOTHING, Cost, build_cost
 from gag.evaluation.retrieval import QUICK_TOP, TOP, Retriever, bm25, dense, late_interaction, rewritten
 from gag.evaluation.scoring import similarity_encoder
 from gag.evaluation.tuned import Baseline, answer_budget, prefix_rows, train_prefix, tune_base, tuned_base
-from gag.project.artifacts import read_manifest
+from gag.project.artifacts import folder_bytes, read_manifest
 from gag.project.domain import PROJECTOR
 from gag.project.progress import say
 from gag.project.project import Project
@@ -129,7 +130,7 @@ def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowle
         "expert": lambda q, new: MethodResult([k.text for k in knowledge(q)], 0.0),
         "text": lambda q, new: with_text(gag, domain, q, [k.text for k in knowledge(q)], new),
     }
-    built = build_cost(project, domain, bytes_of(project.domain(domain)))
+    built = build_cost(project, domain, folder_bytes(project.domain(domain)))
     return Method(
         name=name,
         label=METHODS[name],
@@ -156,7 +157,7 @@ def _variant(project: Project, gag: ProjectGAG, domain: str, name: str) -> Metho
     projector = load_projector(folder, settings.align.projector, settings.readout, *widths)
     prompts = gag.domains.facts(domain).prompts
     module = Module(settings.readout, projector.to(gag.base.device), prompts)
-    disk = bytes_of(project.domain(domain) / "expert") + (folder / PROJECTOR).stat().st_size
+    disk = folder_bytes(project.domain(domain) / "expert") + (folder / PROJECTOR).stat().st_size
 
     def answer(questions: list[str], new: int | None) -> MethodResult:
         return injected(gag, domain, questions, knowledge_of(gag, questions, domain, module), new)
@@ -237,6 +238,6 @@ def _prefix(project: Project, gag: ProjectGAG, domain: str, built: Baseline) -> 
 
 
 def _baseline(name: str, answer: Answering, built: Baseline) -> Method:
-    cost = Cost(built.seconds, built.peak_bytes, bytes_of(built.folder, "*.safetensors"))
+    cost = Cost(built.seconds, built.peak_bytes, folder_bytes(built.folder, "*.safetensors"))
     key = read_manifest(built.folder)["key"]
     return Method(name=name, label=METHODS[name], answer=answer, cost=cost, made_from=(key,))

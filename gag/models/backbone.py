@@ -95,7 +95,7 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name the model: a hash of its config, tokenizer, embeddings, and first, middle and last layer, as bfloat16."""
+        """Name the model: a hash of config, tokenizer, embeddings, and three layers, as bfloat16."""
         marks = [".layers.0.", f".layers.{self.layers // 2}.", f".layers.{self.layers - 1}."]
         named = [(n, p) for n, p in self.model.named_parameters() if any(mark in n for mark in marks)]
         sha = hashlib.sha256(json.dumps(self._described(), sort_keys=True).encode())
@@ -119,7 +119,7 @@ class Backbone:
         ).last_hidden_state
 
     def layer_states(self, inputs: Inputs, layers: tuple[int, ...]) -> torch.Tensor:
-        """Run the decoder as deep as is read -> the states of layers, indexed as hidden_states [B, T, L, D]."""
+        """Run the decoder as deep as is read -> states of layers, as in hidden_states [B, T, L, D]."""
         return hidden_states(self.states, self.decoder_layers, inputs, layers)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Rows of unequal length in batches: like lengths together, within a budget, and back in the order they came in."""
+"""Rows of unequal length in batches.
+
+Like lengths together, within a budget, and back in the order they came in.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,7 +15,8 @@ def length_batches(
 ) -> list[list[int]]:
     """Group rows of like length, shortest first.
 
-    A batch holds at most `rows` rows, and its rows times its longest stay within `tokens`; a longer row goes alone.
+    A batch holds at most `rows` rows, and its rows times its longest stay within `tokens`; a longer row goes
+    alone.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -1,4 +1,7 @@
-"""One resident expert backbone and an adapter per domain; with adapters off it is the backbone as published."""
+"""One resident expert backbone and an adapter per domain.
+
+With adapters off it is the backbone as published.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -20,7 +23,8 @@ ADAPTER = "adapter_model.safetensors"
 class Experts:
     """The experts in memory, by name: adapters over one backbone, or fully tuned models of their own.
 
-    They come and go (`load`, `forget`). Adapter state is global to the backbone, so one thread owns an `Experts`.
+    They come and go (`load`, `forget`). Adapter state is global to the backbone, so one thread owns an
+    `Experts`.
     """
 
     def __init__(self, backbone: Backbone):
@@ -43,7 +47,10 @@ class Experts:
         return self._facts
 
     def load(self, name: str, folder: Path) -> None:
-        """Load an expert: a PEFT adapter over the backbone, or full weights; one that does not fit is refused."""
+        """Load an expert: a PEFT adapter over the backbone, or full weights.
+
+        One that does not fit is refused.
+        """
         if not (folder / ADAPTER).is_file():
             self._full[name] = load_backbone(self._like_the_backbone(folder), folder)
             return

@@ -1,4 +1,7 @@
-"""Continue prompts with transformers: one pass over all prompts, then one token a step from cached keys and values."""
+"""Continue prompts with transformers.
+
+One pass over all prompts, then one token a step from cached keys and values.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +15,7 @@ CROWDED = 0.75  # of a batch's rows: when no more are unfinished, the finished o
 
 
 class TransformersGenerator:
-    """All requests start together; a row that is finished leaves the batch, so nobody waits for the longest for long."""
+    """All requests start together; a row that is finished leaves the batch."""
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""The seam: what the method asks of a model, whichever engine runs it. `Backbone` is the implementation by transformers."""
+"""The seam: what the method asks of a model, whichever engine runs it.
+
+`Backbone` is the implementation by transformers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

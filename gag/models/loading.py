@@ -14,7 +14,10 @@ from gag.project.settings import ModelSettings
 
 
 def locate_model(name: str, root: Path) -> str:
-    """Return where transformers finds a model: a folder under the project's root (or an absolute one), else its id."""
+    """Return where transformers finds a model.
+
+    A folder under the project's root (or an absolute one), else its id.
+    """
     folder = root / name
     return str(folder) if folder.is_dir() else name
 
@@ -66,7 +69,8 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
         ) from error
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise SettingsError(
-            f"the model {settings.model} cannot be loaded: {one_line(error, 300)}; name a whole model folder or "
+            f"the model {settings.model} cannot be loaded: {one_line(error, 300)}; name a whole model "
+            "folder or "
             "id, and a device that is here"
         ) from error
     model.eval().requires_grad_(False)

@@ -1,8 +1,9 @@
 """The three prompts of the method as token ids: plain, ask the expert, and answer with knowledge.
 
-The chat template of the tokenizer is rendered around markers, and the text that stands at a marker (a question, an
-answer, knowledge as text) is encoded apart, by a copy of the tokenizer without any added token. So whatever a user
-types stays plain text, and the ids before an injected vector never depend on what comes after it.
+The chat template of the tokenizer is rendered around markers, and the text that stands at a marker (a
+question, an answer, knowledge as text) is encoded apart, by a copy of the tokenizer without any added token.
+So whatever a user types stays plain text, and the ids before an injected vector never depend on what comes
+after it.
 """
 
 import json
@@ -27,7 +28,10 @@ _ANSWERED = (*_PLAIN, ("assistant", _ANSWER))
 
 @dataclass(frozen=True)
 class KnowledgePrompt:
-    """Token ids of a prompt around its knowledge: `before` + S vectors + `after`; `shared` ids open every prompt."""
+    """Token ids of a prompt around its knowledge: `before` + S vectors + `after`.
+
+    `shared` ids open every prompt.
+    """
 
     before: list[int]
     after: list[int]

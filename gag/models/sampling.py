@@ -9,7 +9,10 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request's tokens are drawn: temperature, then the likeliest `top_k`, then the least set over `top_p`."""
+    """How one request's tokens are drawn.
+
+    Temperature, then the likeliest `top_k`, then the least set over `top_p`.
+    """
 
     temperature: float
     top_p: float
@@ -20,7 +23,10 @@ class Sampling:
 def seeded(
     question: str, seed: int, count: int, temperature: float, top_p: float, top_k: int
 ) -> Sampling | None:
-    """Return the sampling of a question, with random numbers for `count` tokens; None for temperature 0 (greedy)."""
+    """Return the sampling of a question, with random numbers for `count` tokens.
+
+    None for temperature 0 (greedy).
+    """
     if temperature == 0:
         return None
     name = hashlib.sha256(f"{seed}/{question}".encode()).digest()

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gag.errors import SettingsError
 from gag.models.backbone import Backbone
-from gag.models.loading import locate_model
+from gag.models.loading import locate_model, one_line
 from gag.models.prompts import Prompts
 from gag.project.settings import ModelSettings
 
@@ -41,7 +41,7 @@ class Blueprint:
             self._config: Any = AutoConfig.from_pretrained(source, **known)
             self._tokenizer = AutoTokenizer.from_pretrained(source, **known)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise SettingsError(
                 f"{settings.model} cannot be planned: {reason}; name a model's folder or id"
             ) from error

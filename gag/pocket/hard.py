@@ -1,7 +1,9 @@
-"""Questions on a private domain that a search for words does not answer: by an alias, over two statements, or of nothing.
+"""Questions on a private domain that a search for words does not answer.
 
-Every entity gets an alias and an opposite. The expert is taught them and what follows; alignment sees only what concerns its
-own facts, so the test facts' values stay unseen by it.
+By an alias, over two statements, or of nothing.
+
+Every entity gets an alias and an opposite. The expert is taught them and what follows; alignment sees only
+what concerns its own facts, so the test facts' values stay unseen by it.
 """
 
 import random
@@ -51,7 +53,7 @@ class HardDomain:
         return rows
 
     def test(self, rng: random.Random) -> list[Row]:
-        """Ask for test facts by alias and by opposite, in wordings that nobody saw, and for what nothing answers."""
+        """Ask for test facts by alias and by opposite, in new wordings, and for what nothing answers."""
         facts = rng.sample(self.domain.test, min(TEST_QUESTIONS, len(self.domain.test)))
         rows = []
         for fact in facts:

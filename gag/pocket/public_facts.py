@@ -9,7 +9,10 @@ import yaml
 
 @dataclass(frozen=True)
 class PublicFact:
-    """A real fact with all its question wordings. `near` marks syntax and words shared with the private domains."""
+    """A real fact with all its question wordings.
+
+    `near` marks syntax and words shared with the private domains.
+    """
 
     relation: str
     subject: str

@@ -1,7 +1,7 @@
-"""The bundled world: public facts that a base knows, and private facts of two fictional domains that it cannot know.
+"""The bundled world: public facts that a base knows, and private facts that it cannot know.
 
-Everything is drawn from a seed. Names of entities fall in two halves by a parity rule: pre-training uses the public
-half, a world made for a user the private half, so that no private fact can ever be in pre-training.
+Everything is drawn from a seed. Names of entities fall in two halves by a parity rule: pre-training uses the
+public half, a world made for a user the private half, so that no private fact can ever be in pre-training.
 """
 
 import random
@@ -100,7 +100,7 @@ def topics() -> dict[str, str]:
 
 @cache
 def entity_names(domain: str, public: bool) -> list[str]:
-    """Return every possible entity name of a domain, from the half for pre-training or from the private half."""
+    """Return every possible entity name of a domain, of the pre-training half or the private one."""
     prefixes = _domains()[domain]["prefixes"]
     return [
         f"{prefix}-{stem}"
@@ -151,7 +151,7 @@ def draw_fact(rng: random.Random, entity: str, relation: Relation) -> Fact:
 
 
 def draw_facts(domain: str, entities: list[str], rng: random.Random) -> list[Fact]:
-    """Give every entity a value for every relation of the domain, each value equally often (or within one)."""
+    """Give every entity a value for every relation of the domain, each value equally often."""
     facts = []
     for relation in relations(domain):
         values = [relation.values[i % len(relation.values)] for i in range(len(entities))]

@@ -1,4 +1,7 @@
-"""Write the project of a bundled world: models, data files, and a gag.yaml with settings chosen for pocket models."""
+"""Write the project of a bundled world.
+
+Models, data files, and a gag.yaml with settings chosen for pocket models.
+"""
 
 import random
 import shutil
@@ -26,24 +29,59 @@ SETTINGS: dict[str, Any] = {
     "base": {"model": "models/base"},
     "expert": {"model": "models/expert"},
     "general": {"questions": "data/general/questions.jsonl", "test": "data/general/test.jsonl"},
-    "adapt": {"tuning": "lora", "rank": 32, "learning_rate": 3e-3, "epochs": 2.5, "batch_size": 64, "micro_batch_size": 64,
-              "warmup": 0.05, "max_tokens": 128, "gradient_checkpointing": False},
-    "pretrain": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "block_tokens": 256},
+    "adapt": {
+        "tuning": "lora",
+        "rank": 32,
+        "learning_rate": 3e-3,
+        "epochs": 2.5,
+        "batch_size": 64,
+        "micro_batch_size": 64,
+        "warmup": 0.05,
+        "max_tokens": 128,
+        "gradient_checkpointing": False,
+    },
+    "pretrain": {
+        "learning_rate": 1e-3,
+        "epochs": 1,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "block_tokens": 256,
+    },
     "readout": {"pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
     "align": {"learning_rate": 1e-3, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},
-    "evaluation": {"metrics": {"general": ["contains"], "*": ["contains", "f1", "bertscore", "similarity"]},
-                   "bertscore": "expert", "similarity": "expert"},  # no pretrained encoder is at hand
-}  # fmt: skip
+    "evaluation": {
+        "metrics": {"general": ["contains"], "*": ["contains", "f1", "bertscore", "similarity"]},
+        "bertscore": "expert",
+        "similarity": "expert",
+    },  # no pretrained encoder is at hand
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "v1": {"readout": {"space": "hidden", "layers": [-1], "slots": 1},
-           "align": {"projector": "mlp", "start": "ridge", "epochs": 8, "semantic": 0.0, "diversity": 0.0}},
-    "v4": {"readout": {"space": "hidden", "layers": [-1, -2, -4], "slots": 4},
-           "align": {"projector": "gated_residual", "start": "ridge", "epochs": 8, "semantic": 0.01, "diversity": 0.001}},
-    "vocabulary": {"readout": {"space": "vocabulary", "layers": [-1], "slots": 1},
-                   "align": {"projector": "gated_residual", "start": "identity", "epochs": 4,
-                             "semantic": 0.0, "diversity": 0.0}},
-}  # fmt: skip
+    "v1": {
+        "readout": {"space": "hidden", "layers": [-1], "slots": 1},
+        "align": {"projector": "mlp", "start": "ridge", "epochs": 8, "semantic": 0.0, "diversity": 0.0},
+    },
+    "v4": {
+        "readout": {"space": "hidden", "layers": [-1, -2, -4], "slots": 4},
+        "align": {
+            "projector": "gated_residual",
+            "start": "ridge",
+            "epochs": 8,
+            "semantic": 0.01,
+            "diversity": 0.001,
+        },
+    },
+    "vocabulary": {
+        "readout": {"space": "vocabulary", "layers": [-1], "slots": 1},
+        "align": {
+            "projector": "gated_residual",
+            "start": "identity",
+            "epochs": 4,
+            "semantic": 0.0,
+            "diversity": 0.0,
+        },
+    },
+}
 
 
 def write_project(
@@ -51,7 +89,8 @@ def write_project(
 ) -> ProjectSettings:
     """Write the world of a seed as a project under `root`; return its settings. `header` opens gag.yaml.
 
-    With `hard`, the first domain also has questions by aliases and over two statements (gag/pocket/hard.py), and the others
+    With `hard`, the first domain also has questions by aliases and over two statements (gag/pocket/hard.py),
+    and the others
     are a third of its size: they stand by as other modules.
     """
     world = make_world(seed, entities)

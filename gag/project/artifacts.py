@@ -1,8 +1,8 @@
 """A trained thing is a folder: files, and one JSON manifest with their hashes, written last.
 
-A folder is written beside its place and renamed into it, so it is complete or absent whenever the process dies. Its
-files are hashed once: what was seen (the manifest's hash, sizes and times) is remembered in a hidden file of the folder,
-and a file is hashed again only when one of them differs.
+A folder is written beside its place and renamed into it, so it is complete or absent whenever the process
+dies. Its files are hashed once: what was seen (the manifest's hash, sizes and times) is remembered in a
+hidden file of the folder, and a file is hashed again only when one of them differs.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ SCHEMA = 1
 
 @contextmanager
 def writing(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> Iterator[Path]:
-    """Yield a temporary folder; when the block ends well, hash its files, write the manifest and rename it into place.
+    """Yield a temporary folder; a block that ends well is hashed, described, and renamed into place.
 
     `facts` may be filled while the block runs.
     """
@@ -58,7 +58,10 @@ def seal(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Clear what a killed writer left: half-written work goes, a folder that was being replaced comes back."""
+    """Clear what a killed writer left.
+
+    Half-written work goes, a folder that was being replaced comes back.
+    """
     temporary, old = _beside(folder, "new"), _beside(folder, "old")
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -79,7 +82,8 @@ def read_manifest(
         anew: hash every file, whatever was seen before.
 
     Raises:
-        ArtifactError: no manifest, one of another version, or a file that is missing, outside or not what it describes.
+        ArtifactError: no manifest, one of another version, or a file that is missing, outside or not what it
+            describes.
     """
     facts, name_of_all = _manifest(folder, manifest)
     wanted = {
@@ -138,9 +142,9 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def folder_bytes(folder: Path) -> int:
-    """Sum the sizes of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def folder_bytes(folder: Path, pattern: str = "*") -> int:
+    """Sum the sizes of a folder's files whose names fit a pattern."""
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
 
 
 @contextmanager

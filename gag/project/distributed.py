@@ -1,4 +1,7 @@
-"""Processes that work on one stage together, started by torchrun or accelerate launch. A lone process is rank 0 of 1."""
+"""Processes that work on one stage together, started by torchrun or accelerate launch.
+
+A lone process is rank 0 of 1.
+"""
 
 import os
 from collections.abc import Callable

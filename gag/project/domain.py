@@ -1,6 +1,7 @@
 """The plug-in folder of a domain: expert, projector, bank, prompts and card, described by domain.json.
 
-This file knows what lies where and whether it is whole; `projection`, `routing` and `models` load what is in it.
+This file knows what lies where and whether it is whole; `projection`, `routing` and `models` load what is in
+it.
 """
 
 from dataclasses import dataclass
@@ -46,8 +47,10 @@ class ModelFacts(Facts):
             )
         if present.fingerprint != self.fingerprint:
             raise MismatchError(
-                f"{domain} was built for the {role} {self.model} with fingerprint {self.fingerprint[:12]}, this "
-                f"project's has {present.fingerprint[:12]}; name that {role} in gag.yaml, or build the domain again"
+                f"{domain} was built for the {role} {self.model} with fingerprint "
+                f"{self.fingerprint[:12]}, this "
+                f"project's has {present.fingerprint[:12]}; name that {role} in gag.yaml, or build "
+                "the domain again"
             )
 
 
@@ -108,7 +111,10 @@ class Domain:
         return self.folder / EXPERT
 
     def check(self, only: tuple[str, ...] | None = None, anew: bool = False) -> None:
-        """Check files (default: all) against their hashes: once, and again where sizes or times changed, or `anew`."""
+        """Check files (default: all) against their hashes.
+
+        Once, and again where sizes or times changed, or `anew`.
+        """
         read_manifest(self.folder, DOMAIN, only, anew)
 
 
@@ -117,7 +123,8 @@ def load_domain(folder: Path, only: tuple[str, ...] | None = None, anew: bool = 
 
     Args:
         folder: a folder under domains/, or one to be copied there.
-        only: the files, or folders in it, that are needed now (default: all); `()` checks the description alone.
+        only: the files, or folders in it, that are needed now (default: all); `()` checks the description
+            alone.
         anew: hash the files whatever was seen before.
 
     Raises:

@@ -21,12 +21,13 @@ domains:
     # adapt: data/{domain}/adapt.jsonl     # or: rows for the expert alone
     # align: data/{domain}/align.jsonl     # and rows for the projector alone
     # test: data/{domain}/test.jsonl       # may share no group with align
-    # corpus: data/{domain}/corpus.jsonl   # documents, {{"text": "..."}} per line: the expert reads them first
+    # corpus: data/{domain}/corpus.jsonl   # documents, {{"text": "..."}} per line: the expert reads them
+    # first
     prompts:
       expert: You are an expert of this field. Write the background knowledge needed to answer the question.
       answer: Answer the question with the help of the knowledge given.
 
-preset: {preset}   # the paper's: v1 injects one vector, v4 several; ours: vocabulary, where base and expert share their tokens
+preset: {preset}   # the paper's: v1 (one vector), v4 (several); ours: vocabulary (shared tokens)
 # What one usually changes; what is not named here follows the preset:
 adapt: {{tuning: lora, rank: 32, learning_rate: 2.0e-4, epochs: 8, batch_size: 128, micro_batch_size: 16}}
 readout: {{max_new_tokens: {budget}, batch_tokens: 65536}}
@@ -36,7 +37,10 @@ decoding: {{max_new_tokens: 256}}
 
 
 def write_example(folder: Path, domain: str, base: str, expert: str, preset: str = "v1") -> Path:
-    """Write an example gag.yaml and the folder for a first domain's data; an existing project is left alone."""
+    """Write an example gag.yaml and the folder for a first domain's data.
+
+    An existing project is left alone.
+    """
     path = folder / PROJECT_FILE
     if path.exists():
         raise SettingsError(f"{path} is already there; edit it, or choose another folder")

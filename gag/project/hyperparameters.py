@@ -1,4 +1,7 @@
-"""The hyperparameters of the stages: tuning, pre-training on a corpus, readouts, alignment; and the presets over them."""
+"""The hyperparameters of the stages: tuning, pre-training on a corpus, readouts, alignment.
+
+And the presets over them.
+"""
 
 from typing import Any, Literal, Self
 
@@ -84,7 +87,8 @@ class ReadoutSettings(Settings):
 
     space: Literal["hidden", "vocabulary"] = result(
         "hidden",
-        description="states as they are, or the tokens that they predict, in the embeddings of a base that shares them",
+        description="states as they are, or the tokens that they predict, in the embeddings of a base "
+        "that shares them",
     )
     layers: tuple[int, ...] = result(
         (-4,), min_length=1, description="into hidden_states; -1 is after the final norm"
@@ -94,7 +98,8 @@ class ReadoutSettings(Settings):
     )
     pooling: Literal["last", "mean", "norm", "relative"] = result(
         "last",
-        description="last token; or over each segment: mean, weights by state norm (v4), or by norm over the mean norm",
+        description="last token; or over each segment: mean, weights by state norm (v4), or by norm "
+        "over the mean norm",
     )
     pooling_temperature: float = result(
         1.0,
@@ -139,7 +144,10 @@ class ReadoutSettings(Settings):
         return self
 
     def shape(self, expert: int, base: int) -> tuple[int, int, int]:
-        """Return the shape of a question's slots from the models' widths: [S, L, De], or Db wide in the vocabulary."""
+        """Return the shape of a question's slots from the models' widths.
+
+        [S, L, De], or Db wide in the vocabulary.
+        """
         return self.slots, len(self.layers), base if self.space == "vocabulary" else expert
 
 

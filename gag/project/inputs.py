@@ -1,8 +1,8 @@
 """One domain's inputs, resolved once: files, digests, prompts and rows by role, for all of its stages.
 
-Where one file teaches the expert and trains the projector, the groups that validate the projector teach neither: the
-validation loss then says how readouts of facts behave that nobody was taught. A separate `adapt` file may teach facts
-that alignment and validation only ask.
+Where one file teaches the expert and trains the projector, the groups that validate the projector teach
+neither: the validation loss then says how readouts of facts behave that nobody was taught. A separate `adapt`
+file may teach facts that alignment and validation only ask.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,10 @@ VAL_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows that train the projector, and rows that choose the best one; no group is in both, nor in the test file."""
+    """Rows that train the projector, and rows that choose the best one.
+
+    No group is in both, nor in the test file.
+    """
 
     align: list[Example]
     val: list[Example]

@@ -17,7 +17,10 @@ def stage_key(**inputs: Any) -> str:
 
 
 def model_key(settings: ModelSettings, root: Path) -> dict[str, Any]:
-    """Name a model without loading it: id and revision, or each file of a folder (weights by samples); and its dtype."""
+    """Name a model without loading it: id and revision, or each file of a folder (weights by samples).
+
+    And its dtype.
+    """
     folder = root / settings.model
     if not folder.is_dir():
         return settings.key()

@@ -1,7 +1,9 @@
-"""Settings whose fields say what they change: the result, or only how it is computed; and when they act at all.
+"""Settings whose fields say what they change: the result, or only how it is computed.
 
-A stage's key is made from the fields that change its result, by their values: a setting that only saves memory, or one
-that does not act, never makes a finished stage stale.
+And when they act at all.
+
+A stage's key is made from the fields that change its result, by their values: a setting that only saves
+memory, or one that does not act, never makes a finished stage stale.
 """
 
 from dataclasses import dataclass
@@ -61,7 +63,10 @@ def _field(default: Any, mark: Mark, field: dict[str, Any]) -> Any:
 
 
 class Settings(BaseModel):
-    """The base of every settings model: frozen, unknown keys refused, numbers by value (8, 8.0 and "8" are one)."""
+    """The base of every settings model.
+
+    Frozen, unknown keys refused, numbers by value (8, 8.0 and "8" are one).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -77,7 +82,7 @@ class Settings(BaseModel):
         return mark is None or mark.when is None or mark.when.holds(self)
 
     def key(self, stage: str | None = None) -> dict[str, Any]:
-        """Return the values that decide the result (of one stage, where a group serves two), ready for JSON."""
+        """Return the values that decide the result (of a stage, where a group serves two), for JSON."""
         plain, found = self.model_dump(mode="json"), {}
         for name in type(self).model_fields:
             mark, value = self.mark(name), getattr(self, name)

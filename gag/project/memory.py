@@ -5,7 +5,7 @@ import sys
 
 
 def peak_bytes() -> int:
-    """Return the peak of the accelerator's memory where CUDA is in use, else the process's resident memory, in bytes."""
+    """Return the peak bytes of the accelerator where CUDA is in use, else of the process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())

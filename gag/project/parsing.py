@@ -1,4 +1,7 @@
-"""gag.yaml as settings: presets under it, `a.b=c` over it; a refusal names the setting and the nearest valid name."""
+"""gag.yaml as settings: presets under it, `a.b=c` over it.
+
+A refusal names the setting and the nearest valid name.
+"""
 
 import difflib
 from typing import Any, get_args, get_origin

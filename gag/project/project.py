@@ -100,7 +100,7 @@ class Project:
 
 
 def find_project(folder: str | Path | None = None) -> Path:
-    """Find the project: the folder given (`~` is the home), else GAG_PROJECT, else the nearest parent with gag.yaml."""
+    """Find the project: the folder given (`~` is home), else GAG_PROJECT, else the nearest parent."""
     named = folder or os.environ.get("GAG_PROJECT") or None
     candidates = [Path(named).expanduser()] if named else [Path.cwd(), *Path.cwd().parents]
     for candidate in candidates:
@@ -114,11 +114,13 @@ def load_project(folder: str | Path | None = None, overrides: tuple[str, ...] = 
     """Open a project: read its gag.yaml and lay `a.b=c` overrides over it.
 
     Args:
-        folder: the project's folder, as text or path, `~` allowed; without one it is looked for (`find_project`).
+        folder: the project's folder, as text or path, `~` allowed; without one it is looked for
+            (`find_project`).
         overrides: settings such as `align.epochs=3`, read as YAML.
 
     Raises:
-        SettingsError: no gag.yaml there, or a setting in it is unknown or wrong; the message names the nearest one.
+        SettingsError: no gag.yaml there, or a setting in it is unknown or wrong; the message names the
+            nearest one.
 
     A setting that was written and has no effect is named on stderr.
 

@@ -42,7 +42,7 @@ def read_questions(path: Path) -> list[str]:
 
 
 def read_grouped(path: Path) -> dict[str, str]:
-    """Read the distinct questions of a JSONL file, in order, each with its group (its own text, if the row names none)."""
+    """Read the distinct questions of a JSONL file, in order, each with its group (else its text)."""
     found: dict[str, str] = {}
     for line, row in read_rows(path):
         question = read_question(row, f"{path.name}:{line}")
@@ -90,7 +90,7 @@ def digest(path: Path) -> str:
 
 
 def split_groups(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split into (rest, part): about `share` of the groups go to the part, decided by a hash of each group."""
+    """Split into (rest, part): about `share` of the groups go to the part, by a hash of each."""
     groups = sorted(
         {e.group for e in examples}, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest()
     )
@@ -99,7 +99,10 @@ def split_groups(examples: list[Example], share: float, seed: int) -> tuple[list
 
 
 def split_passages(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
-    """Split documents into (rest, part): about `share` of them, at least one, go to the part, by a hash of each id."""
+    """Split documents into (rest, part).
+
+    About `share` of them, at least one, go to the part, by a hash of each id.
+    """
     order = sorted(passages, key=lambda p: hashlib.sha256(f"{seed}/{p.id}".encode()).digest())
     chosen = {p.id for p in order[: max(1, round(share * len(order)))]}
     return [p for p in passages if p.id not in chosen], [p for p in passages if p.id in chosen]
@@ -117,7 +120,8 @@ def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, 
         if shared:
             first = ", ".join(repr(name) for name in shared[:3])
             raise DataError(
-                f"{names[0]} and {names[1]} share {len(shared)} {what} (first: {first}); give each to one of them"
+                f"{names[0]} and {names[1]} share {len(shared)} {what} (first: {first}); give each to "
+                "one of them"
             )
 
 

@@ -47,7 +47,9 @@ def is_done(folder: Path, key: str, unfinished: Path) -> bool:
 
 
 class Run:
-    """An unfinished training run: a folder with the log and the newest complete checkpoints. The first process writes.
+    """An unfinished training run: a folder with the log and the newest complete checkpoints.
+
+    The first process writes.
 
     Running the same command again goes on from the newest checkpoint; one with other inputs is refused.
     """
@@ -99,7 +101,10 @@ class Run:
                 self._tracker.track(row)
 
     def due(self, minutes: float) -> bool:
-        """Say whether so many minutes have passed since the last checkpoint; the first process decides for all."""
+        """Say whether so many minutes have passed since the last checkpoint.
+
+        The first process decides for all.
+        """
         return distributed.broadcast(lambda: time.monotonic() - self._saved >= 60 * minutes)
 
     def saved(self) -> None:
@@ -121,8 +126,10 @@ class Run:
             changed = _differences(_read(described), plain)
             if changed:
                 raise MismatchError(
-                    f"runs/{self.folder.parent.name}/{self.folder.name} holds an unfinished run with other inputs "
-                    f"({'; '.join(changed[:3])}); set them back to go on with it, or remove that folder to start anew"
+                    f"runs/{self.folder.parent.name}/{self.folder.name} holds an unfinished run with "
+                    "other inputs "
+                    f"({'; '.join(changed[:3])}); set them back to go on with it, or remove that "
+                    "folder to start anew"
                 )
         write_json(described, plain)
 
@@ -152,7 +159,10 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop what was logged after a checkpoint's step, and a line that a kill cut short: it is logged again."""
+    """Drop what was logged after a checkpoint's step, and a line that a kill cut short.
+
+    It is logged again.
+    """
     if distributed.rank() == 0 and path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
         write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))

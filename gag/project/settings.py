@@ -74,7 +74,8 @@ class EncoderSettings(Settings):
 
     kind: Literal["expert", "transformer", "sentence-transformers", "vectors"] = result(
         "expert",
-        description="the expert backbone without adapters; any encoder of transformers or sentence-transformers; "
+        description="the expert backbone without adapters; any encoder of transformers or "
+        "sentence-transformers; "
         "or a folder with questions.jsonl and vectors.safetensors",
     )
     model: str | None = result(None, description="id or folder (relative to gag.yaml) of any kind but expert")
@@ -188,7 +189,8 @@ class EvaluationSettings(Settings):
 
     metrics: dict[str, tuple[Metric, ...]] = result(
         {GENERAL: ("contains",), "*": ("bertscore", "similarity")},
-        description="a row's `dataset_name`, or else its domain -> metrics, the first of them the main one; *: others",
+        description="a row's `dataset_name`, or else its domain -> metrics, the first of them the "
+        "main one; *: others",
     )
     bertscore: str = result(
         "allenai/scibert_scivocab_uncased",

@@ -1,8 +1,8 @@
 """Alignment's forward pass: answers under the frozen base, given projected vectors, at the least cost.
 
-The base never changes, and nothing before the first vector depends on the projector. So the instruction that all rows
-share runs once, the questions run without gradient, and only what stands after a vector runs with gradient. The result
-equals the plain full forward.
+The base never changes, and nothing before the first vector depends on the projector. So the instruction that
+all rows share runs once, the questions run without gradient, and only what stands after a vector runs with
+gradient. The result equals the plain full forward.
 """
 
 import copy
@@ -20,7 +20,7 @@ from gag.models.prompts import KnowledgePrompt
 
 @dataclass(frozen=True)
 class Row:
-    """A question around its vectors, the answer to learn, and for distillation the prompt that holds the expert's text."""
+    """A question around its vectors, the answer, and for distillation the prompt with the text."""
 
     prompt: KnowledgePrompt
     answer: list[int]
@@ -73,9 +73,12 @@ class Reader:
         self._kept: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def keep_questions(self, rows: list[Row], budget: int, batch_size: int) -> int:
-        """Keep the keys and values of questions for all epochs, within a budget of bytes; return how many are kept.
+        """Keep the keys and values of questions for all epochs, within a budget of bytes.
 
-        The rows' own order alone decides the batches in which they are run, so that a run that goes on is the same.
+        Return how many are kept.
+
+        The rows' own order alone decides the batches in which they are run, so that a run that goes on is the
+        same.
         """
         if any(layer.is_sliding for layer in _layers(self._prefix)):
             return 0
@@ -119,7 +122,7 @@ class Reader:
 
     @torch.no_grad()
     def read_text(self, rows: list[Row]) -> torch.Tensor:
-        """Run the rows with the expert's text in place of the vectors -> states that predict each answer token [N, Db]."""
+        """Run the rows with the expert's text in the vectors' place -> states before each label [N, Db]."""
         inputs = pad_left([self._base.embed(row.taught + row.answer[:-1]) for row in rows])
         states = self._base.states(inputs)
         return torch.cat(
@@ -128,7 +131,10 @@ class Reader:
 
     @torch.no_grad()
     def _run_questions(self, rows: list[Row]) -> tuple[DynamicCache, torch.Tensor]:
-        """Run what stands before the vectors; return its keys and values, and the mask over them [B, P + Q]."""
+        """Run what stands before the vectors.
+
+        Return its keys and values, and the mask over them [B, P + Q].
+        """
         cache = copy.deepcopy(self._prefix)
         cache.batch_repeat_interleave(len(rows))
         questions = pad_left([self._base.embed(row.prompt.before[self._shared :]) for row in rows])

@@ -1,4 +1,7 @@
-"""What alignment minimises: cross-entropy at labels in chunks, and the extra losses of v4. Sums over rows, not means."""
+"""What alignment minimises: cross-entropy at labels in chunks, and the extra losses of v4.
+
+Sums over rows, not means.
+"""
 
 from typing import Any
 
@@ -84,7 +87,10 @@ def semantic_loss(meant: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
 
 
 def diversity_loss(vectors: torch.Tensor) -> torch.Tensor:
-    """Sum over rows the mean over i ≠ j of cos(z_i, z_j)²: [B, S, Db] -> scalar; a single slot costs nothing."""
+    """Sum over rows the mean over i ≠ j of cos(z_i, z_j)²: [B, S, Db] -> scalar.
+
+    A single slot costs nothing.
+    """
     slots = vectors.shape[1]
     if slots == 1:
         return vectors.new_zeros(())

@@ -1,4 +1,7 @@
-"""The trained network from an expert's slots to the base's embedding space: v1's mlp and v4's gated residual."""
+"""The trained network from an expert's slots to the base's embedding space.
+
+V1's mlp and v4's gated residual.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,8 +39,8 @@ class Mlp(nn.Module):
     def start_from_ridge(self, slots: torch.Tensor, targets: torch.Tensor, penalty: float = 0.1) -> None:
         """Start as the ridge regression from standardised slots [N, S, 1, De] to targets [N, Db].
 
-        GELU(a) - GELU(-a) = a, so pairs of opposed hidden units carry the strongest Db / 2 directions of the linear
-        map exactly. `penalty` is in units of the features' variance.
+        GELU(a) - GELU(-a) = a, so pairs of opposed hidden units carry the strongest Db / 2 directions of the
+        linear map exactly. `penalty` is in units of the features' variance.
         """
         ridge = _ridge(lambda part: part[:, :, 0], slots, targets, penalty)
         left, strength, right = torch.linalg.svd(ridge.solution, full_matrices=False)
@@ -73,7 +76,8 @@ class GatedResidual(nn.Module):
         """Project slots: [B, S, L, De] -> [B, S, Db]."""
         if slots.shape[1:3] != self.mix.shape:
             raise MismatchError(
-                f"the projector takes {tuple(self.mix.shape)} slots and layers, the readout has {tuple(slots.shape[1:3])}"
+                f"the projector takes {tuple(self.mix.shape)} slots and layers, the readout has "
+                f"{tuple(slots.shape[1:3])}"
             )
         direct = self.linear(self.norm_in(self.mixed(slots)))
         n = self.norm_out(direct)
@@ -87,7 +91,7 @@ class GatedResidual(nn.Module):
 
     @torch.no_grad()
     def start_from_ridge(self, slots: torch.Tensor, targets: torch.Tensor, penalty: float = 0.1) -> None:
-        """Start the linear path as the ridge regression to targets [N, Db], and the MLP's last layer at zero."""
+        """Start the linear path as the ridge regression to targets [N, Db], the MLP at zero."""
         ridge = _ridge(lambda part: self.norm_in(self.mixed(part)), slots, targets, penalty)
         weight = ridge.solution / ridge.spread[:, None]  # [De, Db]
         self.linear.weight[:] = weight.T.float()
@@ -96,10 +100,11 @@ class GatedResidual(nn.Module):
 
     @torch.no_grad()
     def start_from_identity(self, slots: torch.Tensor, targets: torch.Tensor) -> None:
-        """Start the linear path as that multiple of the identity which comes nearest to targets [N, Db], the MLP at zero."""
+        """Start the linear path as the identity's nearest multiple to targets [N, Db], the MLP at zero."""
         if slots.shape[-1] != targets.shape[-1]:
             raise MismatchError(
-                f"align.start identity needs slots in the base's space, {targets.shape[-1]} wide, not {slots.shape[-1]}; "
+                f"align.start identity needs slots in the base's space, {targets.shape[-1]} wide, not "
+                f"{slots.shape[-1]}; "
                 "set readout.space: vocabulary, or align.start: ridge"
             )
         features = self.norm_in(self.mixed(slots)).mean(1).double()  # [N, Db]
@@ -119,7 +124,7 @@ Projector = Mlp | GatedResidual
 
 
 def make_projector(kind: str, shape: tuple[int, int, int], base_width: int) -> Projector:
-    """Make a projector of a kind (`mlp` or `gated_residual`) for slots [S, L, De] in float32, with random weights."""
+    """Make a projector of a kind (`mlp`, `gated_residual`) for slots [S, L, De], float32, random."""
     slots, layers, expert_width = shape
     if kind == "mlp":
         return Mlp(expert_width, base_width)

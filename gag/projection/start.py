@@ -17,7 +17,10 @@ def new_projector(base: Backbone, train: Split, settings: AlignSettings) -> Proj
 
 
 def start_projector(projector: Projector, base: Backbone, train: Split, settings: AlignSettings) -> Projector:
-    """Start in closed form, towards the mean of the base's own embeddings of each answer; or leave it random."""
+    """Start in closed form, towards the mean of the base's own embeddings of each answer.
+
+    Or leave it random.
+    """
     if settings.start != "random" and distributed.rank() == 0:
         answers = [base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]
         targets = torch.stack(answers).cpu()  # [N, Db]

@@ -1,7 +1,7 @@
 """The training run of a projector: steps, validation, the best one, and checkpoints.
 
-The run goes on exactly where a kill left it: each epoch's order and each step's noise come from the seed and their
-number alone, and a checkpoint holds the rest.
+The run goes on exactly where a kill left it: each epoch's order and each step's noise come from the seed and
+their number alone, and a checkpoint holds the rest.
 """
 
 import math
@@ -43,7 +43,7 @@ class Progress:
 def train_projector(
     base: Backbone, train: Split, val: Split, settings: AlignSettings, run: Run, label: str = "align"
 ) -> tuple[Projector, float]:
-    """Train on the rows, validate after each epoch, and return the best projector with its validation loss."""
+    """Train on the rows, validate after each epoch; return the best projector and its loss."""
     trainer = Trainer(base, train, val, settings, run)
     trainer.resume()
     with bar(label, trainer.steps) as advance:
@@ -160,14 +160,20 @@ class Trainer:
         return linear_schedule(step, self.steps, self.settings.warmup)
 
     def _batch(self) -> list[int]:
-        """Return the rows of this step, for all processes: the epoch's order depends on the seed and the epoch."""
+        """Return the rows of this step, for all processes.
+
+        The epoch's order depends on the seed and the epoch.
+        """
         epoch, place = divmod(self.progress.step, self.epoch_steps)
         generator = _generator(self.settings.seed, "epoch", epoch)
         order = torch.randperm(len(self.train.rows), generator=generator).tolist()
         return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
 
     def _accumulate(self, batch: list[int]) -> torch.Tensor:
-        """Run this process's micro-batches forward and backward; leave the sum of all gradients; return the loss."""
+        """Run this process's micro-batches forward and backward; leave the sum of all gradients.
+
+        Return the loss.
+        """
         noisy = dict(zip(batch, self._noisy(batch), strict=True))
         tokens = sum(len(self.train.rows[i].answer) for i in batch)
         total = torch.zeros(())
@@ -230,7 +236,8 @@ class Trainer:
         val_loss = mean_loss(self.reader, self.base, self.projector, self.val, size)
         if not math.isfinite(val_loss):
             raise DataError(
-                f"the validation loss is {val_loss} at step {self.progress.step}: no projector can be chosen by it; "
+                f"the validation loss is {val_loss} at step {self.progress.step}: no projector can be "
+                "chosen by it; "
                 "lower align.learning_rate, or look at the validation rows"
             )
         self._log({"val_loss": val_loss})

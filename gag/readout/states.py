@@ -1,4 +1,4 @@
-"""Read an expert: it writes background knowledge, one forward gives the states, pooling makes slots of them."""
+"""Read an expert: it generates background, one forward gives the states, pooling makes slots."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +28,8 @@ def check_layers(name: str, count: int, layers: tuple[int, ...]) -> None:
     for layer in layers:
         if not -count - 1 <= layer <= count:
             raise SettingsError(
-                f"readout.layers has {layer}, but {name} has {count} layers; choose from {-count - 1} to {count}"
+                f"readout.layers has {layer}, but {name} has {count} layers; choose from {-count - 1} "
+                f"to {count}"
             )
 
 
@@ -69,7 +70,7 @@ def _read_batch(
     settings: ReadoutSettings,
     table: torch.Tensor | None,
 ) -> list[tuple[torch.Tensor, list[int]]] | None:
-    """Return each question's slots [S, L, De or Db] and written ids, or None if the batch does not fit in memory."""
+    """Return each question's slots [S, L, De or Db] and ids, or None if they do not fit in memory."""
     try:
         written = generate_background(expert, questions, prompts, settings)
         states = read_states(expert, prompts, written, settings.layers)
@@ -91,7 +92,8 @@ def _halves(batch: list[int]) -> list[list[int]]:
         torch.accelerator.memory.empty_cache()
     half = len(batch) // 2
     say(
-        f"  out of memory with {len(batch)} questions at once: going on with {half}; lower readout.batch_tokens"
+        f"  out of memory with {len(batch)} questions at once: going on with {half}; lower "
+        "readout.batch_tokens"
     )
     return [batch[half:], batch[:half]]
 
@@ -118,8 +120,8 @@ def read_states(
 ) -> list[torch.Tensor]:
     """Return, per question, the states of the written tokens (or of the prompt's last one): B x [T, L, De].
 
-    The state belongs to the token itself. Layers index hidden_states: 0 is the embedding, -1 is after the final norm.
-    Only the read layers' states are kept, and no layer above the highest one is run.
+    The state belongs to the token itself. Layers index hidden_states: 0 is the embedding, -1 is after the
+    final norm. Only the read layers' states are kept, and no layer above the highest one is run.
     """
     inputs = pad_left([expert.embed(prompt + ids) for prompt, ids in zip(prompts, written, strict=True)])
     states = expert.layer_states(inputs, layers)  # [B, T, L, De]

@@ -1,6 +1,7 @@
-"""A split's readouts on disk: parts of slots with their texts beside, resumed part by part, closed by a manifest.
+"""A split's readouts on disk: parts of slots and texts, resumed, closed by a manifest.
 
-Whoever opens a store cuts it into parts for the processes or cluster jobs (shards) that will each write some of them.
+Whoever opens a store cuts it into parts for the processes or cluster jobs (shards) that will each write some
+of them.
 """
 
 import json
@@ -50,7 +51,10 @@ def write_parts(
     advance: Callable[[int], None],
     shard: Shard = Shard(),
 ) -> None:
-    """Read a shard's examples and write whole parts into an open store; parts that are already there are kept."""
+    """Read a shard's examples and write whole parts into an open store.
+
+    Parts that are already there are kept.
+    """
     for number, chosen in enumerate(_parts(examples, _part_size(folder))):
         if not shard.owns(number):
             continue
@@ -89,7 +93,9 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
 
 
 def open_store(folder: Path, key: str, rows: int, workers: int = 1) -> None:
-    """Start or go on: what was made from other inputs, or harmed since, is cleared. One process at a time opens.
+    """Start or go on: what was made from other inputs, or harmed since, is cleared.
+
+    One process at a time opens.
 
     A new store is cut so that each of the workers has parts to write; one that is open keeps its parts.
     """

@@ -1,7 +1,7 @@
-"""The vocabulary readout: the tokens that an expert's states predict, in the embeddings of a base that shares them.
+"""The vocabulary readout: the tokens that states predict, in the base's own embeddings.
 
-A state goes through the expert's own output layer to a distribution over tokens, and that to the mean of the base's
-embeddings. So a token that alignment never saw has its place in the base's space from the start.
+A state goes through the expert's own output layer to a distribution over tokens, and that to the mean of the
+base's embeddings. So a token that alignment never saw has its place in the base's space from the start.
 """
 
 import json
@@ -28,7 +28,10 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @torch.no_grad()
 def predicted_embeddings(expert: LanguageModel, states: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Embed the tokens that each last state predicts by the base's embeddings: [T, De], [V, Db] -> [T, Db] in float32."""
+    """Embed the tokens that each last state predicts by the base's embeddings.
+
+    [T, De], [V, Db] -> [T, Db] in float32.
+    """
     found = []
     for some in states.split(CHUNK):
         likely = expert.logits(some)[..., : len(table)].float().softmax(-1).topk(min(LIKELIEST, len(table)))
@@ -46,7 +49,8 @@ def check_shared(expert: str, tokens: dict[str, int], base_tokens: dict[str, int
     """Refuse a base whose tokens have other numbers than the expert's."""
     if tokens != base_tokens:
         raise MismatchError(
-            f"readout.space vocabulary needs a base with the tokens of the expert {expert}; choose models of one "
+            f"readout.space vocabulary needs a base with the tokens of the expert {expert}; choose "
+            "models of one "
             "family, or set readout.space: hidden"
         )
 
@@ -70,5 +74,6 @@ def _explained(base: ModelSettings) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise SettingsError(
-            f"the tokens of {base.model} or their embeddings cannot be read: {one_line(error, 300)}; name a whole model"
+            f"the tokens of {base.model} or their embeddings cannot be read: {one_line(error, 300)}; "
+            "name a whole model"
         ) from error

@@ -1,7 +1,7 @@
-"""The bank of one domain: prototype centres, additive statistics of its questions, and some vectors held out of both.
+"""The bank of one domain: prototype centres, additive statistics, and vectors held out of both.
 
-On disk it has two parts: what routes (centres, their sizes, the mean), and what only re-calibrates (scatter, held-out
-vectors). A stored bank reads each when it is asked for, and keeps none.
+On disk it has two parts: what routes (centres, their sizes, the mean), and what only re-calibrates (scatter,
+held-out vectors). A stored bank reads each when it is asked for, and keeps none.
 """
 
 import hashlib

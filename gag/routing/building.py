@@ -49,7 +49,10 @@ class Encoded:
 
 
 def updated(bank: Bank, encoded: Encoded, settings: RouterSettings) -> MemoryBank:
-    """Add new questions to a bank without the old ones: sums add up, centres are the clusters of both sets' centres."""
+    """Add new questions to a bank without the old ones.
+
+    Sums add up, centres are the clusters of both sets' centres.
+    """
     fresh = build_bank(encoded, bank.encoder, settings)
     count, old = bank.count + fresh.count, bank.mean
     apart = (fresh.mean - old).double()
@@ -78,7 +81,9 @@ def load_questions(folder: Path) -> Encoded:
 
 
 def encode_questions(grouped: dict[str, str], encoder: QueryEncoder, settings: RouterSettings) -> Encoded:
-    """Encode a domain's distinct questions, each with its group: at most `max_questions`, drawn by a hash of the group.
+    """Encode a domain's distinct questions, each with its group.
+
+    At most `max_questions`, drawn by a hash of the group.
 
     A share, at most HELD_OUT, is held out, by the same hash, so that no wording of a held-out question stays.
     """

@@ -1,4 +1,4 @@
-"""What held-out vectors decide: the rule, how far a specialist must lie above general, and what is out of distribution."""
+"""What held-out vectors decide: the rule, the margin over general, and what is out of distribution."""
 
 import hashlib
 import math
@@ -65,7 +65,10 @@ def set_hash(names: Sequence[str], banks: Sequence[Bank]) -> str:
 
 
 def log_priors(names: Sequence[str], priors: dict[str, float]) -> torch.Tensor:
-    """Return what the domains' scores gain by how often they are asked [N]; zeros where nothing is known of it."""
+    """Return what the domains' scores gain by how often they are asked [N].
+
+    Zeros where nothing is known of it.
+    """
     return torch.tensor([math.log(priors.get(name, 1.0)) for name in names])
 
 
@@ -82,14 +85,16 @@ def calibration_shortage(names: Sequence[str], banks: Sequence[Bank]) -> str:
 def calibrate(
     names: Sequence[str], statistics: Statistics, alpha: float, rule: str | None, priors: dict[str, float]
 ) -> Calibration:
-    """Decide from the held-out vectors of banks, ENOUGH of each (`calibration_shortage`); general is the first of them.
+    """Decide from the held-out vectors of banks, ENOUGH of each (`calibration_shortage`).
+
+    General is the first of them.
 
     Args:
         names: the domains, in the order of the banks.
         statistics: what the banks say together.
         alpha: the share of general questions that may go to specialists.
-        rule: the rule, or None: the first of `CANDIDATES` whose log loss, at its own best temperature, is within one
-            standard error of the least.
+        rule: the rule, or None: the first of `CANDIDATES` whose log loss, at its own best temperature, is
+            within one standard error of the least.
         priors: how often each domain is asked.
     """
     banks = statistics.banks
@@ -131,8 +136,8 @@ def _unfitted_margins(
 ) -> torch.Tensor:
     """Return the margins of general's questions [G], each by weights that were fitted without it.
 
-    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over margins of questions that the weights were
-    fitted to would promise too much.
+    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over margins of questions that the
+    weights were fitted to would promise too much.
     """
     general = truth == 0
     first = general & (general.cumsum(0) % 2 == 1)
@@ -163,10 +168,11 @@ def _weights(raw: dict[str, torch.Tensor], parts: tuple[str, ...], truth: torch.
 
 
 def _temperature(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the temperature, of a geometric grid, at which the softmax of scores [C, N] has the least log loss.
+    """Return the temperature, of a geometric grid, at which scores [C, N] have the least log loss.
 
-    It is never so low that the middle question is surer than SUREST, however far apart the domains lie. The loss is
-    convex in the inverse temperature, so it has one valley along the grid, and its place is found by bisection.
+    It is never so low that the middle question is surer than SUREST, however far apart the domains lie. The
+    loss is convex in the inverse temperature, so it has one valley along the grid, and its place is found by
+    bisection.
     """
     best = scores.topk(2, dim=1).values
     lowest = float((best[:, 0] - best[:, 1]).median()) / SUREST or 1.0
@@ -192,7 +198,7 @@ def _losses(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _not_worse(losses: torch.Tensor, least: torch.Tensor) -> bool:
-    """Say whether losses [C] exceed the least on average by no more than a standard error of the difference."""
+    """Say whether losses [C] exceed the least by no more than a standard error of the difference."""
     more = losses - least
     return float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
 

@@ -1,4 +1,7 @@
-"""The query encoder that the settings choose: the expert backbone, any encoder, or vectors from elsewhere; and a cache."""
+"""The query encoder that the settings choose.
+
+The expert backbone, any encoder, or vectors from elsewhere; and a cache.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -55,7 +58,7 @@ def encoder_key(project: Project) -> dict[str, Any]:
 
 
 class TransformerEncoder:
-    """An encoder of transformers: the masked mean of the last hidden state, or its first token's, L2-normalised."""
+    """An encoder of transformers: the masked mean of the last state, or its first, L2-normalised."""
 
     def __init__(self, settings: RouterSettings, root: Path):
         from transformers import AutoModel, AutoTokenizer
@@ -121,7 +124,8 @@ def text_frame(tokenizer: Any, plain: Tokenizer) -> tuple[list[int], list[int]]:
         if whole[start : start + len(inner)] == inner:
             return whole[:start], whole[start + len(inner) :]
     raise SettingsError(
-        f"the tokenizer of {tokenizer.name_or_path} changes a text beside other tokens, so what it puts around it "
+        f"the tokenizer of {tokenizer.name_or_path} changes a text beside other tokens, so what it "
+        "puts around it "
         "cannot be found; name another encoder"
     )
 
@@ -173,7 +177,7 @@ class SentenceEncoder:
 
 
 class GivenVectors:
-    """Vectors made elsewhere: row i of vectors.safetensors (`vectors` [N, Dq]) is of line i of questions.jsonl."""
+    """Vectors made elsewhere: row i of `vectors` [N, Dq] is of line i of questions.jsonl."""
 
     def __init__(self, settings: RouterSettings, root: Path):
         chosen = settings.encoder
@@ -198,7 +202,8 @@ class GivenVectors:
         missing = [question for question in questions if question not in self._places]
         if missing:
             raise DataError(
-                f"{len(missing)} questions have no vector in {QUESTIONS_OF_VECTORS} (first: {missing[0][:60]!r}); "
+                f"{len(missing)} questions have no vector in {QUESTIONS_OF_VECTORS} (first: "
+                f"{missing[0][:60]!r}); "
                 "add them"
             )
         return self._vectors[[self._places[question] for question in questions]]

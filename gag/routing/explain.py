@@ -22,7 +22,10 @@ class Explanation:
 
 
 def explain_route(project: Project, router: Router, question: str) -> Explanation:
-    """Say what a route was decided by: margins, distance, nearest prototypes, and questions where a domain carries them."""
+    """Say what a route was decided by.
+
+    Margins, distance, nearest prototypes, and questions where a domain carries them.
+    """
     vector = router.encoder.encode([question])
     verdict = router.judge(vector)
     folders = {GENERAL: project.general} | {name: project.domain(name) for name in router.names[1:]}

@@ -1,4 +1,7 @@
-"""The router: the domain that a question fits best; ties, doubts and what is out of distribution go to general."""
+"""The router: the domain that a question fits best.
+
+Ties, doubts and what is out of distribution go to general.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +72,8 @@ class RouterState:
 class Router:
     """Routes questions over the banks that are present; `general` is one of them.
 
-    With `rule: ppr`, or while banks hold too few questions out (`state.warning` then says so), it is the published rule.
+    With `rule: ppr`, or while banks hold too few questions out (`state.warning` then says so), it is the
+    published rule.
 
     Args:
         banks: a bank of each domain, and of general.
@@ -131,7 +135,10 @@ class Router:
         return dict(zip(self.names, shown[0].tolist(), strict=True))
 
     def judge(self, vectors: torch.Tensor) -> Verdict:
-        """Decide on encoded questions [B, Dq]: a specialist must lie above general, and the question near a domain."""
+        """Decide on encoded questions [B, Dq].
+
+        A specialist must lie above general, and the question near a domain.
+        """
         query = Query(vectors, self._statistics)
         scores = self._scorer.scores(query) + self._gains  # [B, N]
         if len(self.names) == 1:
@@ -168,7 +175,9 @@ class Router:
 def decide(
     names: Sequence[str], banks: Sequence[Bank], settings: RouterSettings, saved: RouterState | None
 ) -> RouterState:
-    """Take what was saved for this very set of banks, or decide anew; without enough held out, the rule is ppr.
+    """Take what was saved for this very set of banks, or decide anew.
+
+    Without enough held out, the rule is ppr.
 
     Where domains only came, their scatters are added to the saved sum; else all are summed again.
     """
@@ -217,6 +226,7 @@ def _promise(made: Calibration) -> str:
     if made.reached <= made.alpha:
         return ""
     return (
-        f"general holds {made.questions[GENERAL]} questions out: they promise that at most {made.reached:.1%} of "
+        f"general holds {made.questions[GENERAL]} questions out: they promise that at most "
+        f"{made.reached:.1%} of "
         f"general questions go to specialists, not {made.alpha:.1%}; name more in general.questions"
     )

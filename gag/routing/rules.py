@@ -1,4 +1,4 @@
-"""Rules of the router: each turns query vectors into one score per domain, from the banks' additive statistics alone."""
+"""Rules of the router: each turns query vectors into a score per domain, from statistics alone."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ GRID = (
 
 @dataclass(frozen=True)
 class Statistics:
-    """What all banks say together: their means, and how questions scatter about the mean of their own domain."""
+    """What all banks say together: their means, and how questions scatter about their own mean."""
 
     banks: Sequence[Bank]
     kept_root: torch.Tensor | None = None  # `root`, where it was worked out before
@@ -53,7 +53,7 @@ class Statistics:
         return covariance_root(total_scatter(self.banks), self.banks)
 
     def whiten(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Turn vectors [B, Dq], seen from the middle of the domains, so that questions scatter as a sphere."""
+        """Turn vectors [B, Dq], seen from the domains' middle, so that questions scatter as a sphere."""
         return torch.linalg.solve_triangular(self.root.T, vectors - self.middle, upper=True, left=False)
 
 
@@ -71,7 +71,7 @@ def total_scatter(banks: Sequence[Bank], start: torch.Tensor | None = None) -> t
 
 
 def covariance_root(total: torch.Tensor, banks: Sequence[Bank]) -> torch.Tensor:
-    """Return the lower Cholesky factor [Dq, Dq] of the shrunk covariance that a sum of scatters stands for."""
+    """Return the Cholesky factor [Dq, Dq] of the shrunk covariance that a sum of scatters is of."""
     count = max(1, sum(bank.count - 1 for bank in banks))
     covariance = unpacked(total / (GRID * count), banks[0].encoder.width)
     return torch.linalg.cholesky(shrink(covariance, count)).float()
@@ -111,7 +111,10 @@ class Query:
 
     @property
     def nearest(self) -> torch.Tensor:
-        """The Mahalanobis distance to the nearest domain's mean [B]: how far out of distribution a question lies."""
+        """The Mahalanobis distance to the nearest domain's mean [B].
+
+        How far out of distribution a question lies.
+        """
         return self.squared.amin(1).clamp_min(0).sqrt()
 
 
@@ -140,7 +143,10 @@ class _Centres:
             start = end
 
     def best(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return the best cosine of each domain: [B, Dq] -> [B, N]; exact, a few centres in the cache at a time."""
+        """Return the best cosine of each domain: [B, Dq] -> [B, N].
+
+        Exact, a few centres in the cache at a time.
+        """
         if len(vectors) > ASKED:
             return torch.cat([self.best(some) for some in vectors.split(ASKED)])
         cosines, asked = vectors.new_empty(len(self._stacked), len(vectors)), vectors.T.contiguous()
@@ -190,7 +196,7 @@ class Whitened:
 
 
 class Lda:
-    """Linear discriminants: log densities of Gaussians with the shrunk covariance within the domains, equal priors."""
+    """Linear discriminants: log densities of Gaussians with one shrunk covariance, equal priors."""
 
     def __init__(self, statistics: Statistics):
         pass

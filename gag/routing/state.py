@@ -1,4 +1,4 @@
-"""A project's router: its banks as they lie on disk, and the decision for their set, kept so that no start pays twice."""
+"""A project's router: its banks on disk, and the decision for their set, kept for all starts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -38,7 +38,10 @@ def general_bank(project: Project) -> Bank:
 
 
 def project_encoder(project: Project, expert: Callable[[], Backbone] | None = None) -> QueryEncoder:
-    """Make the project's query encoder; the expert backbone is loaded where it is the encoder and is not at hand."""
+    """Make the project's query encoder.
+
+    The expert backbone is loaded where it is the encoder and is not at hand.
+    """
     return make_encoder(project, expert or (lambda: load_backbone(project.settings.expert, project.root)))
 
 
@@ -68,8 +71,8 @@ def open_router(
 def load_router(project: Project, expert: Backbone | None = None, anew: bool = False) -> Router:
     """Load only what routing needs: the query encoder, and of each domain its bank.
 
-    A domain that cannot be read, or has another encoder's bank, is left out and named. What is decided for the set that
-    is here is kept, so that no start decides it again; `anew` decides whatever was kept.
+    A domain that cannot be read, or has another encoder's bank, is left out and named. What is decided for
+    the set that is here is kept, so that no start decides it again; `anew` decides whatever was kept.
     """
     encoder, banks = project_encoder(project, (lambda: expert) if expert else None), {}
     for name in project.present():
@@ -115,5 +118,8 @@ def _sums(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def near_questions(folder: Path, vector: torch.Tensor, count: int = 3) -> list[tuple[str, float]]:
-    """Find the questions nearest to a vector [Dq] that a domain carries, with their cosines; none if it carries none."""
+    """Find the questions nearest to a vector [Dq] that a domain carries, with their cosines.
+
+    None if it carries none.
+    """
     return load_questions(folder).nearest(vector, count) if (folder / QUESTIONS).is_file() else []

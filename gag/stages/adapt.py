@@ -1,9 +1,9 @@
 """Stage I: teach a domain's expert its knowledge.
 
-Where the domain has a corpus, the expert first reads it (packed documents, the best checkpoint on held-out ones). Then
-it is tuned on question-answer rows, with the loss on answers only. Cross-fitting tunes one more expert per fold,
-without the fold's rows. Each of these goes on from its newest complete checkpoint. Rows that validate the projector
-teach no expert, where one file serves both stages.
+Where the domain has a corpus, the expert first reads it (packed documents, the best checkpoint on held-out
+ones). Then it is tuned on question-answer rows, with the loss on answers only. Cross-fitting tunes one more
+expert per fold, without the fold's rows. Each of these goes on from its newest complete checkpoint. Rows that
+validate the projector teach no expert, where one file serves both stages.
 """
 
 import shutil
@@ -67,7 +67,8 @@ def adapt(project: Project, domain: str) -> Path:
 
     Raises:
         DataError: too few rows, or too many answers longer than `adapt.max_tokens`.
-        MismatchError: an unfinished run of other inputs stands there, or the readout does not suit the models.
+        MismatchError: an unfinished run of other inputs stands there, or the readout does not suit the
+            models.
     """
     inputs = project.inputs(domain)
     folder, unfinished, wanted = inputs.run("adapt"), inputs.run("adapt.unfinished"), made_from(inputs)
@@ -99,7 +100,8 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
     """Take a checkpoint that was tuned elsewhere as if `adapt` had tuned it; return the stage's folder.
 
     Raises:
-        ArtifactError: it is no whole checkpoint in safetensors, or later results stand, of the expert of before.
+        ArtifactError: it is no whole checkpoint in safetensors, or later results stand, of the expert of
+            before.
         MismatchError: it was tuned from another model than the project's expert.
         SettingsError: cross-fitting is on, which needs more than one expert.
     """
@@ -180,14 +182,18 @@ def check_readable(inputs: DomainInputs) -> None:
 
 
 def tokenise(prompts: Prompts, examples: list[Example], system: str, max_tokens: int) -> Rows:
-    """Encode rows with labels on the answer only; an answer over the limit is cut, and too many cut ones refused."""
+    """Encode rows with labels on the answer only.
+
+    An answer over the limit is cut, and too many cut ones refused.
+    """
     rows, cut = [], []
     for example in examples:
         prompt = prompts.ask_expert(example.question, system)
         answer = prompts.answer(example.answers[0])
         if len(prompt) >= max_tokens:
             raise DataError(
-                f"the question of row {example.id} fills adapt.max_tokens={max_tokens}; raise it or shorten the row"
+                f"the question of row {example.id} fills adapt.max_tokens={max_tokens}; raise it or "
+                "shorten the row"
             )
         if len(prompt) + len(answer) > max_tokens:
             cut.append(example.id)
@@ -209,7 +215,8 @@ def _corpus(inputs: DomainInputs, prompts: Prompts) -> Tuning:
     train, val = split_passages(inputs.passages or [], settings.val_share, adapt.seed)
     if not train or not val:
         raise DataError(
-            f"the corpus of {inputs.name} is too small to hold out documents; add some, or raise pretrain.val_share"
+            f"the corpus of {inputs.name} is too small to hold out documents; add some, or raise "
+            "pretrain.val_share"
         )
     schedule = settings.model_dump(exclude={"block_tokens", "val_share"})
     pieces = [_pieces(prompts, passages, settings.block_tokens) for passages in (train, val)]
@@ -224,7 +231,10 @@ def _corpus(inputs: DomainInputs, prompts: Prompts) -> Tuning:
 
 
 def _pieces(prompts: Prompts, passages: list[Passage], block: int) -> Rows:
-    """Encode documents, each with an end token; one that is longer than a block is cut into several pieces."""
+    """Encode documents, each with an end token.
+
+    One that is longer than a block is cut into several pieces.
+    """
     ids = [prompts.answer(passage.text) for passage in passages]
     return [
         {"input_ids": document[i : i + block]} for document in ids for i in range(0, len(document), block)

@@ -1,4 +1,4 @@
-"""Stage II: train a domain's projector on its stored readouts, so that the frozen base answers from its vectors."""
+"""Stage II: train a domain's projector, so that the frozen base answers from its vectors."""
 
 import shutil
 import time
@@ -117,7 +117,7 @@ def _split(inputs: DomainInputs, base: Backbone, examples: list[Example], stored
 
 
 def _meanings(inputs: DomainInputs) -> torch.Tensor:
-    """Embed gold answers -> [N, E]: by a sentence encoder, or the expert backbone's mean state without adapters."""
+    """Embed gold answers -> [N, E]: by a sentence encoder, or the expert backbone's mean state."""
     answers = [example.answers[0] for example in inputs.splits.align]
     name, router = inputs.settings.align.semantic_encoder, inputs.settings.router
     if name is None:

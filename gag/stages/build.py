@@ -90,7 +90,8 @@ def _assemble(inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path
         return
     if _was_added_to(folder):
         say(
-            f"build {name}: what `gag prototypes {name} --add` added to its bank is gone; add those files again"
+            f"build {name}: what `gag prototypes {name} --add` added to its bank is gone; add those "
+            "files again"
         )
     aligned = read_manifest(inputs.run("align"))
     settings = inputs.settings

@@ -6,6 +6,7 @@ from gag.project.domain import DomainFacts
 def card(facts: DomainFacts) -> str:
     """Write the README.md of a domain's folder."""
     base, expert, bank, name = facts.base, facts.expert, facts.bank, facts.name
+    tuned = f"{expert.model}, {facts.tuning} tuning"
     carried = ", the vectors of some questions" if bank.held_out else ""
     data = [f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in facts.data.items()]
     return f"""# {name}
@@ -15,7 +16,7 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 | | |
 |---|---|
 | base | {base.model}, width {base.width}, fingerprint `{base.fingerprint[:12]}` |
-| expert | {expert.model}, {facts.tuning} tuning, width {expert.width}, fingerprint `{expert.fingerprint[:12]}` |
+| expert | {tuned}, width {expert.width}, fingerprint `{expert.fingerprint[:12]}` |
 | readout | layers {list(facts.readout.layers)}, pooling {facts.readout.pooling} |
 | router bank | {bank.centres} centres of {bank.count} questions; {bank.held_out} held out |
 | validation loss | {facts.scores["val_loss"]:.4f} per answer token |
@@ -27,13 +28,14 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 
 ## Intended use and limits
 
-To answer questions of the field that these rows teach, by the frozen base named above. What the expert was not taught
-it cannot pass on, and an answer that sounds sure can be wrong: `gag evaluate {name} --evidence` says how often answers
-are right on test rows and how much the vectors did for them, `gag compare {name}` how other methods do. The expert's
-weights{carried} and the bank can give away what they were made from: share this folder as you would share the data.
+To answer questions of the field that these rows teach, by the frozen base named above. What the
+expert was not taught it cannot pass on, and an answer that sounds sure can be wrong: `gag evaluate
+{name} --evidence` says how often answers are right on test rows and how much the vectors did for
+them, `gag compare {name}` how other methods do. The expert's weights{carried} and the bank can give
+away what they were made from: share this folder as you would share the data.
 
 ## Use
 
 Copy this folder into `domains/` of a project with the same base and expert, or run `gag domains add FOLDER`.
-Then `gag domains verify` checks it. `domain.json` holds the hashes of the files and of the data it was built from.
+Then `gag domains verify` checks it. `domain.json` holds the hashes of the files and of the data.
 """

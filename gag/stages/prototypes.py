@@ -1,4 +1,7 @@
-"""Build a domain's bank for the router from its questions, or add new ones to it; `general` is a domain like the others."""
+"""Build a domain's bank for the router from its questions, or add new ones to it.
+
+`general` is a domain like the others.
+"""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""Between the stages: let the tuned expert write on every alignment question, and store the states that are read.
+"""Between the stages: the tuned expert answers every alignment question, and its states are stored.
 
 With `readout.folds`, an alignment question is read by an expert that was tuned without it (cross-fitting).
 """
@@ -48,7 +48,9 @@ def key(inputs: DomainInputs) -> str:
 
 
 def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
-    """Write the readouts of a domain's alignment and validation rows, or a shard of them; return their folder.
+    """Write the readouts of a domain's alignment and validation rows, or a shard of them.
+
+    Return their folder.
 
     Raises:
         ArtifactError: the expert is not there, or was made from other inputs.
@@ -97,7 +99,8 @@ def _expert_weights(inputs: DomainInputs) -> dict[str, str]:
     folder = inputs.run("adapt")
     if not distributed.broadcast(lambda: is_current(folder, adapt.key(inputs))):
         raise ArtifactError(
-            f"the expert of {inputs.name} is not there, or was made from other inputs; run `gag adapt {inputs.name}`"
+            f"the expert of {inputs.name} is not there, or was made from other inputs; run `gag adapt "
+            f"{inputs.name}`"
         )
     files = read_manifest(folder)["files"]
     return {name: sha for name, sha in files.items() if name.endswith(".safetensors")}
@@ -151,7 +154,7 @@ def _fold_name(domain: str, fold: int) -> str:
 
 
 def _report(inputs: DomainInputs, rows: dict[str, list[Example]]) -> None:
-    """Write how long the texts are, and how much of the gold answers' words they hold in alignment and in validation.
+    """Write how long the texts are, and how much of the gold answers' words they hold.
 
     A large difference means that the expert knows alignment's answers by heart: cross-fitting is for that.
     """
@@ -165,7 +168,8 @@ def _report(inputs: DomainInputs, rows: dict[str, list[Example]]) -> None:
         lines.append(Curve(split, [i / len(lengths) for i in range(len(lengths))], lengths))
     gap = {"gap between alignment and validation": shares[0] - shares[1]}
     say(
-        f"readouts {inputs.name}: texts hold {shares[0]:.2f} of the answers' words, {shares[1]:.2f} in validation"
+        f"readouts {inputs.name}: texts hold {shares[0]:.2f} of the answers' words, {shares[1]:.2f} "
+        "in validation"
     )
     told = counts | gap | {"settings": inputs.settings.readout.model_dump()}
     write_report(folder, f"readouts {inputs.name}", told, lines, ("share of the questions", "words written"))

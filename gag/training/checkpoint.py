@@ -1,8 +1,8 @@
 """Take a checkpoint that was tuned elsewhere as an expert, once it is known to fit.
 
 A checkpoint is an adapter (adapter_config.json, adapter_model.safetensors) or full weights (config.json and
-model.safetensors, or its shards). Only safetensors are read, and only what an expert needs is copied: no optimiser state,
-no pickle, no path of the machine that it was made on.
+model.safetensors, or its shards). Only safetensors are read, and only what an expert needs is copied: no
+optimiser state, no pickle, no path of the machine that it was made on.
 """
 
 import json
@@ -74,13 +74,14 @@ def take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
     odd = sorted(stored ^ {name.removeprefix("base_model.model.") for name in taken})
     if odd:
         raise MismatchError(
-            f"the adapter in {source.name} and the expert {backbone.name} differ in {len(odd)} tensors (first: {odd[0]}); "
+            f"the adapter in {source.name} and the expert {backbone.name} differ in {len(odd)} "
+            f"tensors (first: {odd[0]}); "
             "name the model that it was tuned on as expert in gag.yaml"
         )
 
 
 def take_weights(source: Path, expert: Path, backbone: Backbone) -> None:
-    """Copy full weights beside the backbone's own tokenizer, and check that they are the same model, whole."""
+    """Copy full weights beside the backbone's tokenizer, and check that they are that model, whole."""
     config = _read(source / CONFIG)
     sharded = (source / INDEX).is_file()
     names = sorted(set(_read(source / INDEX).get("weight_map", {}).values())) if sharded else [WEIGHTS]
@@ -93,12 +94,14 @@ def take_weights(source: Path, expert: Path, backbone: Backbone) -> None:
 
 
 def _check_weights(source: Path, names: list[str], expert: Path, backbone: Backbone) -> None:
-    """Refuse weights that are not of the backbone's shapes, or not all there (transformers would make the rest up)."""
+    """Refuse weights of other shapes, or not all there (transformers would make the rest up)."""
     tuned, shapes = _load(source, expert, backbone), _shapes(backbone)
     if _shapes(tuned) != shapes:
         raise MismatchError(
-            f"the weights in {source.name} ({tuned.layers} layers, {tuned.width} wide) are not of the expert {backbone.name} "
-            f"({backbone.layers} layers, {backbone.width} wide); name the model that they were tuned from as expert in gag.yaml"
+            f"the weights in {source.name} ({tuned.layers} layers, {tuned.width} wide) are not of the "
+            f"expert {backbone.name} "
+            f"({backbone.layers} layers, {backbone.width} wide); name the model that they were tuned "
+            "from as expert in gag.yaml"
         )
     stored = sum(math.prod(shape) for name in names for shape in _tensors(expert / name).values())
     if stored < sum(map(math.prod, shapes.values())):
@@ -117,7 +120,8 @@ def _check_words(source: Path, backbone: Backbone) -> None:
         ) from error
     if words != backbone.tokenizer.get_vocab():
         raise MismatchError(
-            f"{source.name} was tuned with another vocabulary than the expert {backbone.name} has; tune without added tokens"
+            f"{source.name} was tuned with another vocabulary than the expert {backbone.name} has; "
+            "tune without added tokens"
         )
 
 
@@ -127,7 +131,8 @@ def _load(source: Path, expert: Path, backbone: Backbone) -> Backbone:
         experts.load(_NAME, expert)
     except SettingsError as error:
         raise ArtifactError(
-            f"the weights in {source.name} cannot be loaded: {one_line(error.__cause__ or error)}; copy the whole folder again"
+            f"the weights in {source.name} cannot be loaded: {one_line(error.__cause__ or error)}; "
+            "copy the whole folder again"
         ) from error
     with experts.using(_NAME) as tuned:
         return tuned

@@ -1,6 +1,7 @@
 """Write a domain's stage I for LLaMA-Factory: its rows as Alpaca data, and a training file for each step.
 
-The expert's prompt travels with each row as its system turn, so the tuned model sees the turns that a readout renders.
+The expert's prompt travels with each row as its system turn, so the tuned model sees the turns that a readout
+renders.
 """
 
 import os
@@ -25,7 +26,10 @@ _HEADER = """\
 
 
 def export_llamafactory(project: Project, domain: str, folder: Path) -> list[Path]:
-    """Write data and training files of a domain's stage I into a new or empty folder; return what was written."""
+    """Write data and training files of a domain's stage I into a new or empty folder.
+
+    Return what was written.
+    """
     inputs = project.inputs(domain)
     passages = [{"text": passage.text} for passage in inputs.passages or []]
     _claim(folder)
@@ -108,8 +112,9 @@ def _method(stage: str, settings: AdaptSettings) -> dict[str, Any]:
 def _template(model: str) -> dict[str, Any]:
     """Name the template that renders the turns as the tokenizer does with thinking off.
 
-    Qwen3 then opens the answer with an empty thought, which `qwen3` puts into the prompt and `qwen3_nothink` leaves out;
-    only the 2507 instruct models have none. For other models LLaMA-Factory reads the tokenizer's own template.
+    Qwen3 then opens the answer with an empty thought, which `qwen3` puts into the prompt and `qwen3_nothink`
+    leaves out; only the 2507 instruct models have none. For other models LLaMA-Factory reads the tokenizer's
+    own template.
     """
     name = model.lower()
     if not re.search(r"qwen3-\d+(\.\d+)?b", name):

@@ -1,6 +1,7 @@
 """Tune an expert with TRL: an adapter or all weights, on one process or many, going on after a kill.
 
-The trainer's checkpoints count only once a manifest stands beside their files; the newest two complete ones are kept.
+The trainer's checkpoints count only once a manifest stands beside their files; the newest two complete ones
+are kept.
 """
 
 import hashlib

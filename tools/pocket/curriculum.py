@@ -1,7 +1,10 @@
-"""What the bundled models are pre-trained on: rows drawn from the world's public half, from recall to reading.
+"""What the bundled models are pre-trained on.
 
-The base learns public facts and to read a knowledge line about ever new entities. The expert backbone learns a stream
-of entities that come and go, with every question wording, so that it takes up new ones quickly. Both see only the
+Rows drawn from the world's public half, from recall to reading.
+
+The base learns public facts and to read a knowledge line about ever new entities. The expert backbone learns
+a stream of entities that come and go, with every question wording, so that it takes up new ones quickly. Both
+see only the
 public half of the names: no private fact, no expert state, no projector output.
 """
 
@@ -36,8 +39,8 @@ class Row:
 class BaseRows:
     """Rows for the base: public facts, questions it cannot know, and reading a knowledge line.
 
-    Reading is looking up an asked entity among others. It comes late and suddenly when it is asked at once, so the rows
-    go from recall of pairs over recall of statements to questions.
+    Reading is looking up an asked entity among others. It comes late and suddenly when it is asked at once,
+    so the rows go from recall of pairs over recall of statements to questions.
     """
 
     PAIRS, STATEMENTS = 0.018, 0.06  # shares of the steps after which statements and then questions are drawn
@@ -75,7 +78,10 @@ class BaseRows:
         return self.row(self.prompts.plain(self.ask(self.private())), "unknown")
 
     def recall(self, bare: bool = False) -> Row:
-        """Say a list of facts again in another order, as pairs or statements: look-ups, many times in one row."""
+        """Say a list of facts again in another order, as pairs or statements.
+
+        Look-ups, many times in one row.
+        """
         facts = self.list_of_facts(self.rng.randint(2, 6 if bare else 5))
         one_each = len({fact.entity for fact in facts}) == len(facts)
         first = (
@@ -104,7 +110,7 @@ class BaseRows:
         return Row(ids, answer)
 
     def list_of_facts(self, count: int) -> list[Fact]:
-        """Draw facts that differ in entity (of one relation, or of any), or in relation (of one entity or two)."""
+        """Draw facts that differ in entity, or in relation (of one entity or two)."""
         domain, kind = self.rng.choice(domain_names()), self.rng.random()
         entities, known = self.rng.sample(entity_names(domain, public=True), count), relations(domain)
         if kind < 0.25:
@@ -213,7 +219,7 @@ class BaseRows:
 
 
 class ExpertRows(BaseRows):
-    """Rows for the expert backbone: background for a stream of entities, public statements, bare questions."""
+    """Rows for the expert: background for a stream of entities, public statements, questions."""
 
     LIVE, LIFE = 96, 180  # entities known at a time, and rows on each before a new one takes its place
 
@@ -240,7 +246,10 @@ class ExpertRows(BaseRows):
         return self.row(self.prompts.ask_expert(self.ask(fact), EXPERT_PROMPT), fact.background())
 
     def topic(self, fact: Fact | PublicFact) -> Row:
-        """Name the topic of a question, often of one that is cut short: so that every token's state tells the topic."""
+        """Name the topic of a question, often of one that is cut short.
+
+        So that every token's state tells the topic.
+        """
         public = isinstance(fact, PublicFact)
         ids = self.prompts.text(self.rng.choice(fact.questions) if public else self.ask(fact))
         kept = ids[: self.rng.randint(2, len(ids))] if self.rng.random() < 0.5 else ids

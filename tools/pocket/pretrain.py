@@ -131,7 +131,10 @@ def _make_model(shape: dict[str, Any], prompts: Prompts) -> Qwen3ForCausalLM:
 
 
 def _match_tokens(model: Qwen3ForCausalLM) -> None:
-    """Start the lower layers' heads with equal queries and keys: they look at equal tokens, and recall comes earlier."""
+    """Start the lower layers' heads with equal queries and keys.
+
+    They look at equal tokens, and recall comes earlier.
+    """
     with torch.no_grad():
         weights = dict(model.named_parameters())
         for layer in range(2):
@@ -154,7 +157,7 @@ def _optimizers(model: Qwen3ForCausalLM, learning_rate: float) -> list[torch.opt
 def _loss(
     model: Qwen3ForCausalLM, batch: list[Row], pad: int, noise: float
 ) -> tuple[torch.Tensor, float, float]:
-    """Return the loss over answers and a few prompt tokens, the answers' loss, and the share of answers that are right."""
+    """Return the loss, the answers' own loss, and the share of answers that are right."""
     length = (
         -(-max(len(row.ids) for row in batch) // 16) * 16
     )  # few different shapes: each one costs the CPU a set-up
@@ -182,7 +185,7 @@ def _loss(
 
 
 def _scored(answers: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Choose the places in the loss: every answer token and a part of the prompt's, a multiple of 256 in all."""
+    """Choose the places in the loss: answer tokens and a part of the prompt's, 256 times a number."""
     wanted = -(-int(answers.sum() + PROMPT_SHARE * asked.sum()) // 256) * 256
     order = torch.where(answers, 2.0, torch.where(asked, torch.rand(answers.shape), -1.0)).flatten()
     chosen = torch.zeros(order.shape, dtype=torch.bool)
