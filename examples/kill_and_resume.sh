@@ -19,7 +19,7 @@ shutil.copytree(work / "whole", work / "killed")
 PY
 
 stages=(adapt readouts align prototypes)
-settings=(--set adapt.checkpoint_steps=4 --set align.checkpoint_steps=5)
+settings=(--set adapt.checkpoint_minutes=0 --set align.checkpoint_minutes=0)
 for stage in "${stages[@]}"; do
   "$python" -m gag "$stage" adjuvants --project "$work/whole" "${settings[@]}" 2> /dev/null
 done

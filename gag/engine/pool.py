@@ -173,9 +173,9 @@ class DomainPool:
         kept = {}
         for name, entry in found.items():
             if entry.domain:
-                same = (entry.domain.facts.key, *sorted(entry.domain.files.values()))
+                same = (entry.domain.facts.name, entry.domain.facts.key, *sorted(entry.domain.files.values()))
                 owner = first.setdefault(same, name)
-                if owner != name and entry.domain.facts.name == found[owner].domain.facts.name:  # pyright: ignore
+                if owner != name:
                     reason = (
                         f"{name} is the same domain as {owner}, under another name; remove one of the folders"
                     )

@@ -44,7 +44,7 @@ class Backbone:
     @property
     def table(self) -> torch.Tensor:
         """The token embeddings [V, D]."""
-        return self.model.get_input_embeddings().weight  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+        return self.model.get_input_embeddings().weight  # pyright: ignore
 
     @property
     def width(self) -> int:
@@ -125,7 +125,7 @@ class Backbone:
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
         config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(states)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+        logits = self.model.get_output_embeddings()(states)  # pyright: ignore
         logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
@@ -153,4 +153,4 @@ def _hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore

@@ -146,7 +146,7 @@ def _tensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in a safetensors file."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
     except SafetensorError as error:
         raise ArtifactError(
             f"{path.name} is not a whole safetensors file ({error}); copy the folder again"
