@@ -1,7 +1,4 @@
-"""The hyperparameters of the stages: tuning, pre-training on a corpus, readouts, alignment.
-
-And the presets over them.
-"""
+"""The hyperparameters of tuning, pre-training, readouts and alignment, and the presets over them."""
 
 from typing import Any, Literal, Self
 

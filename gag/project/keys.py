@@ -17,10 +17,7 @@ def stage_key(**inputs: Any) -> str:
 
 
 def model_key(settings: ModelSettings, root: Path) -> dict[str, Any]:
-    """Name a model without loading it: id and revision, or each file of a folder (weights by samples).
-
-    And its dtype.
-    """
+    """Name a model without loading it: by id, or by the files of a folder (weights by samples), and dtype."""
     folder = root / settings.model
     if not folder.is_dir():
         return settings.key()

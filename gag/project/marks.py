@@ -1,6 +1,4 @@
-"""Settings whose fields say what they change: the result, or only how it is computed.
-
-And when they act at all.
+"""Settings whose fields say what they change, the result or only the computation, and when they act.
 
 A stage's key is made from the fields that change its result, by their values: a setting that only saves
 memory, or one that does not act, never makes a finished stage stale.
