@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 "$python" - "$work" <<'PY'
 import shutil, sys
 from pathlib import Path
-from gag.pocket.project import write_project
+from gag.pocket.write import write_project
 
 work = Path(sys.argv[1])
 write_project(work / "whole", seed=1, entities=16)
@@ -19,6 +19,7 @@ shutil.copytree(work / "whole", work / "killed")
 PY
 
 stages=(adapt readouts align prototypes)
+# a checkpoint after every step
 settings=(--set adapt.checkpoint_minutes=0 --set align.checkpoint_minutes=0)
 for stage in "${stages[@]}"; do
   "$python" -m gag "$stage" adjuvants --project "$work/whole" "${settings[@]}" 2> /dev/null
