@@ -304,7 +304,8 @@ def test_the_closed_form_start_is_the_same_in_pieces(
     projector = make_projector(kind, (1, 1, 6), 8)
     monkeypatch.setattr("gag.projection.projector.ROWS", rows)
     projector.start_from_ridge(slots, targets)
-    features = slots[:, 0, 0] if kind == "mlp" else projector.norm_in(projector.mixed(slots))[:, 0].detach()  # pyright: ignore
+    mixed = kind != "mlp"
+    features = projector.norm_in(projector.mixed(slots))[:, 0].detach() if mixed else slots[:, 0, 0]  # pyright: ignore
     x = features.double()
     x = (x - x.mean(0)) / x.std(0, correction=0)
     wanted = targets.double()

@@ -37,7 +37,8 @@ def bert(tmp_path_factory) -> Path:
 
 
 def settings(folder: Path, kind: str = "transformer", **changes) -> RouterSettings:
-    return RouterSettings(encoder=EncoderSettings(kind=kind, model=str(folder), **changes), batch_size=2)  # pyright: ignore
+    encoder = EncoderSettings.model_validate({"kind": kind, "model": str(folder), **changes})
+    return RouterSettings(encoder=encoder, batch_size=2)
 
 
 def test_a_transformer_is_pooled_over_its_own_tokens(bert: Path) -> None:

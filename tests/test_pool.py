@@ -21,6 +21,7 @@ from gag.project.project import Project, load_project
 from gag.routing.bank import StoredBank
 from gag.routing.state import load_router, load_state
 from gag.stages.prototypes import add_questions
+from tests.conftest import make_model
 from tests.test_router_verbs import rows as questions_of
 
 METAL, PLANT = "What is in metals number 2?", "What is in plants number 5?"
@@ -170,6 +171,43 @@ def test_opening_reads_what_routes_and_no_module(project: Project, monkeypatch) 
     assert hashed == []
 
 
+def test_a_domain_that_fails_sends_no_other_one_away(project: Project) -> None:
+    gag = opened(project, "decoding.resident_domains=1")
+    gag.ask(METAL, "metals")
+    file = project.domain("plants") / EXPERT / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ArtifactError, match="edited or cut short"):
+        gag.ask(PLANT, "plants")
+    assert gag.domains.loaded == ["metals"] and set(gag.domains.refused) == {"plants"}
+    file.write_bytes(whole)  # in place: the folder that it lies in shows nothing of it
+    assert gag.ask(PLANT).route.domain == "plants"
+
+
+def test_a_file_that_cannot_be_opened_is_its_domains_affair(project: Project, monkeypatch) -> None:
+    def digest(path: Path) -> str:
+        if path == project.domain("metals") / BANK:
+            raise PermissionError(13, "Permission denied")
+        return rows.digest(path)
+
+    monkeypatch.setattr(artifacts, "digest", digest)
+    (project.domain("metals") / BANK).touch()
+    gag = opened(project)
+    assert gag.domains.names == ["plants"]
+    assert "metals/bank.safetensors cannot be read (Permission denied)" in gag.domains.refused["metals"]
+
+
+def test_the_light_router_and_the_engine_have_one_set(project: Project) -> None:
+    """So that neither undoes what the other keeps: of another base, or twice there."""
+    make_model(project.root / "models" / "base", 32, seed=5)
+    shutil.copytree(project.domain("plants"), project.domain("zz"))
+    gag = opened(project)
+    assert set(gag.domains.refused) == {"metals", "plants", "zz"}
+    assert gag.router.names == load_router(project).names == ["general", "metals", "plants"]
+    assert gag.ask([METAL])[0].finish == "refused" and "built for the base" in gag.ask([METAL])[0].refusal
+    assert gag.ask(["What is 3 plus 3?"])[0].route.domain == "general"
+
+
 @pytest.fixture
 def calibrated(project: Project, tmp_path: Path) -> Project:
     """A project whose banks hold enough out."""
@@ -216,6 +254,54 @@ def test_a_router_that_was_kept_reads_no_statistics(calibrated: Project, monkeyp
     monkeypatch.setattr(StoredBank, "held_out", property(lambda self: 1 / 0))
     kept = load_router(calibrated)
     assert kept.route([METAL, PLANT]) == fresh.route([METAL, PLANT])
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda whole: whole[:100], lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])]
+)
+def test_harmed_statistics_cost_their_own_domain_its_route_alone(
+    calibrated: Project, monkeypatch, capsys, harm
+) -> None:
+    file = calibrated.domain("plants") / STATISTICS
+    whole = file.read_bytes()
+    file.write_bytes(harm(whole))
+    gag = opened(calibrated)
+    assert "domain plants is left out of the router: plants/bank-statistics" in capsys.readouterr().err
+    assert gag.router.names == ["general", "metals"] and gag.router.calibration is not None
+    assert gag.ask(METAL).route.domain == "metals" and gag.ask(PLANT, "plants").text is not None
+    monkeypatch.setattr("gag.routing.router.calibrate", lambda *_: 1 / 0)  # decided once
+    assert load_router(calibrated).names == opened(calibrated).router.names == ["general", "metals"]
+    monkeypatch.undo()
+    file.write_bytes(whole)
+    assert load_router(calibrated).names == ["general", "metals", "plants"]
+    file.write_bytes(harm(whole))  # what is decided needs them no more
+    assert load_router(calibrated).names == ["general", "metals", "plants"]
+
+
+def test_the_rule_that_is_asked_for_is_followed_and_another_risk_is_said(calibrated: Project, capsys) -> None:
+    def rule(*settings: str) -> str:
+        return load_router(load_project(calibrated.root, settings)).rule
+
+    best = rule()
+    assert rule("router.rule=ppr") == "ppr" and rule("router.rule=whitened") == "whitened"
+    made = load_router(calibrated).calibration
+    assert made is not None and made.rule == best and len(made.losses) == 4
+    assert rule(f"router.rule={best}") == best
+    assert "router.alpha" not in capsys.readouterr().err
+    rule("router.alpha=0.2")
+    asked = "router.alpha is 0.2, the router was calibrated for 0.01; run `gag router calibrate`"
+    assert asked in capsys.readouterr().err
+
+
+def test_the_router_follows_once_what_it_waited_for_is_there(project: Project, tmp_path: Path) -> None:
+    gag = opened(project)
+    project.general.rename(tmp_path / "general")
+    shutil.rmtree(project.domain("metals"))
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match="gag prototypes general"):
+            gag.ask(METAL)
+    (tmp_path / "general").rename(project.general)
+    assert gag.ask(METAL).route.domain != "metals" and gag.router.names == ["general", "plants"]
 
 
 def test_an_adapter_is_stored_in_the_backbones_precision(project: Project) -> None:

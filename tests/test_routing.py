@@ -258,7 +258,7 @@ def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
         anew.state, total=other.state.total, root=other.state.root
     )  # for the same risk
     assert torch.equal(other.state.total, anew.state.total)  # pyright: ignore
-    assert torch.equal(other.state.root, anew.state.root)  # pyright: ignore - added up, to the bit what is summed anew
+    assert torch.equal(other.state.root, anew.state.root)  # pyright: ignore - bit for bit
     fewer = {name: bank for name, bank in CLOUDS.items() if name != "woods"}
     assert torch.equal(
         Router(fewer, Cloud(), RouterSettings(), loaded).state.root,  # pyright: ignore
@@ -291,6 +291,13 @@ def test_an_edited_calibration_is_refused(project: Project, change: dict) -> Non
     path.write_text(json.dumps(content)[:50])
     with pytest.raises(ArtifactError, match="not JSON"):
         load_state(project.router)
+    path.write_text(json.dumps(content))
+    sums = project.router / "sums.safetensors"
+    whole = sums.read_bytes()
+    for harmed in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:100]):
+        sums.write_bytes(harmed)
+        with pytest.raises(ArtifactError, match="edited or cut short.*run `gag router calibrate`"):
+            load_state(project.router)
 
 
 def test_a_thousandth_of_the_temperatures_is_enough() -> None:
@@ -325,7 +332,7 @@ def test_the_threshold_rests_on_margins_by_weights_that_were_fitted_without_the_
 
 def test_calibration_says_what_is_missing() -> None:
     few = CLOUDS | {"woods": replace(CLOUDS["woods"], held_out=torch.zeros(3, WIDE.width))}
-    said = calibration_shortage(list(few), list(few.values()))
+    said = calibration_shortage(few)
     assert said == "woods holds 3 questions out for calibration, 10 are needed"
 
 

@@ -237,12 +237,15 @@ class ProjectGAG(GAG):
         experts = Experts(load_backbone(settings.expert, project.root))
         self._encoder = project_encoder(project, lambda: experts.backbone)
         pool = DomainPool(project, base.facts, experts, self._encoder.spec, base.device)
-        router = open_router(project, pool.banks(), self._encoder)
+        router = open_router(project, pool.routed(), self._encoder)
         super().__init__(base, experts, router, pool, settings.decoding)
+        self._stale = False  # whether the router is of another set than the folder's
 
     def _follow(self) -> None:
-        if self.domains.refresh():
-            self.router = open_router(self.project, self.domains.banks(), self._encoder)
+        self._stale |= self.domains.refresh()
+        if self._stale:
+            self.router = open_router(self.project, self.domains.routed(), self._encoder)
+            self._stale = False
 
 
 def _forced(domain: str) -> Route:

@@ -13,24 +13,14 @@ import torch
 from gag.errors import ArtifactError, GagError, RoutingError
 from gag.models.experts import Experts
 from gag.project.artifacts import SEEN
-from gag.project.domain import (
-    DOMAIN,
-    MODULE_PART,
-    ROUTING_PART,
-    Domain,
-    DomainFacts,
-    EncoderSpec,
-    ModelFacts,
-    load_domain,
-)
+from gag.project.domain import DOMAIN, MODULE_PART, Domain, DomainFacts, EncoderSpec, ModelFacts
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.settings import GENERAL, PromptSettings
 from gag.projection.modules import domain_projector
 from gag.projection.projector import Projector
-from gag.routing.bank import Bank, check_encoder
-from gag.routing.state import domain_bank
+from gag.routing.state import open_domain, twins
 
 Signature = tuple[tuple[str, int, int], ...]  # names, sizes and times of a folder's own files
 
@@ -46,7 +36,7 @@ class Module:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A folder as it was found: the domain in it, or why it is refused."""
+    """A folder as it was found: the domain in it if its bank can route, and why it is refused."""
 
     signature: Signature
     domain: Domain | None
@@ -82,12 +72,12 @@ class DomainPool:
     @property
     def names(self) -> list[str]:
         """The domains that can be asked."""
-        return [name for name, entry in self._entries.items() if entry.domain]
+        return [name for name, entry in self._entries.items() if not entry.refusal]
 
     @property
     def refused(self) -> dict[str, str]:
         """The folders that cannot be asked, each with its reason."""
-        return {name: entry.refusal for name, entry in self._entries.items() if not entry.domain}
+        return {name: entry.refusal for name, entry in self._entries.items() if entry.refusal}
 
     @property
     def loaded(self) -> list[str]:
@@ -99,7 +89,7 @@ class DomainPool:
         before, found = self._entries, {}
         for name in self._project.present():
             old, folder = self._found.get(name), self._project.domain(name)
-            signature = _signature(folder, whole=old is not None and old.domain is None)
+            signature = _signature(folder, whole=old is not None and bool(old.refusal))
             found[name] = old if old and old.signature == signature else self._open(name)
         self._found = found
         self._entries = self._one_each(found)
@@ -108,7 +98,7 @@ class DomainPool:
         }
         for name in changed:
             self._forget(name)
-            if (entry := self._entries.get(name)) and not entry.domain:
+            if (entry := self._entries.get(name)) and entry.refusal:
                 say(f"domain {name} is refused, all others answer: {entry.refusal}")
         return bool(changed)
 
@@ -116,9 +106,9 @@ class DomainPool:
         """Return a domain's description."""
         return self._domain(name).facts
 
-    def banks(self) -> dict[str, Bank]:
-        """Return the banks of the domains that can be asked."""
-        return {name: domain_bank(entry.domain) for name, entry in self._entries.items() if entry.domain}
+    def routed(self) -> dict[str, Domain]:
+        """Return the domains whose banks can route: a question of one that is refused is refused with it."""
+        return {name: entry.domain for name, entry in self._entries.items() if entry.domain}
 
     def module(self, name: str) -> Module:
         """Return a domain's module, loaded now if it is not yet.
@@ -132,16 +122,16 @@ class DomainPool:
             self._loaded.move_to_end(name)
             return self._loaded[name]
         domain = self._domain(name)
-        while len(self._loaded) >= self._project.settings.decoding.resident_domains:
-            self._forget(next(iter(self._loaded)))
         try:
             domain.check(MODULE_PART)
-            projector = domain_projector(domain).to(self._device)
+            projector = domain_projector(domain)
+            while len(self._loaded) >= self._project.settings.decoding.resident_domains:
+                self._forget(next(iter(self._loaded)))
             self._experts.load(name, domain.expert)
         except GagError as error:
             self._refuse(name, error)
             raise
-        self._loaded[name] = Module(domain.facts.readout, projector, domain.facts.prompts)
+        self._loaded[name] = Module(domain.facts.readout, projector.to(self._device), domain.facts.prompts)
         return self._loaded[name]
 
     def _domain(self, name: str) -> Domain:
@@ -151,41 +141,31 @@ class DomainPool:
             raise RoutingError(
                 f"no domain {name!r} here (present: {known}); run `gag build {name}` or `gag domains add`"
             )
-        if entry.domain is None:
+        if entry.refusal or not entry.domain:
             raise ArtifactError(f"domain {name} is refused: {entry.refusal}")
         return entry.domain
 
     def _open(self, name: str) -> _Entry:
-        """Read and check a folder's description and what routes."""
-        folder = self._project.domain(name)
+        """Read and check a folder's description and what routes, and the models that it was built for."""
+        folder, domain = self._project.domain(name), None
         try:
-            domain = load_domain(folder, only=ROUTING_PART)
+            domain = open_domain(self._project, name, self._encoder)
             domain.facts.base.check("base", self._base, name)
             domain.facts.expert.check("expert", self._experts.facts, name)
-            check_encoder(domain_bank(domain), self._encoder, name)
-        except (GagError, FileNotFoundError) as error:  # a folder may go while it is looked at
-            return _Entry(_signature(folder, whole=True), None, str(error))
+        except GagError as error:
+            return _Entry(_signature(folder, whole=True), domain, str(error))
         return _Entry(_signature(folder), domain)
 
     def _one_each(self, found: dict[str, _Entry]) -> dict[str, _Entry]:
         """Refuse a second folder of one and the same domain."""
-        first: dict[tuple[str, ...], str] = {}
-        kept = {}
-        for name, entry in found.items():
-            if entry.domain:
-                same = (entry.domain.facts.name, entry.domain.facts.key, *sorted(entry.domain.files.values()))
-                owner = first.setdefault(same, name)
-                if owner != name:
-                    reason = (
-                        f"{name} is the same domain as {owner}, under another name; remove one of the folders"
-                    )
-                    entry = _Entry(entry.signature, None, reason)
-            kept[name] = entry
-        return kept
+        second = twins({name: entry.domain for name, entry in found.items() if entry.domain})
+        return found | {name: _Entry(found[name].signature, None, why) for name, why in second.items()}
 
     def _refuse(self, name: str, error: GagError) -> None:
+        """Refuse a domain that was found whole enough to route."""
         signature = _signature(self._project.domain(name), whole=True)
-        self._found[name] = self._entries[name] = _Entry(signature, None, str(error))
+        entry = _Entry(signature, self._entries[name].domain, str(error))
+        self._found[name] = self._entries[name] = entry
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -194,10 +174,10 @@ class DomainPool:
 
 
 def _signature(folder: Path, whole: bool = False) -> Signature:
-    """Describe a domain's manifest, or all of its folder's own files: names, sizes and times."""
+    """Describe a domain's manifest, or all of its folder's files: names, sizes and times."""
     try:
-        files = [path for path in folder.iterdir() if path.name != SEEN] if whole else [folder / DOMAIN]
-        stats = [(path.name, path.stat()) for path in files]
+        files = [path for path in folder.rglob("*") if path.name != SEEN] if whole else [folder / DOMAIN]
+        stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     except FileNotFoundError:  # it is not there yet, or any more
         return ()
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

@@ -99,10 +99,17 @@ def read_manifest(
             )
         if not path.is_file():
             raise ArtifactError(f"{folder.name}/{name} is missing; copy the folder again, or build it again")
-        before = path.stat()
-        if seen.get(name) == [before.st_size, before.st_mtime_ns]:
-            continue
-        if digest(path) != expected:
+        try:  # it may go while it is looked at, or belong to somebody else
+            before = path.stat()
+            if seen.get(name) == [before.st_size, before.st_mtime_ns]:
+                continue
+            whole = digest(path) == expected
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder.name}/{name} cannot be read ({error.strerror}); copy the folder again, or build "
+                "it again"
+            ) from error
+        if not whole:
             raise ArtifactError(
                 f"{folder.name}/{name} is not what {manifest} describes (edited or cut short); "
                 "copy the folder again, or build it again"
@@ -172,7 +179,12 @@ def _manifest(folder: Path, manifest: str) -> tuple[dict[str, Any], str]:
     path = folder / manifest
     if not path.is_file():
         raise ArtifactError(f"{folder.name} holds no {manifest}; it is not complete: build or copy it again")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder.name}/{manifest} cannot be read ({error.strerror}); build or copy the folder again"
+        ) from error
     try:
         facts = json.loads(content.decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

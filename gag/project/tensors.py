@@ -22,7 +22,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file."""
     try:
         return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{path.parent.name}/{path.name} cannot be read ({error}); build or copy it again"
         ) from error

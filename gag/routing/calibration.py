@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +72,9 @@ def log_priors(names: Sequence[str], priors: dict[str, float]) -> torch.Tensor:
     return torch.tensor([math.log(priors.get(name, 1.0)) for name in names])
 
 
-def calibration_shortage(names: Sequence[str], banks: Sequence[Bank]) -> str:
+def calibration_shortage(banks: Mapping[str, Bank]) -> str:
     """Say which bank holds too few questions out for calibration; nothing if all hold enough."""
-    counts = {name: bank.held_out_count for name, bank in zip(names, banks, strict=True)}
+    counts = {name: bank.held_out_count for name, bank in banks.items()}
     short = min(counts, key=lambda name: counts[name])
     enough = counts[short] >= ENOUGH
     return (

@@ -12,12 +12,12 @@ from gag.errors import SettingsError
 from gag.project.settings import GENERAL, RouterSettings
 from gag.routing.bank import Bank, check_encoder
 from gag.routing.calibration import (
+    CANDIDATES,
     Calibration,
     calibrate,
     calibration_shortage,
     log_priors,
     margin_over_general,
-    set_hash,
 )
 from gag.routing.query_encoder import QueryEncoder
 from gag.routing.rules import Blend, Ppr, Query, Statistics, covariance_root, total_scatter
@@ -100,7 +100,7 @@ class Router:
         self.names = [GENERAL, *sorted(name for name in banks if name != GENERAL)]
         self.banks: list[Bank] = [banks[name] for name in self.names]
         self.encoder = encoder
-        self.state = decide(self.names, self.banks, settings, saved)
+        self.state = decide(dict(zip(self.names, self.banks, strict=True)), settings, saved)
         self.calibration = self.state.calibration
         self.rule = self.calibration.rule if self.calibration else "ppr"
         self.margin = self.calibration.margin if self.calibration else settings.margin
@@ -172,49 +172,48 @@ class Router:
         return f"the best specialist lies above general by {margin:.3g}, not over {self.margin:.3g}"
 
 
-def decide(
-    names: Sequence[str], banks: Sequence[Bank], settings: RouterSettings, saved: RouterState | None
-) -> RouterState:
-    """Take what was saved for this very set of banks, or decide anew.
+def settled(
+    banks: Mapping[str, Bank], settings: RouterSettings, saved: RouterState | None
+) -> RouterState | None:
+    """Return what stands without a look at the banks' statistics; None where it must be decided from them.
 
-    Without enough held out, the rule is ppr.
-
-    Where domains only came, their scatters are added to the saved sum; else all are summed again.
+    That is what was saved for this very set, or the published rule: asked for, or for want of questions held
+    out.
     """
-    members = {name: bank.identity for name, bank in zip(names, banks, strict=True)}
-    if settings.rule == "ppr" or len(names) == 1:
+    members = {name: bank.identity for name, bank in banks.items()}
+    if settings.rule == "ppr" or len(banks) == 1:
         return RouterState(members, None, "")
-    asked = None if settings.rule == "auto" else settings.rule
-    if saved and saved.members == members and _serves(saved.calibration, asked, settings, names, banks):
-        return saved
-    short = calibration_shortage(names, banks)
-    if short:
+    if short := calibration_shortage(banks):
         return RouterState(members, None, f"the router is not calibrated and routes by ppr: {short}")
-    total = _total(members, dict(zip(names, banks, strict=True)), saved)
-    root = covariance_root(total, banks)
+    if saved and saved.calibration and saved.members == members and _serves(saved.calibration, settings):
+        return saved
+    return None
+
+
+def decide(banks: Mapping[str, Bank], settings: RouterSettings, saved: RouterState | None) -> RouterState:
+    """Take what stands (`settled`), or decide from the banks' statistics; general is the first of them.
+
+    Where domains only came, their scatters are added to the saved sum; else all are summed again. The share
+    of general questions that was saved is kept.
+    """
+    if state := settled(banks, settings, saved):
+        return state
+    names, members = list(banks), {name: bank.identity for name, bank in banks.items()}
+    total = _total(members, banks, saved)
+    root = covariance_root(total, list(banks.values()))
     alpha = saved.calibration.alpha if saved and saved.calibration else settings.alpha
-    made = calibrate(names, Statistics(banks, root), alpha, asked, settings.priors)
+    asked = None if settings.rule == "auto" else settings.rule
+    made = calibrate(names, Statistics(list(banks.values()), root), alpha, asked, settings.priors)
     return RouterState(members, made, _promise(made), total, root)
 
 
-def _serves(
-    saved: Calibration | None,
-    rule: str | None,
-    settings: RouterSettings,
-    names: Sequence[str],
-    banks: Sequence[Bank],
-) -> bool:
-    """Say whether saved decisions are what the settings ask for."""
-    if saved is None:
-        return calibration_shortage(names, banks) != ""
-    return (
-        saved.bank_set == set_hash(names, banks)
-        and rule in (None, saved.rule)
-        and saved.priors == settings.priors
-    )
+def _serves(saved: Calibration, settings: RouterSettings) -> bool:
+    """Say whether saved decisions are what the settings ask for: `auto` is a choice among all rules."""
+    chosen = settings.rule == "auto" and saved.losses.keys() == CANDIDATES.keys()
+    return (chosen or settings.rule == saved.rule) and saved.priors == settings.priors
 
 
-def _total(members: dict[str, str], banks: dict[str, Bank], saved: RouterState | None) -> torch.Tensor:
+def _total(members: dict[str, str], banks: Mapping[str, Bank], saved: RouterState | None) -> torch.Tensor:
     if saved and saved.total is not None and saved.members.items() <= members.items():
         fresh = [banks[name] for name in members.keys() - saved.members.keys()]
         return total_scatter(fresh, saved.total)

@@ -10,7 +10,16 @@ from gag.errors import ArtifactError, GagError
 from gag.models.backbone import Backbone
 from gag.models.loading import load_backbone, one_line
 from gag.project.artifacts import MANIFEST, locked, read_manifest, writing
-from gag.project.domain import BANK, QUESTIONS, ROUTING_PART, BankFacts, Domain, load_domain
+from gag.project.domain import (
+    BANK,
+    QUESTIONS,
+    ROUTING_PART,
+    STATISTICS,
+    BankFacts,
+    Domain,
+    EncoderSpec,
+    load_domain,
+)
 from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.settings import GENERAL
@@ -20,7 +29,7 @@ from gag.routing.building import load_questions
 from gag.routing.calibration import Calibration
 from gag.routing.encoders import make_encoder
 from gag.routing.query_encoder import QueryEncoder
-from gag.routing.router import Router, RouterState
+from gag.routing.router import Router, RouterState, settled
 
 SUMS = "sums.safetensors"
 
@@ -45,22 +54,56 @@ def project_encoder(project: Project, expert: Callable[[], Backbone] | None = No
     return make_encoder(project, expert or (lambda: load_backbone(project.settings.expert, project.root)))
 
 
+def open_domain(project: Project, name: str, encoder: EncoderSpec) -> Domain:
+    """Read and check what routes of a domain: its description, and its bank by this query encoder."""
+    domain = load_domain(project.domain(name), only=ROUTING_PART)
+    check_encoder(domain_bank(domain), encoder, name)
+    return domain
+
+
+def twins(domains: Mapping[str, Domain]) -> dict[str, str]:
+    """Say of each folder that holds the same domain as one before it why it is refused."""
+    first: dict[tuple[str, ...], str] = {}
+    refused = {}
+    for name, domain in domains.items():
+        same = (domain.facts.name, domain.facts.key, *sorted(domain.files.values()))
+        owner = first.setdefault(same, name)
+        if owner != name:
+            refused[name] = (
+                f"{name} is the same domain as {owner}, under another name; remove one of the folders"
+            )
+    return refused
+
+
 def open_router(
-    project: Project, banks: Mapping[str, Bank], encoder: QueryEncoder, anew: bool = False
+    project: Project, domains: Mapping[str, Domain], encoder: QueryEncoder, anew: bool = False
 ) -> Router:
-    """Make the router over the banks of the domains that are present, and keep what it decides.
+    """Make the router over the banks of domains, and keep what it decides.
+
+    Where it has to decide, a domain whose statistics are harmed is left out and named.
 
     Args:
         project: whose router it is.
-        banks: the domains' banks; general's is added.
+        domains: what `open_domain` read; general's bank is added.
         encoder: what turns questions into vectors.
         anew: decide anew, whatever was kept.
     """
-    saved = None if anew else load_state(project.router)
-    router = Router({**banks, GENERAL: general_bank(project)}, encoder, project.settings.router, saved)
+    settings, saved = project.settings.router, None if anew else load_state(project.router)
+    banks = {GENERAL: general_bank(project)} | {name: domain_bank(one) for name, one in domains.items()}
+    if settled(banks, settings, saved) is None:
+        read_manifest(project.general, only=(STATISTICS,))
+        for name, domain in domains.items():
+            try:
+                domain.check((STATISTICS,))
+            except GagError as error:
+                _leave_out(name, error)
+                del banks[name]
+    router = Router(banks, encoder, settings, saved)
     if router.state.warning:
         say(router.state.warning)
-    if router.state is not saved and router.state.calibration:
+    if router.calibration and "alpha" in settings.model_fields_set:
+        _compare(settings.alpha, router.calibration.alpha)
+    if router.state is not saved and router.calibration:
         try:
             keep_state(project, router.state)
         except (ArtifactError, OSError) as error:  # the next start decides again; this one goes on
@@ -74,30 +117,30 @@ def load_router(project: Project, expert: Backbone | None = None, anew: bool = F
     A domain that cannot be read, or has another encoder's bank, is left out and named. What is decided for
     the set that is here is kept, so that no start decides it again; `anew` decides whatever was kept.
     """
-    encoder, banks = project_encoder(project, (lambda: expert) if expert else None), {}
+    encoder, domains = project_encoder(project, (lambda: expert) if expert else None), {}
     for name in project.present():
         try:
-            bank = domain_bank(load_domain(project.domain(name), only=ROUTING_PART))
-            check_encoder(bank, encoder.spec, name)
+            domains[name] = open_domain(project, name, encoder.spec)
         except GagError as error:
-            say(f"domain {name} is left out of the router: {error}")
-        else:
-            banks[name] = bank
-    return open_router(project, banks, encoder, anew)
+            _leave_out(name, error)
+    for name, reason in twins(domains).items():
+        _leave_out(name, reason)
+        del domains[name]
+    return open_router(project, domains, encoder, anew)
 
 
 def load_state(folder: Path) -> RouterState | None:
     """Read what was decided, if something was; a file that was edited or cut short is refused."""
     if not (folder / MANIFEST).is_file():
         return None
-    content = read_manifest(folder, only=())
     try:
+        content = read_manifest(folder)
         calibration = Calibration(**content["calibration"])
         calibration.check()
-        return RouterState(content["members"], calibration, content["warning"], **_sums(folder))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return RouterState(content["members"], calibration, content["warning"], **load_tensors(folder / SUMS))
+    except (ArtifactError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ArtifactError(
-            f"{folder.name}/{MANIFEST} cannot be read ({error}); run `gag router calibrate` again"
+            f"what the router decided cannot be read ({error}); run `gag router calibrate` again"
         ) from error
 
 
@@ -113,8 +156,14 @@ def keep_state(project: Project, state: RouterState) -> None:
         save_tensors(temporary / SUMS, {name: t for name, t in tensors.items() if t is not None})
 
 
-def _sums(folder: Path) -> dict[str, torch.Tensor]:
-    return load_tensors(folder / SUMS)
+def _leave_out(name: str, reason: object) -> None:
+    say(f"domain {name} is left out of the router: {reason}")
+
+
+def _compare(asked: float, kept: float) -> None:
+    """Say so where gag.yaml asks for another risk than the kept calibration has."""
+    if asked != kept:
+        say(f"router.alpha is {asked:g}, the router was calibrated for {kept:g}; run `gag router calibrate`")
 
 
 def near_questions(folder: Path, vector: torch.Tensor, count: int = 3) -> list[tuple[str, float]]:
