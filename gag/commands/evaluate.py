@@ -53,7 +53,7 @@ def compare(
         str | None, typer.Option(help="Some of them, with commas: gag,bm25,lora (default: all).")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer questions and one learning rate for each baseline.")
+        bool, typer.Option("--quick", help="Fewer questions, one learning rate a baseline, no variants.")
     ] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="On the bundled world, which is built first where it is not there.")

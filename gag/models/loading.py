@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -95,5 +96,5 @@ def choose_device(name: str) -> torch.device:
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
-    """Squeeze an error's message to one line."""
-    return " ".join(str(error).split())[:length]
+    """Squeeze an error's message to one line; a long one ends behind a whole word."""
+    return shorten(str(error), length, placeholder=" ...")
