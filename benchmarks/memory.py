@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 import yaml
-from gag.engine.domain import MANIFEST
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import SMALL, options, report
 from benchmarks.resident import resident, warm_up
 from gag.pocket.world import ASSETS
 from gag.project.artifacts import folder_bytes
-from gag.project.domain import PROJECTOR
+from gag.project.domain import DOMAIN, PROJECTOR
 from gag.project.project import load_project
 from gag.project.rows import write_rows
 from gag.project.tensors import load_tensors
@@ -83,9 +82,9 @@ def engine_bytes(root: Path, count: int) -> int:
         target = root / "domains" / f"d{i}"
         if not target.exists():
             shutil.copytree(root / "domains" / "d0", target)
-            facts = json.loads((target / MANIFEST).read_text())
-            (target / MANIFEST).write_text(json.dumps(facts | {"name": f"d{i}"}))
-    command = [sys.executable, "-m", "benchmarks.memory", "--measure", str(root)]
+            facts = json.loads((target / DOMAIN).read_text())
+            (target / DOMAIN).write_text(json.dumps(facts | {"name": f"d{i}"}))
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure", str(root), str(count)]
     return int(
         subprocess.run(  # noqa: S603 - our own module
             command,
@@ -96,8 +95,8 @@ def engine_bytes(root: Path, count: int) -> int:
     )
 
 
-def measure(root: Path) -> None:
-    """Load the engine of a project, ask once, and print the bytes that were added."""
+def measure(root: Path, count: int) -> None:
+    """Load the engine of a project, ask every domain once, and print the bytes that were added."""
     import peft  # noqa: F401 - what a first question imports late is no memory of the engine's
 
     from gag.engine.engine import GAG
@@ -105,7 +104,8 @@ def measure(root: Path) -> None:
     warm_up()
     before = resident()
     gag = GAG.open(load_project(root))
-    gag.ask(["What is thing number 1?"], "d0")
+    for i in range(count):
+        gag.ask("What is thing number 1?", f"d{i}")
     print(resident() - before)
 
 
@@ -167,6 +167,6 @@ def paper_figures() -> dict[str, float]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        measure(Path(sys.argv[2]))
+        measure(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         main()

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.harness import alternate, make_backbone, options, report
 from gag.models.backbone import Backbone
-from gag.models.language_model import pad_left
+from gag.models.language_model import Request, generate
 from gag.project.hyperparameters import ReadoutSettings
 from gag.readout.states import pool, read_states
 
@@ -29,8 +29,9 @@ def main() -> None:
     settings = ReadoutSettings(layers=LAYERS)
 
     def ours(chosen: list[list[int]]) -> torch.Tensor:
-        written = expert.generate(pad_left([expert.embed(ids) for ids in chosen]), NEW)
-        return torch.stack([pool(rows, settings) for rows in read_states(expert, chosen, written, LAYERS)])
+        written = generate(expert, [Request(expert.embed(ids), NEW) for ids in chosen])
+        states = read_states(expert, chosen, [each.ids for each in written], LAYERS)
+        return torch.stack([pool(rows, settings) for rows in states])
 
     few = prompts[:2]  # one at a time takes long: two questions stand for all
     seconds = alternate(
