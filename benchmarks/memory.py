@@ -96,7 +96,7 @@ def engine_bytes(root: Path, count: int) -> int:
 
 
 def measure(root: Path, count: int) -> None:
-    """Load the engine of a project, ask every domain once, and print the bytes that were added."""
+    """Load the engine of a project and its domains, ask once, and print the bytes that were added."""
     import peft  # noqa: F401 - what a first question imports late is no memory of the engine's
 
     from gag.engine.engine import GAG
@@ -105,7 +105,8 @@ def measure(root: Path, count: int) -> None:
     before = resident()
     gag = GAG.open(load_project(root))
     for i in range(count):
-        gag.ask("What is thing number 1?", f"d{i}")
+        gag.domains.module(f"d{i}")
+    gag.ask("What is thing number 1?", "d0")
     print(resident() - before)
 
 

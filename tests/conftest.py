@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads would wait
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # what tests compare is float32 on a CPU, on every machine
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command line does without a terminal
 
 import shutil

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from gag.errors import SettingsError
+from gag.project import distributed
 from gag.project.project import load_project
 from gag.readout.store import read_store
 from gag.stages.build import build
@@ -30,6 +32,14 @@ def launch(root: Path, *arguments: str) -> subprocess.CompletedProcess:
         [*command, "--project", str(root), "--json"],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def test_more_processes_than_accelerators_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    with pytest.raises(SettingsError, match="--nproc-per-node 1"):
+        distributed.barrier()
 
 
 def tensors(folder: Path) -> dict:

@@ -9,6 +9,8 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gag.errors import SettingsError
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,4 +83,10 @@ def _group() -> Any:
     import torch
     from accelerate import PartialState
 
+    processes, accelerators = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.accelerator.device_count()
+    if 0 < accelerators < processes:
+        raise SettingsError(
+            f"{processes} processes were started for {accelerators} accelerator(s), and each needs its own; "
+            f"run: torchrun --nproc-per-node {accelerators} ..."
+        )
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
