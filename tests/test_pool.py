@@ -3,6 +3,7 @@
 The folder is the truth, and one broken domain is one domain's affair.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gag import GAG
-from gag.engine.domains import add_domain, remove_domain
+from gag.engine.domains import add_domain, remove_domain, verify_domains
 from gag.engine.engine import ProjectGAG
 from gag.errors import ArtifactError, RoutingError
 from gag.project import artifacts, rows
@@ -100,25 +101,137 @@ def test_a_broken_domain_is_named_and_answers_again_once_it_is_mended(project: P
 def test_two_names_for_one_folder_are_one_domain(project: Project) -> None:
     (project.domains / "other").symlink_to(project.domain("metals"), target_is_directory=True)
     shutil.copytree(project.domain("plants"), project.domain("zz"))
+    shutil.copytree(
+        project.domain("plants"), project.domain("a-copy")
+    )  # it comes first, and is not the original
     gag = opened(project)
     assert gag.domains.names == ["metals", "plants"]
     assert gag.domains.refused["other"].startswith("other is the same domain as metals")
     assert gag.domains.refused["zz"].startswith("zz is the same domain as plants")
+    with pytest.raises(ArtifactError, match="a-copy is the same domain as plants"):
+        verify_domains(project, [])
+    shutil.rmtree(project.domain("a-copy"))
     shutil.rmtree(project.domain("plants"))
     gag.ask(METAL)
     assert gag.domains.names == ["metals", "zz"]  # now it is the only one of that name
 
 
 def test_a_bank_of_another_encoder_among_good_ones_is_refused_alone(project: Project) -> None:
-    import json
-
-    path = project.domain("metals") / DOMAIN
-    facts = json.loads(path.read_text())
-    facts["bank"]["encoder"]["max_tokens"] = 9
-    path.write_text(json.dumps(facts))
+    edited(project, "metals", lambda facts: facts["bank"]["encoder"].update(max_tokens=9))
     gag = opened(project)
     assert gag.domains.names == ["plants"] and "max_tokens 9, expected 256" in gag.domains.refused["metals"]
     assert load_router(project).names == ["general", "plants"]
+
+
+def edited(project: Project, name: str, change) -> None:
+    """Edit a domain's description."""
+    path = project.domain(name) / DOMAIN
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+
+
+def sealed(project: Project, name: str) -> None:
+    """Take what lies in a domain's folder for what should: its hashes are made anew."""
+    folder = project.domain(name)
+    edited(
+        project, name, lambda facts: facts.update(files={f: rows.digest(folder / f) for f in facts["files"]})
+    )
+
+
+def test_a_domain_in_use_may_be_written_over(project: Project) -> None:
+    """As `cp` of a newer version does: the running process has no map of the files."""
+    gag = opened(project)
+    expected = [answer.text for answer in gag.ask([METAL, PLANT])]
+    for name in (PROJECTOR, f"{EXPERT}/adapter_model.safetensors"):
+        with (project.domain("metals") / name).open("wb"):
+            assert [answer.text for answer in gag.ask([METAL, PLANT])] == expected
+
+
+def test_folders_of_no_domains_name_are_left_out_and_named_once(project: Project, capsys) -> None:
+    strays = ["UPPER", "__pycache__", "general", "metals (copy)"]
+    for name in strays:
+        shutil.copytree(project.domain("metals"), project.domains / name)
+    gag = opened(project)
+    assert gag.ask(METAL).route.domain == "metals" and gag.domains.names == ["metals", "plants"]
+    told = capsys.readouterr().err
+    assert all(told.count(f"domains/{name} is left out") == 1 for name in strays)
+    assert "rename the folder, or move it out of domains/" in told
+    assert load_router(project).names == gag.router.names
+    rows_of_list = list_domains(project)
+    assert [row.name for row in rows_of_list if row.refusal] == strays
+    assert verify_domains(project, []) == ["metals", "plants"]
+
+
+def test_a_bank_that_goes_while_the_engine_runs_costs_its_own_route_alone(project: Project, capsys) -> None:
+    gag = opened(project)
+    file = project.domain("metals") / BANK
+    whole = file.read_bytes()
+    file.write_bytes(whole[:60])
+    project.domain("third").mkdir()  # the set changes, so the router is made anew
+    answers = gag.ask([METAL, PLANT, "What is 3 plus 3?"])
+    assert [answer.route.domain for answer in answers][1:] == ["plants", "general"]
+    assert "domain metals is left out of the router: metals/bank.safetensors" in capsys.readouterr().err
+    assert gag.ask(PLANT, "general").finish != "refused" and gag.ask(METAL, "metals").text is not None
+    file.write_bytes(whole)
+    assert gag.ask(METAL).route.domain == "metals"
+
+
+def test_an_adapter_that_does_not_load_leaves_nothing_behind(project: Project) -> None:
+    config = project.domain("metals") / EXPERT / "adapter_config.json"
+    whole = config.read_text()
+    for broken in ({"r": 16}, {"peft_type": "NONE"}, {"target_modules": ["nothing"]}):
+        config.write_text(json.dumps(json.loads(whole) | broken))
+        sealed(project, "metals")
+        gag = opened(project)
+        refused, other = gag.ask([METAL, PLANT])
+        assert refused.finish == "refused" and "does not fit the expert backbone" in refused.refusal
+        assert other.finish != "refused"
+        config.write_text(whole)
+        sealed(project, "metals")
+        assert gag.ask(METAL).route.domain == "metals"
+
+
+def test_a_description_that_is_not_of_its_files_is_refused_everywhere(
+    project: Project, tmp_path: Path
+) -> None:
+    edited(project, "metals", lambda facts: facts["bank"].update(centres=2))
+    gag = opened(project)
+    assert gag.ask(PLANT).route.domain == "plants" and load_router(project).names == ["general", "plants"]
+    with pytest.raises(ArtifactError, match="does not match its manifest"):
+        verify_domains(project, [])
+    away = project.domain("metals").rename(tmp_path / "metals")
+    with pytest.raises(ArtifactError, match="does not match its manifest"):
+        add_domain(project, away)
+    assert project.present() == ["plants"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts["files"].update({BANK: None}),
+        lambda facts: facts["files"].update({"a\0b": "0"}),
+        lambda facts: facts["files"].update({"n" * 300: "0"}),
+        lambda facts: facts.update(scores={}),
+    ],
+)
+def test_an_edited_description_is_its_domains_affair(project: Project, change) -> None:
+    edited(project, "metals", change)
+    gag = opened(project)
+    assert gag.ask([METAL, PLANT])[1].route.domain == "plants"
+    with pytest.raises(ArtifactError):
+        verify_domains(project, ["metals"])
+    assert [row.name for row in list_domains(project)] == ["metals", "plants"]
+
+
+def test_a_link_is_removed_and_what_it_points_to_stays(project: Project, tmp_path: Path) -> None:
+    away = project.domain("metals").rename(tmp_path / "metals")
+    project.domain("metals").symlink_to(away, target_is_directory=True)
+    remove_domain(project, "metals")
+    assert project.present() == ["plants"] and (away / DOMAIN).is_file()
+    assert add_domain(project, away) == "metals"
+    remove_domain(project, "metals")
+    assert project.present() == ["plants"]
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -274,6 +387,7 @@ def test_harmed_statistics_cost_their_own_domain_its_route_alone(
     monkeypatch.undo()
     file.write_bytes(whole)
     assert load_router(calibrated).names == ["general", "metals", "plants"]
+    assert gag.ask(PLANT).route.domain == "plants"  # the running engine takes it back too
     file.write_bytes(harm(whole))  # what is decided needs them no more
     assert load_router(calibrated).names == ["general", "metals", "plants"]
 

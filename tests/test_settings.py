@@ -168,6 +168,22 @@ def test_an_unknown_setting_is_named_at_any_depth(content: dict, words: str) -> 
         parse_settings(MODELS | content)
 
 
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"readout": {"foo": 1}}, "evaluation.variants.wide: unknown setting readout.foo"),
+        ({"align": {"epochs": "x"}}, "evaluation.variants.wide: .*align.epochs"),
+    ],
+)
+def test_a_variants_settings_are_checked_when_the_project_is_opened(
+    tmp_path: Path, variant: dict, words: str
+) -> None:
+    content = MODELS | {"evaluation": {"variants": {"wide": variant}}}
+    (tmp_path / "gag.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(SettingsError, match=words):
+        load_project(tmp_path)
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     text = yaml.safe_dump(MODELS) + "align: {epochs: 2}\nalign: {epochs: 3}\n"
     (tmp_path / "gag.yaml").write_text(text)

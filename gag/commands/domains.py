@@ -23,7 +23,9 @@ def domains_list(project: ProjectOption = None, as_json: JsonOption = False) -> 
     rows = list_domains(opened)
     header = f"{'domain':<20} {'built':<11} {'tuning':<7} {'MB':>8} {'val loss':>9}  base"
     lines = [
-        f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}"
+        f"{r.name:<20} refused: {r.refusal}"
+        if r.refusal
+        else f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}"
         for r in rows
     ]
     shown = (

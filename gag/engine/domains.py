@@ -12,7 +12,7 @@ from gag.project.project import Project
 from gag.project.settings import check_name
 from gag.projection.modules import domain_projector
 from gag.routing.bank import check_encoder
-from gag.routing.state import domain_bank, load_router, project_encoder
+from gag.routing.state import domain_bank, load_router, project_encoder, twins
 
 
 def verify_domains(project: Project, names: list[str]) -> list[str]:
@@ -29,10 +29,9 @@ def verify_domains(project: Project, names: list[str]) -> list[str]:
     domains = [
         load_domain(project.domain(project.require(name)), anew=True) for name in names or project.present()
     ]
-    for domain in domains:
-        domain_projector(domain)
-        _ = domain_bank(domain).scatter
-    _check_models(project, domains)
+    for reason in twins({domain.name: domain for domain in domains}).values():
+        raise ArtifactError(reason)
+    _check(project, domains)
     return [domain.name for domain in domains]
 
 
@@ -62,7 +61,7 @@ def add_domain(project: Project, folder: Path) -> str:
         recover(target)
         if target.exists():
             raise SettingsError(f"{name} is already here; run `gag domains remove {name}` first")
-        expert = _check_models(project, [domain])
+        expert = _check(project, [domain])
         temporary = target.with_name(f".{target.name}.new")
         for file in (DOMAIN, *domain.files):
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
@@ -77,15 +76,21 @@ def remove_domain(project: Project, name: str) -> None:
     folder = project.domain(project.require(name))
     gone = folder.with_name(f".{folder.name}.gone")
     with locked(project.root / "runs"):
-        shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)
-        shutil.rmtree(gone)
+        if folder.is_symlink():  # what it points to is somebody else's
+            folder.unlink()
+        else:
+            shutil.rmtree(gone, ignore_errors=True)
+            folder.rename(gone)
+            shutil.rmtree(gone)
         if project.general.is_dir():
             load_router(project)
 
 
-def _check_models(project: Project, domains: list[Domain]) -> Backbone:
-    """Refuse domains of another base, expert or encoder; return the expert backbone."""
+def _check(project: Project, domains: list[Domain]) -> Backbone:
+    """Refuse domains of wrong shapes, or of another base, expert or encoder; return the expert backbone."""
+    for domain in domains:
+        domain_projector(domain)
+        domain_bank(domain).check()
     base = load_backbone(project.settings.base, project.root).facts
     expert = load_backbone(project.settings.expert, project.root)
     encoder = project_encoder(project, lambda: expert)

@@ -1,7 +1,7 @@
 """GAG: route a question, read the expert, project, inject, and let the frozen base answer."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, overload
@@ -159,6 +159,8 @@ class GAG:
             module: another readout and projector of the same expert (default: the domain's own).
         """
         own = self.domains.module(domain)
+        if not questions:
+            return []
         chosen = module or own
         table = self.base.table if chosen.readout.space == "vocabulary" else None
         with self.experts.using(domain) as expert:
@@ -237,24 +239,30 @@ class ProjectGAG(GAG):
         experts = Experts(load_backbone(settings.expert, project.root))
         self._encoder = project_encoder(project, lambda: experts.backbone)
         pool = DomainPool(project, base.facts, experts, self._encoder.spec, base.device)
-        router = open_router(project, pool.routed(), self._encoder)
-        super().__init__(base, experts, router, pool, settings.decoding)
+        super().__init__(base, experts, self._open_router(pool), pool, settings.decoding)
         self._stale = False  # whether the router is of another set than the folder's
 
     def _follow(self) -> None:
         self._stale |= self.domains.refresh()
         if self._stale:
-            self.router = open_router(self.project, self.domains.routed(), self._encoder)
+            self.router = self._open_router(self.domains)
             self._stale = False
+
+    def _open_router(self, domains: DomainPool) -> Router:
+        routed = domains.routed()
+        router = open_router(self.project, routed, self._encoder)
+        domains.watch(routed.keys() - set(router.names))
+        return router
 
 
 def _forced(domain: str) -> Route:
     return Route(domain, 1.0, "asked for")
 
 
-def _checked(questions: Sequence[str]) -> list[str]:
-    if isinstance(questions, str):
+def _checked(questions: Iterable[str]) -> list[str]:
+    if isinstance(questions, str) or not isinstance(questions, Iterable):
         raise DataError("several questions are expected here; give a list of texts")
+    questions = list(questions)
     for question in questions:
         if not isinstance(question, str) or not question.strip():
             raise DataError("a question is empty; ask something")

@@ -5,7 +5,7 @@ more than a stated number is loaded.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class _Entry:
     signature: Signature
     domain: Domain | None
     refusal: str = ""
+    whole: bool = False  # whether any of its files may mend it, so that all are looked at
 
 
 class DomainPool:
@@ -66,6 +67,7 @@ class DomainPool:
         self._encoder, self._device = encoder, device
         self._found: dict[str, _Entry] = {}  # folder by folder
         self._entries: dict[str, _Entry] = {}  # the same, one for each domain
+        self._strays: set[str] = set()  # folders of no domain's name that were named
         self._loaded: OrderedDict[str, Module] = OrderedDict()  # least recently asked first
         self.refresh()
 
@@ -89,7 +91,7 @@ class DomainPool:
         before, found = self._entries, {}
         for name in self._project.present():
             old, folder = self._found.get(name), self._project.domain(name)
-            signature = _signature(folder, whole=old is not None and bool(old.refusal))
+            signature = _signature(folder, whole=old is not None and old.whole)
             found[name] = old if old and old.signature == signature else self._open(name)
         self._found = found
         self._entries = self._one_each(found)
@@ -98,9 +100,21 @@ class DomainPool:
         }
         for name in changed:
             self._forget(name)
-            if (entry := self._entries.get(name)) and entry.refusal:
+            entry, old = self._entries.get(name), before.get(name)
+            if entry and entry.refusal and not (old and old.refusal == entry.refusal):
                 say(f"domain {name} is refused, all others answer: {entry.refusal}")
+        for name, reason in self._project.strays().items():
+            if name not in self._strays:
+                self._strays.add(name)
+                say(f"domains/{name} is left out: {reason}")
         return bool(changed)
+
+    def watch(self, names: set[str]) -> None:
+        """Look at every file of domains that were left out of the router: any may be what was wrong."""
+        for name in names & self._entries.keys():
+            signature = _signature(self._project.domain(name), whole=True)
+            entry = replace(self._entries[name], signature=signature, whole=True)
+            self._found[name] = self._entries[name] = entry
 
     def facts(self, name: str) -> DomainFacts:
         """Return a domain's description."""
@@ -146,15 +160,23 @@ class DomainPool:
         return entry.domain
 
     def _open(self, name: str) -> _Entry:
-        """Read and check a folder's description and what routes, and the models that it was built for."""
-        folder, domain = self._project.domain(name), None
+        """Open a folder; one that fails is looked at again once its files are noted: it may be growing."""
+        folder, (domain, refusal) = self._project.domain(name), self._read(name)
+        if not refusal:
+            return _Entry(_signature(folder), domain)
+        signature = _signature(folder, whole=True)
+        return _Entry(signature, *self._read(name), whole=True)
+
+    def _read(self, name: str) -> tuple[Domain | None, str]:
+        """Read and check a domain's description, what routes, and its models -> it, and why it is refused."""
+        domain = None
         try:
             domain = open_domain(self._project, name, self._encoder)
             domain.facts.base.check("base", self._base, name)
             domain.facts.expert.check("expert", self._experts.facts, name)
         except GagError as error:
-            return _Entry(_signature(folder, whole=True), domain, str(error))
-        return _Entry(_signature(folder), domain)
+            return domain, str(error)
+        return domain, ""
 
     def _one_each(self, found: dict[str, _Entry]) -> dict[str, _Entry]:
         """Refuse a second folder of one and the same domain."""
@@ -164,7 +186,7 @@ class DomainPool:
     def _refuse(self, name: str, error: GagError) -> None:
         """Refuse a domain that was found whole enough to route."""
         signature = _signature(self._project.domain(name), whole=True)
-        entry = _Entry(signature, self._entries[name].domain, str(error))
+        entry = _Entry(signature, self._entries[name].domain, str(error), whole=True)
         self._found[name] = self._entries[name] = entry
         self._forget(name)
 

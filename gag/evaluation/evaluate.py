@@ -147,7 +147,8 @@ def _done(file: Path) -> dict[str, AnsweredQuestion]:
 
 def _inputs(project: Project, rows: list[LabelledQuestion], evidence: bool) -> dict[str, Any]:
     """Name what the answers come of: a run with other inputs is another run."""
-    described = {name: digest(project.domain(name) / DOMAIN) for name in project.present()}
+    files = {name: project.domain(name) / DOMAIN for name in project.present()}
+    described = {name: digest(file) for name, file in files.items() if file.is_file()}
     decided = project.router / MANIFEST
     return {
         "rows": stage_key(rows=[(row.id, row.question, row.answers, row.domain) for row in rows]),

@@ -4,11 +4,12 @@ With adapters off it is the backbone as published.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from gag.errors import ArtifactError
@@ -49,10 +50,13 @@ class Experts:
     def load(self, name: str, folder: Path) -> None:
         """Load an expert: a PEFT adapter over the backbone, or full weights.
 
-        One that does not fit is refused.
+        One that does not fit is refused. What is loaded is no map of the files: a domain may be written over
+        while it is in use.
         """
         if not (folder / ADAPTER).is_file():
-            self._full[name] = load_backbone(self._like_the_backbone(folder), folder)
+            expert = load_backbone(self._like_the_backbone(folder), folder)
+            _copy(expert.model.parameters())
+            self._full[name] = expert
             return
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -61,20 +65,30 @@ class Experts:
             with warnings.catch_warnings():  # PEFT warns of a second adapter, which is the point here
                 warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
                 self._backbone.model.load_adapter(str(folder), adapter_name=_adapter(name))
-        except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
+            self._drop(name)  # what was registered before it failed
             raise ArtifactError(
                 f"the adapter of {name} does not fit the expert backbone: {one_line(error)}"
             ) from error
         self._adapters.add(name)
+        mark = f".{_adapter(name)}."
+        _copy(weights for path, weights in self._backbone.model.named_parameters() if mark in path)
         self._layers = [m for m in self._backbone.model.modules() if isinstance(m, BaseTunerLayer)]
         self._switch_off()
 
     def forget(self, name: str) -> None:
         """Drop an expert from memory."""
         self._full.pop(name, None)
-        if name in self._adapters:
-            self._adapters.remove(name)
-            self._backbone.model.delete_adapter(_adapter(name))
+        self._adapters.discard(name)
+        self._drop(name)
 
     @contextmanager
     def using(self, name: str) -> Iterator[Backbone]:
@@ -90,6 +104,14 @@ class Experts:
         finally:
             self._switch_off()
 
+    def _drop(self, name: str) -> None:
+        """Take an adapter out of the layers, a half-loaded one too."""
+        model = self._backbone.model
+        if _adapter(name) in getattr(model, "peft_config", {}):
+            with warnings.catch_warnings():  # PEFT warns of an active adapter; all are switched off
+                warnings.filterwarnings("ignore", "Adapter .* was active", UserWarning)
+                model.delete_adapter(_adapter(name))
+
     def _switch_off(self) -> None:
         for layer in self._layers:
             layer.enable_adapters(False)
@@ -102,6 +124,13 @@ class Experts:
             device=str(model.device),
             attention=model.config._attn_implementation,  # pyright: ignore[reportArgumentType]
         )
+
+
+def _copy(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Give parameters on the CPU, which may be maps of a file, memory of their own."""
+    for weights in parameters:
+        if weights.device.type == "cpu":
+            weights.data = weights.data.clone()
 
 
 def _adapter(name: str) -> str:

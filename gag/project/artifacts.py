@@ -93,20 +93,24 @@ def read_manifest(
     hashed = {}
     for name, expected in wanted.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ArtifactError(
-                f"{folder.name}/{manifest} names a file outside its folder: {name}; do not use this folder"
-            )
-        if not path.is_file():
-            raise ArtifactError(f"{folder.name}/{name} is missing; copy the folder again, or build it again")
-        try:  # it may go while it is looked at, or belong to somebody else
+        try:  # it may go while it is looked at, belong to somebody else, or have a name that no file can have
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ArtifactError(
+                    f"{folder.name}/{manifest} names a file outside its folder: {name}; do not use this "
+                    "folder"
+                )
+            if not path.is_file():
+                raise ArtifactError(
+                    f"{folder.name}/{name} is missing; copy the folder again, or build it again"
+                )
             before = path.stat()
             if seen.get(name) == [before.st_size, before.st_mtime_ns]:
                 continue
             whole = digest(path) == expected
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise ArtifactError(
-                f"{folder.name}/{name} cannot be read ({error.strerror}); copy the folder again, or build "
+                f"{folder.name}/{name[:80]} cannot be read ({reason}); copy the folder again, or build "
                 "it again"
             ) from error
         if not whole:
@@ -187,11 +191,12 @@ def _manifest(folder: Path, manifest: str) -> tuple[dict[str, Any], str]:
         ) from error
     try:
         facts = json.loads(content.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(
             f"{folder.name}/{manifest} is not JSON ({error}); build or copy the folder again"
         ) from error
-    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
+    listed = facts.get("files") if isinstance(facts, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(expected, str) for expected in listed.values()):
         raise ArtifactError(f"{folder.name}/{manifest} lists no files; build or copy the folder again")
     if facts.get("schema") != SCHEMA:
         raise ArtifactError(

@@ -74,6 +74,12 @@ class BankFacts(Facts):
     added: tuple[str, ...] = ()  # hashes of the files that `gag prototypes --add` added
 
 
+class ScoreFacts(Facts):
+    """What alignment reached."""
+
+    val_loss: float
+
+
 class DomainFacts(Facts):
     """What domain.json says."""
 
@@ -89,7 +95,7 @@ class DomainFacts(Facts):
     prompts: PromptSettings
     bank: BankFacts
     data: dict[str, str]
-    scores: dict[str, float]
+    scores: ScoreFacts
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,19 @@ class DomainRow:
     """One line of the list of domains."""
 
     name: str
-    built: str
-    base: str
-    expert: str
-    tuning: str
-    megabytes: float
-    val_loss: float
+    built: str = "-"
+    base: str = "-"
+    expert: str = "-"
+    tuning: str = "-"
+    megabytes: float = 0.0
+    val_loss: float = 0.0
     refusal: str = ""  # why its description cannot be read
 
 
 def list_domains(project: Project) -> list[DomainRow]:
     """Describe every domain that is present, by its description alone; one that cannot be read says why."""
-    return [_row(project, name) for name in project.present()]
+    strays = [DomainRow(name, refusal=reason) for name, reason in project.strays().items()]
+    return [*(_row(project, name) for name in project.present()), *strays]
 
 
 def show_domain(project: Project, name: str) -> Domain:
@@ -37,7 +38,7 @@ def _row(project: Project, name: str) -> DomainRow:
     try:
         facts = load_domain(folder, only=()).facts
     except GagError as error:
-        return DomainRow(name, "-", "-", "-", "-", 0.0, 0.0, str(error))
+        return DomainRow(name, refusal=str(error))
     return DomainRow(
         name,
         facts.created,
@@ -45,5 +46,5 @@ def _row(project: Project, name: str) -> DomainRow:
         facts.expert.model,
         facts.tuning,
         round(folder_bytes(folder) / 2**20, 2),
-        round(facts.scores["val_loss"], 4),
+        round(facts.scores.val_loss, 4),
     )

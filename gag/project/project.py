@@ -61,10 +61,27 @@ class Project:
             "readout": content["readout"] | chosen.readout,
             "align": content["align"] | chosen.align,
         }
-        return Project(self.root, parse_settings(content), variant)
+        try:
+            return Project(self.root, parse_settings(content), variant)
+        except SettingsError as error:
+            raise SettingsError(f"evaluation.variants.{variant}: {error}") from error
 
     def present(self) -> list[str]:
-        """Return the domains that are present: the folders under domains/."""
+        """Return the domains that are present: the folders under domains/ that have a domain's name."""
+        strays = self.strays()
+        return [name for name in self._folders() if name not in strays]
+
+    def strays(self) -> dict[str, str]:
+        """Return the folders under domains/ whose names are no domain's, each with what to do."""
+        found = {}
+        for name in self._folders():
+            try:
+                check_name(name)
+            except SettingsError as error:
+                found[name] = f"{error}; rename the folder, or move it out of domains/"
+        return found
+
+    def _folders(self) -> list[str]:
         if not self.domains.is_dir():
             return []
         return sorted(
@@ -102,7 +119,10 @@ class Project:
 def find_project(folder: str | Path | None = None) -> Path:
     """Find the project: the folder given (`~` is home), else GAG_PROJECT, else the nearest parent."""
     named = folder or os.environ.get("GAG_PROJECT") or None
-    candidates = [Path(named).expanduser()] if named else [Path.cwd(), *Path.cwd().parents]
+    try:
+        candidates = [Path(named).expanduser()] if named else [Path.cwd(), *Path.cwd().parents]
+    except RuntimeError as error:  # `~name` of nobody
+        raise SettingsError(f"{named} cannot be found ({error}); point --project at a project") from error
     for candidate in candidates:
         if (candidate / PROJECT_FILE).is_file():
             return candidate.resolve()
@@ -137,4 +157,7 @@ def load_project(folder: str | Path | None = None, overrides: tuple[str, ...] = 
     settings = parse_settings(content)
     for line in settings.without_effect(content):
         say(f"{PROJECT_FILE}: {line}")
-    return Project(root, settings)
+    project = Project(root, settings)
+    for variant in settings.evaluation.variants:
+        project.under(variant)  # a wrong setting of a variant is refused now, not when its turn comes
+    return project

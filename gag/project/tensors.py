@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from gag.errors import ArtifactError
 
@@ -19,9 +19,9 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file."""
+    """Read a safetensors file into memory: what is done to the file later does nothing to the tensors."""
     try:
-        return load_file(path)
+        return load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{path.parent.name}/{path.name} cannot be read ({error}); build or copy it again"

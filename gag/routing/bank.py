@@ -123,10 +123,16 @@ class StoredBank:
         """Vectors of other questions, for calibration [C, Dq]."""
         return self._read(STATISTICS, "held_out", (self.facts.held_out, self.encoder.width))
 
+    def check(self, statistics: bool = True) -> None:
+        """Refuse a bank that is not what its manifest says: the part that routes, and its statistics."""
+        _ = self.centres, self.sizes, self.mean
+        if statistics:
+            _ = self.packed_scatter, self.held_out
+
     def _read(self, file: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         try:
             with safe_open(self.folder / file, "pt") as tensors:
-                tensor = tensors.get_tensor(name)
+                tensor = tensors.get_tensor(name).clone()  # the file may be written over
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
                 f"{self.folder.name}/{file} cannot be read ({error}); build or copy it again"

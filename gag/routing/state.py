@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from gag.errors import ArtifactError, GagError
 from gag.models.backbone import Backbone
@@ -24,7 +25,7 @@ from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.settings import GENERAL
 from gag.project.tensors import load_tensors, save_tensors
-from gag.routing.bank import Bank, check_encoder, load_bank
+from gag.routing.bank import StoredBank, check_encoder, load_bank
 from gag.routing.building import load_questions
 from gag.routing.calibration import Calibration
 from gag.routing.encoders import make_encoder
@@ -34,16 +35,22 @@ from gag.routing.router import Router, RouterState, settled
 SUMS = "sums.safetensors"
 
 
-def domain_bank(domain: Domain) -> Bank:
+def domain_bank(domain: Domain) -> StoredBank:
     """Open a domain's bank."""
     return load_bank(domain.folder, domain.facts.bank, domain.files)
 
 
-def general_bank(project: Project) -> Bank:
+def general_bank(project: Project) -> StoredBank:
     """Open the bank of general questions."""
     folder = project.require_general()
     content = read_manifest(folder, only=(BANK,))
-    return load_bank(folder, BankFacts(**content["bank"]), content["files"])
+    try:
+        facts = BankFacts(**content["bank"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ArtifactError(
+            f"{folder.name}/{MANIFEST} describes no bank; run `gag prototypes general` again"
+        ) from error
+    return load_bank(folder, facts, content["files"])
 
 
 def project_encoder(project: Project, expert: Callable[[], Backbone] | None = None) -> QueryEncoder:
@@ -62,10 +69,13 @@ def open_domain(project: Project, name: str, encoder: EncoderSpec) -> Domain:
 
 
 def twins(domains: Mapping[str, Domain]) -> dict[str, str]:
-    """Say of each folder that holds the same domain as one before it why it is refused."""
+    """Say of each folder that holds the same domain as another one why it is refused.
+
+    The folder of the domain's own name is kept, else the first.
+    """
     first: dict[tuple[str, ...], str] = {}
     refused = {}
-    for name, domain in domains.items():
+    for name, domain in sorted(domains.items(), key=lambda pair: pair[0] != pair[1].facts.name):
         same = (domain.facts.name, domain.facts.key, *sorted(domain.files.values()))
         owner = first.setdefault(same, name)
         if owner != name:
@@ -80,7 +90,8 @@ def open_router(
 ) -> Router:
     """Make the router over the banks of domains, and keep what it decides.
 
-    Where it has to decide, a domain whose statistics are harmed is left out and named.
+    A domain whose bank cannot be read (any more), or whose statistics are harmed where they decide, is left
+    out and named.
 
     Args:
         project: whose router it is.
@@ -98,7 +109,17 @@ def open_router(
             except GagError as error:
                 _leave_out(name, error)
                 del banks[name]
-    router = Router(banks, encoder, settings, saved)
+    try:
+        router = Router(banks, encoder, settings, saved)
+    except ArtifactError:  # a file went, or was cut short, while it was read: whose was it?
+        decides = settled(banks, settings, saved) is None
+        faults = {name: fault for name, bank in banks.items() if (fault := _fault(bank, decides))}
+        if not faults or GENERAL in faults:
+            raise
+        for name, fault in faults.items():
+            _leave_out(name, fault)
+        whole = {name: domain for name, domain in domains.items() if name in banks and name not in faults}
+        return open_router(project, whole, encoder, anew)
     if router.state.warning:
         say(router.state.warning)
     if router.calibration and "alpha" in settings.model_fields_set:
@@ -109,6 +130,15 @@ def open_router(
         except (ArtifactError, OSError) as error:  # the next start decides again; this one goes on
             say(f"what the router decided is not kept: {one_line(error)}")
     return router
+
+
+def _fault(bank: StoredBank, statistics: bool) -> ArtifactError | None:
+    """Return what is wrong with a bank, if it cannot be read."""
+    try:
+        bank.check(statistics)
+    except ArtifactError as error:
+        return error
+    return None
 
 
 def load_router(project: Project, expert: Backbone | None = None, anew: bool = False) -> Router:
@@ -126,6 +156,8 @@ def load_router(project: Project, expert: Backbone | None = None, anew: bool = F
     for name, reason in twins(domains).items():
         _leave_out(name, reason)
         del domains[name]
+    for name, reason in project.strays().items():
+        _leave_out(name, reason)
     return open_router(project, domains, encoder, anew)
 
 
@@ -137,7 +169,9 @@ def load_state(folder: Path) -> RouterState | None:
         content = read_manifest(folder)
         calibration = Calibration(**content["calibration"])
         calibration.check()
-        return RouterState(content["members"], calibration, content["warning"], **load_tensors(folder / SUMS))
+        return RouterState(
+            dict(content["members"]), calibration, content["warning"], **load_tensors(folder / SUMS)
+        )
     except (ArtifactError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ArtifactError(
             f"what the router decided cannot be read ({error}); run `gag router calibrate` again"

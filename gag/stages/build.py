@@ -24,6 +24,7 @@ from gag.project.domain import (
     BankFacts,
     DomainFacts,
     ModelFacts,
+    ScoreFacts,
     load_domain,
 )
 from gag.project.inputs import DomainInputs, check
@@ -108,7 +109,7 @@ def _assemble(inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path
         prompts=inputs.prompts,
         bank=BankFacts(**read_manifest(bank_folder)["bank"]),
         data=inputs.digests(),
-        scores={"val_loss": aligned["val_loss"]},
+        scores=ScoreFacts(val_loss=aligned["val_loss"]),
     )
     described = facts.model_dump(mode="json", exclude={"schema_version"})
     with writing(folder, described, DOMAIN) as temporary:

@@ -19,7 +19,7 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 | expert | {tuned}, width {expert.width}, fingerprint `{expert.fingerprint[:12]}` |
 | readout | layers {list(facts.readout.layers)}, pooling {facts.readout.pooling} |
 | router bank | {bank.centres} centres of {bank.count} questions; {bank.held_out} held out |
-| validation loss | {facts.scores["val_loss"]:.4f} per answer token |
+| validation loss | {facts.scores.val_loss:.4f} per answer token |
 | built | {facts.created} |
 
 ## Data
