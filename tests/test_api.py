@@ -93,11 +93,14 @@ def test_one_question_gives_an_answer_and_several_a_list(parts: GAG) -> None:
     one = parts.ask("Which bird?")
     assert one.text == parts.ask(["Which bird?"])[0].text and isinstance(parts.ask(("Which bird?",)), list)
     assert parts.ask([]) == []
+    assert len(parts.ask(question for question in ("Which bird?", "What is two?"))) == 2  # pyright: ignore
+    assert parts.read([], "birds") == []
     for wrong in (["x", " \n"], [None], " "):
         with pytest.raises(DataError, match="a question is empty"):
             parts.ask(wrong)  # pyright: ignore
-    with pytest.raises(DataError, match="a list of texts"):
-        parts.route("Which bird?")
+    for wrong in ("Which bird?", None, 5):
+        with pytest.raises(DataError, match="a list of texts"):
+            parts.route(wrong)  # pyright: ignore
 
 
 def test_the_public_names_are_all_that_is_there_and_each_says_how_it_is_used() -> None:

@@ -177,6 +177,19 @@ def test_a_bank_that_goes_while_the_engine_runs_costs_its_own_route_alone(projec
     assert gag.ask(METAL).route.domain == "metals"
 
 
+def test_a_bank_that_is_written_over_while_it_is_read_is_read_again(project: Project, monkeypatch) -> None:
+    original, read = StoredBank._read, []
+
+    def flaky(self, file, *others):
+        read.append(file)
+        if len(read) == 2:
+            raise ArtifactError("cannot be read")
+        return original(self, file, *others)
+
+    monkeypatch.setattr(StoredBank, "_read", flaky)
+    assert opened(project).router.names == ["general", "metals", "plants"]
+
+
 def test_an_adapter_that_does_not_load_leaves_nothing_behind(project: Project) -> None:
     config = project.domain("metals") / EXPERT / "adapter_config.json"
     whole = config.read_text()
@@ -209,7 +222,7 @@ def test_a_description_that_is_not_of_its_files_is_refused_everywhere(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda facts: facts["files"].update({BANK: None}),
+        lambda facts: facts["files"].update({PROJECTOR: None}),
         lambda facts: facts["files"].update({"a\0b": "0"}),
         lambda facts: facts["files"].update({"n" * 300: "0"}),
         lambda facts: facts.update(scores={}),
@@ -222,6 +235,15 @@ def test_an_edited_description_is_its_domains_affair(project: Project, change) -
     with pytest.raises(ArtifactError):
         verify_domains(project, ["metals"])
     assert [row.name for row in list_domains(project)] == ["metals", "plants"]
+
+
+def test_a_general_bank_that_describes_nothing_is_said_in_one_line(project: Project) -> None:
+    path = project.general / "manifest.json"
+    facts = json.loads(path.read_text())
+    for bank in (None, {"count": 3}, [1]):
+        path.write_text(json.dumps(facts | {"bank": bank}))
+        with pytest.raises(ArtifactError, match=r"general/manifest.json describes no bank; run `gag proto"):
+            load_router(project)
 
 
 def test_a_link_is_removed_and_what_it_points_to_stays(project: Project, tmp_path: Path) -> None:

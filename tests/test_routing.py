@@ -288,6 +288,9 @@ def test_an_edited_calibration_is_refused(project: Project, change: dict) -> Non
     path.write_text(json.dumps(content | {"calibration": content["calibration"] | change}))
     with pytest.raises(ArtifactError, match="gag router calibrate"):
         load_state(project.router)
+    path.write_text(json.dumps(content | {"members": ["metals"]}))
+    with pytest.raises(ArtifactError, match="gag router calibrate"):
+        load_state(project.router)
     path.write_text(json.dumps(content)[:50])
     with pytest.raises(ArtifactError, match="not JSON"):
         load_state(project.router)

@@ -98,12 +98,15 @@ def test_what_has_no_effect_is_said_with_what_would_make_it_act(tmp_path: Path, 
         "router.margin=0.1",
         "router.encoder.pooling=first",
         "align.semantic_encoder=x",
+        "domains.metals.adapt=data/metals.jsonl",
+        "domains.metals.align=data/metals.jsonl",
     )
     load_project(root, written)
     said = capsys.readouterr().err.splitlines()
     assert "gag.yaml: readout.top_p has no effect: it acts only where readout.temperature is above 0" in said
     assert "gag.yaml: router.margin has no effect: it acts only where router.rule is ppr" in said
-    assert len(said) == len(written)
+    assert "gag.yaml: domains.metals.train has no effect: adapt and align name rows of their own" in said
+    assert len(said) == len(written) - 1
     load_project(root, ("readout.temperature=0.5", "readout.top_p=0.5", "readout.top_k=20"))
     assert capsys.readouterr().err == ""
 
@@ -196,3 +199,5 @@ def test_a_project_opens_by_text_or_path_and_home(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path))
     for folder in (root, str(root), "~/p", Path("~/p")):
         assert load_project(folder).root == root.resolve()
+    with pytest.raises(SettingsError, match="point --project at a project"):
+        load_project("~nobody-of-this-name/p")

@@ -3,22 +3,32 @@
 With adapters off it is the backbone as published.
 """
 
+import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from gag.errors import ArtifactError
 from gag.models.backbone import Backbone
 from gag.models.loading import load_backbone, one_line
 from gag.project.domain import ModelFacts
 from gag.project.settings import ModelSettings
+from gag.project.tensors import load_tensors
 
 ADAPTER = "adapter_model.safetensors"
+_UNFIT = (  # what PEFT raises for an adapter that is not of this backbone, or not whole
+    ValueError,
+    RuntimeError,
+    OSError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArtifactError,
+)
 
 
 class Experts:
@@ -55,32 +65,26 @@ class Experts:
         """
         if not (folder / ADAPTER).is_file():
             expert = load_backbone(self._like_the_backbone(folder), folder)
-            _copy(expert.model.parameters())
+            _copy(expert.model)
             self._full[name] = expert
             return
+        from peft import PeftConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         _ = self.facts
         try:
-            with warnings.catch_warnings():  # PEFT warns of a second adapter, which is the point here
-                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
-                self._backbone.model.load_adapter(str(folder), adapter_name=_adapter(name))
-        except (
-            ValueError,
-            RuntimeError,
-            OSError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            SafetensorError,
-        ) as error:
+            with _quietly():
+                self._backbone.model.load_adapter(
+                    adapter_name=_adapter(name),
+                    peft_config=PeftConfig.from_pretrained(str(folder)),  # pyright: ignore[reportArgumentType]
+                    adapter_state_dict=load_tensors(folder / ADAPTER),
+                )
+        except _UNFIT as error:
             self._drop(name)  # what was registered before it failed
             raise ArtifactError(
                 f"the adapter of {name} does not fit the expert backbone: {one_line(error)}"
             ) from error
         self._adapters.add(name)
-        mark = f".{_adapter(name)}."
-        _copy(weights for path, weights in self._backbone.model.named_parameters() if mark in path)
         self._layers = [m for m in self._backbone.model.modules() if isinstance(m, BaseTunerLayer)]
         self._switch_off()
 
@@ -108,8 +112,7 @@ class Experts:
         """Take an adapter out of the layers, a half-loaded one too."""
         model = self._backbone.model
         if _adapter(name) in getattr(model, "peft_config", {}):
-            with warnings.catch_warnings():  # PEFT warns of an active adapter; all are switched off
-                warnings.filterwarnings("ignore", "Adapter .* was active", UserWarning)
+            with _quietly():
                 model.delete_adapter(_adapter(name))
 
     def _switch_off(self) -> None:
@@ -126,9 +129,24 @@ class Experts:
         )
 
 
-def _copy(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Give parameters on the CPU, which may be maps of a file, memory of their own."""
-    for weights in parameters:
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Say nothing of a second adapter on one backbone, or of one that was active: here that is the point."""
+    log = logging.getLogger("transformers.integrations.peft")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+            warnings.filterwarnings("ignore", "Adapter .* was active", UserWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _copy(model: torch.nn.Module) -> None:
+    """Give a model's weights on the CPU, which are maps of its files, memory of their own."""
+    for weights in model.parameters():
         if weights.device.type == "cpu":
             weights.data = weights.data.clone()
 

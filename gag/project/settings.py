@@ -253,6 +253,13 @@ class ProjectSettings(Settings):
             )
         return self
 
+    def without_effect(self, written: Any, path: str = "") -> list[str]:
+        """Name the settings that somebody wrote and that do not act, each with what would make it act."""
+        shadowed = [name for name, one in self.domains.items() if one.train and one.adapt and one.align]
+        return super().without_effect(written, path) + [
+            f"domains.{name}.train has no effect: adapt and align name rows of their own" for name in shadowed
+        ]
+
     @field_validator("domains")
     @classmethod
     def _names(cls, domains: dict[str, DomainSettings]) -> dict[str, DomainSettings]:

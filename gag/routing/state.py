@@ -100,26 +100,7 @@ def open_router(
         anew: decide anew, whatever was kept.
     """
     settings, saved = project.settings.router, None if anew else load_state(project.router)
-    banks = {GENERAL: general_bank(project)} | {name: domain_bank(one) for name, one in domains.items()}
-    if settled(banks, settings, saved) is None:
-        read_manifest(project.general, only=(STATISTICS,))
-        for name, domain in domains.items():
-            try:
-                domain.check((STATISTICS,))
-            except GagError as error:
-                _leave_out(name, error)
-                del banks[name]
-    try:
-        router = Router(banks, encoder, settings, saved)
-    except ArtifactError:  # a file went, or was cut short, while it was read: whose was it?
-        decides = settled(banks, settings, saved) is None
-        faults = {name: fault for name, bank in banks.items() if (fault := _fault(bank, decides))}
-        if not faults or GENERAL in faults:
-            raise
-        for name, fault in faults.items():
-            _leave_out(name, fault)
-        whole = {name: domain for name, domain in domains.items() if name in banks and name not in faults}
-        return open_router(project, whole, encoder, anew)
+    router = _make_router(project, domains, encoder, saved)
     if router.state.warning:
         say(router.state.warning)
     if router.calibration and "alpha" in settings.model_fields_set:
@@ -130,6 +111,36 @@ def open_router(
         except (ArtifactError, OSError) as error:  # the next start decides again; this one goes on
             say(f"what the router decided is not kept: {one_line(error)}")
     return router
+
+
+def _make_router(
+    project: Project,
+    domains: Mapping[str, Domain],
+    encoder: QueryEncoder,
+    saved: RouterState | None,
+    more_tries: int = 3,
+) -> Router:
+    settings = project.settings.router
+    banks = {GENERAL: general_bank(project)} | {name: domain_bank(one) for name, one in domains.items()}
+    decides = settled(banks, settings, saved) is None
+    if decides:
+        read_manifest(project.general, only=(STATISTICS,))
+        for name, domain in domains.items():
+            try:
+                domain.check((STATISTICS,))
+            except GagError as error:
+                _leave_out(name, error)
+                del banks[name]
+    try:
+        return Router(banks, encoder, settings, saved)
+    except ArtifactError:  # a file went, or was written over, while it was read: whose is not whole now?
+        faults = {name: fault for name, bank in banks.items() if (fault := _fault(bank, decides))}
+        if GENERAL in faults or not more_tries:
+            raise
+    for name, fault in faults.items():
+        _leave_out(name, fault)
+    whole = {name: domain for name, domain in domains.items() if name in banks and name not in faults}
+    return _make_router(project, whole, encoder, saved, more_tries - 1)
 
 
 def _fault(bank: StoredBank, statistics: bool) -> ArtifactError | None:
