@@ -76,7 +76,7 @@ class Experts:
             with _quietly():
                 self._backbone.model.load_adapter(
                     adapter_name=_adapter(name),
-                    peft_config=PeftConfig.from_pretrained(str(folder)),  # pyright: ignore[reportArgumentType]
+                    peft_config=PeftConfig.from_pretrained(str(folder)),  # pyright: ignore
                     adapter_state_dict=load_tensors(folder / ADAPTER),
                 )
         except _UNFIT as error:
@@ -123,9 +123,9 @@ class Experts:
         model = self._backbone.model
         return ModelSettings(
             model=str(folder),
-            dtype=str(model.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+            dtype=str(model.dtype).removeprefix("torch."),  # pyright: ignore
             device=str(model.device),
-            attention=model.config._attn_implementation,  # pyright: ignore[reportArgumentType]
+            attention=model.config._attn_implementation,  # pyright: ignore
         )
 
 
