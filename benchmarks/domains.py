@@ -210,7 +210,7 @@ def measure_wide(folder: Path) -> dict[str, Any]:
     before, started = resident(), time.perf_counter()
     decided = json.loads((folder / "state.json").read_text())
     calibration = Calibration(**decided["calibration"])
-    state = RouterState(decided["members"], calibration, "", **load_tensors(folder / SUMS))
+    state = RouterState(decided["members"], calibration, "", **load_tensors(folder / SUMS, mapped=True))
     router = Router(
         wide_banks(folder), _Silent(EncoderSpec("wide", "own", 256, WIDE)), RouterSettings(), state
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, load_file, save_file
 
 from gag.errors import ArtifactError
 
@@ -18,10 +18,13 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path.chmod(0o666 & ~umask)
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file into memory: what is done to the file later does nothing to the tensors."""
+def load_tensors(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """Read a safetensors file into memory: what is done to the file later does nothing to the tensors.
+
+    Or map it, where only this program replaces it, and whole.
+    """
     try:
-        return load(path.read_bytes())
+        return load_file(path) if mapped else load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{path.parent.name}/{path.name} cannot be read ({error}); build or copy it again"

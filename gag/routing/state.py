@@ -180,9 +180,8 @@ def load_state(folder: Path) -> RouterState | None:
         content = read_manifest(folder)
         calibration = Calibration(**content["calibration"])
         calibration.check()
-        return RouterState(
-            dict(content["members"]), calibration, content["warning"], **load_tensors(folder / SUMS)
-        )
+        sums = load_tensors(folder / SUMS, mapped=True)
+        return RouterState(dict(content["members"]), calibration, content["warning"], **sums)
     except (ArtifactError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ArtifactError(
             f"what the router decided cannot be read ({error}); run `gag router calibrate` again"
