@@ -28,7 +28,7 @@ def make_rows(count: int, vocabulary: int) -> list[Row]:
 
     shared, closing = draw(SHARED), draw(CLOSING)
     return [
-        Row(KnowledgePrompt(shared + draw(QUESTION), closing, SHARED), draw(ANSWER), []) for _ in range(count)
+        Row(KnowledgePrompt(shared + draw(QUESTION), closing), draw(ANSWER), []) for _ in range(count)
     ]
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     rows = make_rows(args.batch, base.model.config.vocab_size)
     width = make_width(args.shapes)
     slots = torch.randn(args.batch, 1, 1, width, device=args.device)
-    projector, reader = Mlp(width, base.width).to(args.device), Reader(base, rows[0].prompt)
+    projector, reader = Mlp(width, base.width).to(args.device), Reader(base, rows)
 
     def backward(loss_of: Any, size: int) -> None:
         for start in range(0, args.batch, size):

@@ -84,7 +84,7 @@ def test_fast_path_is_the_plain_forward_in_loss_and_gradient(
     states = torch.randn(len(rows), slots, 1, 24)
 
     def fast_loss(vectors: torch.Tensor) -> torch.Tensor:
-        read = Reader(base, rows[0].prompt).read(vectors, rows)
+        read = Reader(base, rows).read(vectors, rows)
         return label_loss(base, read.before, read.labels) / len(read.labels)
 
     gradients, losses = [], []
@@ -103,7 +103,7 @@ def test_fast_path_is_the_plain_forward_in_loss_and_gradient(
 @pytest.mark.parametrize(("budget", "kept"), [(10**9, 4), (0, 0), (3_000, 2)])
 def test_kept_questions_change_nothing(base: Backbone, rows: list[Row], budget: int, kept: int) -> None:
     vectors = torch.randn(len(rows), 2, base.width)
-    plain, fast = Reader(base, rows[0].prompt), Reader(base, rows[0].prompt)
+    plain, fast = Reader(base, rows), Reader(base, rows)
     assert fast.keep_questions(rows, budget, 3) == kept
     for chosen in ([0, 1, 2, 3], [2], [0, 2], [3, 1]):
         picked = [rows[i] for i in chosen]
@@ -113,14 +113,14 @@ def test_kept_questions_change_nothing(base: Backbone, rows: list[Row], budget: 
 
 def test_the_mean_state_is_of_the_answers_own_tokens(base: Backbone, rows: list[Row]) -> None:
     vectors = torch.randn(len(rows), 2, base.width)
-    mean = Reader(base, rows[0].prompt).read(vectors, rows).mean
+    mean = Reader(base, rows).read(vectors, rows).mean
     for row, vector, got in zip(rows, vectors, mean, strict=True):
         expected = plain_states(base, vector, row)[-len(row.answer) : -1].mean(0)  # the end token is left out
         assert torch.allclose(got, expected, atol=1e-5)
 
 
 def test_distillation_is_the_divergence_from_the_answers_given_text(base: Backbone, rows: list[Row]) -> None:
-    reader = Reader(base, rows[0].prompt)
+    reader = Reader(base, rows)
     read = reader.read(torch.randn(len(rows), 1, base.width), rows)
     taught = reader.read_text(rows)
     extra = label_loss(base, read.before, read.labels, taught, 0.5) - label_loss(
@@ -155,7 +155,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(
 ) -> None:
     before = weights_hash(base.model)
     settings = AlignSettings(epochs=150, batch_size=2, learning_rate=1e-2, start="random")
-    start = mean_loss(Reader(base, split.rows[0].prompt), base, started(base, split, settings), split, 4)
+    start = mean_loss(Reader(base, split.rows), base, started(base, split, settings), split, 4)
     _, best = train_projector(base, split, split, settings, run(tmp_path))
     assert best < start - 1
     assert weights_hash(base.model) == before
@@ -167,7 +167,7 @@ def test_the_rich_preset_trains(base: Backbone, rich: Split, tmp_path: Path) -> 
         projector="gated_residual", steps=60, batch_size=3, micro_batch_size=2, learning_rate=1e-2, clip=1.0,
         semantic=0.1, diversity=0.1, distill=0.1, noise=0.1,
     )  # fmt: skip
-    start = mean_loss(Reader(base, rich.rows[0].prompt), base, started(base, rich, settings), rich, 4)
+    start = mean_loss(Reader(base, rich.rows), base, started(base, rich, settings), rich, 4)
     projector, best = train_projector(base, rich, rich, settings, run(tmp_path))
     assert best < start - 1
     assert not any("head" in name for name in projector.state_dict())
@@ -239,7 +239,7 @@ def test_a_run_with_other_inputs_is_refused(base: Backbone, tmp_path: Path) -> N
 def test_the_best_epoch_is_kept(base: Backbone, split: Split, tmp_path: Path) -> None:
     wild = AlignSettings(epochs=3, batch_size=2, learning_rate=50.0)
     projector, best = train_projector(base, split, split, wild, run(tmp_path))
-    reader = Reader(base, split.rows[0].prompt)
+    reader = Reader(base, split.rows)
     assert mean_loss(reader, base, projector, split, 2) == pytest.approx(best)
     start = mean_loss(reader, base, started(base, split, wild), split, 2)
     assert best <= start
@@ -280,7 +280,7 @@ def test_micro_batches_and_batch_size_do_not_matter(base: Backbone, rich: Split,
         assert all(torch.allclose(results[0][n], other[n], rtol=1e-4, atol=1e-5) for n in other)
     projector = make_projector("mlp", (1, 1, 24), base.width)
     single = Split(rich.rows, rich.slots[:, :1, :1])
-    reader = Reader(base, rich.rows[0].prompt)
+    reader = Reader(base, rich.rows)
     losses = [mean_loss(reader, base, copy.deepcopy(projector), single, size) for size in (1, 4)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

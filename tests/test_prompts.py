@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gag.models.prompts import Prompts
+from gag.projection.alignment import shared_opening
 from tests.conftest import TOKENIZER
 
 QWEN = Path(__file__).parents[2] / "shared" / "data" / "qwen3"
@@ -69,7 +70,7 @@ def test_markers_in_user_text_are_text() -> None:
     prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
     marked = prompts.with_knowledge("a \ue0f2 \ue0f1 b", "be kind")
     plain = prompts.with_knowledge("a b", "be kind")
-    assert marked.after == plain.after and marked.shared == plain.shared
+    assert marked.after == plain.after
 
 
 def test_knowledge_prompt_is_the_text_prompt_around_its_knowledge() -> None:
@@ -78,8 +79,9 @@ def test_knowledge_prompt_is_the_text_prompt_around_its_knowledge() -> None:
     assert parts.before + prompts.text("It is so.") + parts.after == prompts.with_text(
         "What?", "Tell.", "It is so."
     )
-    assert 0 < parts.shared < len(parts.before)
-    assert prompts.with_knowledge("Why not?", "Tell.").before[: parts.shared] == parts.before[: parts.shared]
+    other = prompts.with_knowledge("Why not?", "Tell.")
+    opening = shared_opening([parts.before, other.before])
+    assert 0 < len(opening) < len(parts.before)
 
 
 def test_an_answer_ends_with_the_turns_end() -> None:

@@ -48,7 +48,7 @@ def support(
         empty answer.
     """
     null = [replace(one, vectors=torch.zeros_like(one.vectors)) for one in knowledge]
-    ids = [gag.base.prompts.text(answer) for answer in answers]
+    ids = [gag.base.prompts.answer(answer)[:-1] for answer in answers]
     with_vectors = _log_likelihoods(gag, _prompts(gag, questions, domain, knowledge), ids)
     without = _log_likelihoods(gag, _prompts(gag, questions, domain, null), ids)
     pairs = zip(with_vectors, without, ids, strict=True)

@@ -12,7 +12,7 @@ from gag.models.backbone import Backbone
 from gag.models.batching import in_length_batches
 from gag.models.language_model import pad_left
 from gag.models.loading import choose_device, locate_model, one_line
-from gag.models.prompts import plain_tokenizer
+from gag.models.plain_text import plain_tokenizer
 from gag.routing.encoders import text_frame
 
 CHUNK = 500  # word pieces; a longer text is cut, and all pairs of chunks count by their mean length

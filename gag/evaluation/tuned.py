@@ -219,7 +219,7 @@ def _prefix_at(
     domain: str, base: Backbone, align: list[Row], val: list[Row], rate: float, epochs: int, seed: int
 ) -> Trial[torch.Tensor]:
     """Train a prefix at one learning rate; the score is its validation loss per token."""
-    reader = Reader(base, align[0].prompt)
+    reader = Reader(base, align + val)
     started = time.monotonic()
     prefix = _trained(base, reader, align, rate, epochs, seed)
     seconds = time.monotonic() - started

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from gag.models.generation import TransformersGenerator
 from gag.models.hidden_states import hidden_states
@@ -65,6 +66,12 @@ class Backbone:
             if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers
         )
         return next(lists)
+
+    @cached_property
+    def recurrent(self) -> bool:
+        """Whether some layer keeps a running state in place of keys and values."""
+        layers = DynamicCache(config=self.model.config).layers
+        return any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
     @property
     def prompts(self) -> Prompts:

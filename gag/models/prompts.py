@@ -1,86 +1,80 @@
 """The three prompts of the method as token ids: plain, ask the expert, and answer with knowledge.
 
-The chat template of the tokenizer is rendered around markers, and the text that stands at a marker (a
-question, an answer, knowledge as text) is encoded apart, by a copy of the tokenizer without any added token.
-So whatever a user types stays plain text, and the ids before an injected vector never depend on what comes
-after it.
+The plain prompt has the ids of the model's own chat template, id for id. Whatever a user types is plain text
+in all of them, and the ids before an injected vector never depend on what comes after it.
 """
 
-import json
-import re
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property
 
-from jinja2 import TemplateError
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
+from gag.models.chat_template import ANSWER, KNOWLEDGE, QUESTION, SYSTEM, ChatTemplate, Turns
+from gag.models.plain_text import Piece, PlainText
 
-_SYSTEM, _QUESTION, _KNOWLEDGE, _ANSWER = "\ue0f0", "\ue0f1", "\ue0f2", "\ue0f3"
-_MARKER = re.compile(f"([{_SYSTEM}-{_ANSWER}])")
-_PLAIN = (("user", _QUESTION),)
-_ASK_EXPERT = (("system", _SYSTEM), ("user", _QUESTION))
-_WITH_KNOWLEDGE = (("user", f"{_SYSTEM}\nQuestion:\n{_QUESTION}\nKnowledge:\n{_KNOWLEDGE}"),)
-_ANSWERED = (*_PLAIN, ("assistant", _ANSWER))
+_PLAIN: Turns = (("user", QUESTION),)
+_ASK_EXPERT: Turns = (("system", SYSTEM), ("user", QUESTION))
+_ASK_IN_ONE_TURN: Turns = (("user", f"{SYSTEM}\n\n{QUESTION}"),)
+_WITH_KNOWLEDGE: Turns = (("user", f"{SYSTEM}\nQuestion:\n{QUESTION}\nKnowledge:\n{KNOWLEDGE}"),)
+_ANSWERED: Turns = (*_PLAIN, ("assistant", ANSWER))
 
 
 @dataclass(frozen=True)
 class KnowledgePrompt:
-    """Token ids of a prompt around its knowledge: `before` + S vectors + `after`.
-
-    `shared` ids open every prompt.
-    """
+    """Token ids of a prompt around its knowledge: `before` + S vectors + `after`."""
 
     before: list[int]
     after: list[int]
-    shared: int
 
 
 class Prompts:
-    """Encode prompts for one tokenizer and its chat template (thinking off)."""
+    """Encode prompts for one tokenizer and its chat template (thinking off).
+
+    Raises:
+        MismatchError: the tokenizer is not of the fast kind, or its template renders no turns.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._plain = plain_tokenizer(tokenizer)
-        self._segments = cache(self._rendered)
+        self._text = PlainText(tokenizer)
+        self._of_today = ChatTemplate(tokenizer, today=True)  # the general route: the stock prompt
+        self._template = ChatTemplate(tokenizer, today=False)  # what is trained reads the same every day
 
     def plain(self, question: str) -> list[int]:
         """Encode the question alone, as the base answers it on the general route."""
-        return self._join(self._segments(_PLAIN), {_QUESTION: question})
+        return self._text.encode(self._of_today.pieces(_PLAIN, {QUESTION: question}))
 
     def ask_expert(self, question: str, system: str) -> list[int]:
-        """Encode the request for background knowledge: `system` instructs, the question is the user turn."""
-        return self._join(self._segments(_ASK_EXPERT), {_SYSTEM: system, _QUESTION: question})
+        """Encode the request for background knowledge.
+
+        `system` instructs: as the system turn, or at the head of the user's where the template has none; an
+        empty one leaves the question alone. The question is the user turn.
+        """
+        values = {SYSTEM: system, QUESTION: question} if system else {QUESTION: question}
+        pieces = self._template.pieces(self._asking if system else _PLAIN, values)
+        return self._text.encode([*pieces, *self._opening])
 
     def with_knowledge(self, question: str, instruction: str) -> KnowledgePrompt:
         """Encode the prompt that holds knowledge vectors at its end."""
-        segments = self._segments(_WITH_KNOWLEDGE)
-        values = {_SYSTEM: instruction, _QUESTION: question}
-        cut = segments.index(_KNOWLEDGE)
-        asked = segments.index(_QUESTION)
-        shared = self._join(segments[:asked], values)
-        before = shared + self._join(segments[asked:cut], values)
-        return KnowledgePrompt(before, self._join(segments[cut + 1 :], values), len(shared))
+        pieces = self._template.pieces(_WITH_KNOWLEDGE, {SYSTEM: instruction, QUESTION: question})
+        cut = next(i for i, piece in enumerate(pieces) if piece.text == KNOWLEDGE and not piece.plain)
+        after = self._text.encode([*pieces[cut + 1 :], *self._opening], behind=True)
+        return KnowledgePrompt(self._text.encode(pieces[:cut]), after)
 
     def with_text(self, question: str, instruction: str, knowledge: str) -> list[int]:
         """Encode the same prompt with knowledge as text in the place of the vectors."""
-        values = {_SYSTEM: instruction, _QUESTION: question, _KNOWLEDGE: knowledge}
-        return self._join(self._segments(_WITH_KNOWLEDGE), values)
+        values = {SYSTEM: instruction, QUESTION: question, KNOWLEDGE: knowledge}
+        return self._text.encode([*self._template.pieces(_WITH_KNOWLEDGE, values), *self._opening])
 
     def answer(self, text: str) -> list[int]:
-        """Encode an assistant's answer and the token that ends its turn."""
-        return [*self.text(text), self.end]
+        """Encode an assistant's answer behind a prompt, and the token that ends its turn."""
+        pieces = [*self._space, Piece(text, plain=True)] if text else []
+        return [*self._text.encode(pieces, behind=True), self.end]
 
     def text(self, text: str) -> list[int]:
-        """Encode text as plain text: no added token can come of it."""
-        ids = self._plain.encode(text, add_special_tokens=False).ids
-        if not self._added.isdisjoint(ids):
-            raise MismatchError(
-                "this tokenizer's own vocabulary turns plain text into a control token; use another base"
-            )
-        return ids
+        """Encode a text that stands alone, as plain text: no control token can come of it."""
+        return self._text.text(text)
 
     def decode(self, ids: list[int]) -> str:
         """Decode generated ids without control tokens."""
@@ -88,64 +82,59 @@ class Prompts:
 
     @cached_property
     def end(self) -> int:
-        """The token that ends an assistant's turn in the chat template."""
-        tail = self._encode(self._segments(_ANSWERED, generate=False)[-1])
-        ends = [i for i in tail if i in self._added]
-        if not ends:
-            raise MismatchError(
-                "the tokenizer's chat template ends no assistant turn with a control token; use a chat model"
-            )
-        return ends[0]
-
-    @cached_property
-    def pad(self) -> int:
-        """The token for padding; it is always masked."""
-        pad = self._tokenizer.pad_token_id
-        return pad if isinstance(pad, int) else self.end
-
-    @cached_property
-    def identity(self) -> str:
-        """The tokenizer and its chat template as text: what makes the same words the same ids."""
-        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
-        return f"{backend.to_str()}\n{self._tokenizer.chat_template}"
-
-    @cached_property
-    def _added(self) -> frozenset[int]:
-        return frozenset(self._tokenizer.added_tokens_decoder)
-
-    def _join(self, segments: list[str], values: dict[str, str]) -> list[int]:
-        encoded = [self.text(values[s]) if s in values else self._encode(s) for s in segments]
-        return [i for ids in encoded for i in ids]
-
-    def _rendered(self, turns: tuple[tuple[str, str], ...], generate: bool = True) -> list[str]:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in turns],
-                tokenize=False,
-                add_generation_prompt=generate,
-                enable_thinking=False,
-            )
-        except (ValueError, TemplateError) as error:
-            raise MismatchError(
-                f"the tokenizer's chat template cannot render these turns ({error}); use a chat model"
-            ) from error
-        return [segment for segment in _MARKER.split(str(text)) if segment]
-
-    def _encode(self, template_text: str) -> list[int]:
-        return self._tokenizer(template_text, add_special_tokens=False)["input_ids"]
-
-
-def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Copy the tokenizer without added tokens, truncation, padding or post-processing.
-
-    Added tokens that are not marked special (Qwen's `<think>`, `<tool_call>`) are removed like all others.
-    """
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+        """The token that ends an assistant's turn in the chat template, else the tokenizer's end of text."""
+        tail = self._text.encode(self._answered[self._answered.index(_ANSWER) + 1 :], behind=True)
+        ends = [i for i in tail if i in self._text.controls]
+        if ends:
+            return ends[0]
+        if isinstance(self._tokenizer.eos_token_id, int):
+            return self._tokenizer.eos_token_id
         raise MismatchError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer; GAG needs the tokenizer.json kind"
+            "the tokenizer's chat template ends no assistant turn with a control token, and it has no "
+            "eos_token; use a chat model"
         )
 
-    state = json.loads(backend.to_str())
-    state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps(state))
+    @property
+    def identity(self) -> str:
+        """The tokenizer and its chat template as text: what makes the same words the same ids."""
+        return self._text.identity
+
+    def lacking(self, size: int) -> list[str]:
+        """Return the tokens that a prompt or a text may hold and a table of `size` embeddings does not."""
+        asked = self.with_knowledge("?", "?")
+        written = {self.end, *self.plain("?"), *self.ask_expert("?", "?"), *asked.before, *asked.after}
+        typed = set(self._tokenizer.get_vocab().values()) - self._text.controls
+        beyond = sorted(i for i in typed | written if i >= size)
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(beyond)]
+
+    @cached_property
+    def _asking(self) -> Turns:
+        return _ASK_EXPERT if self._template.knows(_ASK_EXPERT) else _ASK_IN_ONE_TURN
+
+    @cached_property
+    def _answered(self) -> list[Piece]:
+        return self._template.pieces(_ANSWERED, {}, generate=False)
+
+    @cached_property
+    def _opens(self) -> str:
+        """What the template writes between its request to answer and an answer."""
+        asked = self._template.pieces(_PLAIN, {})
+        before = self._answered[: self._answered.index(_ANSWER)]
+        if asked[:-1] != before[:-1] or not before[-1].text.startswith(asked[-1].text):
+            return ""
+        return before[-1].text[len(asked[-1].text) :]
+
+    @property
+    def _opening(self) -> list[Piece]:
+        """Such words as `<|channel|>final<|message|>`: they belong to the prompt."""
+        words = self._opens.rstrip()
+        return [Piece(words, plain=False)] if words else []
+
+    @property
+    def _space(self) -> list[Piece]:
+        """A space before an answer: it belongs to the answer's first word."""
+        space = self._opens[len(self._opens.rstrip()) :]
+        return [Piece(space, plain=False)] if space else []
+
+
+_ANSWER = Piece(ANSWER, plain=False)

@@ -14,6 +14,7 @@ from gag.project.settings import (
     ProjectSettings,
     PromptSettings,
 )
+from gag.projection.alignment import shared_opening
 from gag.projection.projector import Projector, make_projector
 
 LAYER_SECONDS = 7e-4  # the least that a layer takes on a GPU for a decoded token, to launch its kernels
@@ -26,7 +27,7 @@ class AlignLengths:
     requests: list[int]  # that ask the expert
     befores: list[int]  # of the base's prompt, before the vectors
     answers: list[int]
-    shared: int  # of each `before`: the instruction that all rows share
+    shared: int  # of each `before`: the opening that all rows share
     after: int  # of the base's prompt, after the vectors
 
     @property
@@ -136,7 +137,7 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
         align=_align_lengths([*splits.align, *splits.val], base.prompts, expert.prompts, words),
         align_rows=len(splits.align),
         adapt=_adapt_lengths(inputs.taught, expert.prompts, words),
-        corpus_tokens=sum(len(expert.prompts.answer(document.text)) for document in inputs.passages or []),
+        corpus_tokens=sum(len(expert.prompts.text(document.text)) + 1 for document in inputs.passages or []),
         questions=[len(expert.prompts.text(question)) for question in questions],
         domains=len({domain, *project.present()}),
     )
@@ -145,13 +146,14 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
 def _align_lengths(
     rows: list[Example], base: Prompts, expert: Prompts, words: PromptSettings
 ) -> AlignLengths:
-    prompt = base.with_knowledge("?", words.answer)
+    prompts = [base.with_knowledge(row.question, words.answer) for row in rows]
+    befores = [prompt.before for prompt in prompts]
     return AlignLengths(
         requests=[len(expert.ask_expert(row.question, words.expert)) for row in rows],
-        befores=[len(base.with_knowledge(row.question, words.answer).before) for row in rows],
+        befores=[len(before) for before in befores],
         answers=[len(base.answer(row.answers[0])) for row in rows],
-        shared=prompt.shared,
-        after=len(prompt.after),
+        shared=len(shared_opening(befores)),
+        after=len(prompts[0].after),
     )
 
 

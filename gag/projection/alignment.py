@@ -1,21 +1,23 @@
 """Alignment's forward pass: answers under the frozen base, given projected vectors, at the least cost.
 
-The base never changes, and nothing before the first vector depends on the projector. So the instruction that
-all rows share runs once, the questions run without gradient, and only what stands after a vector runs with
-gradient. The result equals the plain full forward.
+The base never changes, and nothing before the first vector depends on the projector. So the opening that all
+rows share runs once, the questions run without gradient, and only what stands after a vector runs with
+gradient. A batch lies as the plain forward lays it, with all padding in front: a row's opening and question
+stand next to each other, and a window that counts places counts right. Layers with a running state (recurrent
+ones, convolutions) keep no keys and values to begin from: their models run the whole rows.
 """
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from os.path import commonprefix
 
 import torch
 from transformers import DynamicCache
 
-from gag.errors import MismatchError
 from gag.models.backbone import Backbone
 from gag.models.language_model import pad_left
 from gag.models.prompts import KnowledgePrompt
+from gag.project.progress import say
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,28 @@ class AnswerStates:
     mean: torch.Tensor  # [B, Db], the mean state of each answer's own tokens, without the end token
 
 
-class Reader:
-    """Runs the frozen base over rows of one instruction."""
+KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer [H, T, d]
 
-    def __init__(self, base: Backbone, prompt: KnowledgePrompt):
+
+class Reader:
+    """Runs the frozen base over rows of one instruction.
+
+    Args:
+        base: the base.
+        rows: all rows that it will be asked to read; the opening that they share runs here, once.
+    """
+
+    def __init__(self, base: Backbone, rows: list[Row]):
         self._base = base
-        self._shared = prompt.shared
+        self._opening = shared_opening([row.prompt.before for row in rows])
+        self._kept: dict[tuple[int, ...], KeysValues] = {}
+        if base.recurrent:
+            say(f"  {base.name} has layers with a running state: alignment runs the whole rows, which is slower")
+            return
+        cache = DynamicCache()  # without a config it keeps all keys; the masks know the windows
         with torch.no_grad():
-            ids = torch.tensor([prompt.before[: prompt.shared]], device=base.device)
-            cache = DynamicCache(config=base.model.config)
-            out = base.model(
-                ids, past_key_values=cache, use_cache=True, logits_to_keep=1, output_hidden_states=True
-            )
-            ours = base.logits(out.hidden_states[-1][:, -1:])
-        if not torch.allclose(
-            ours.float(), out.logits.float(), rtol=1e-2, atol=1e-2 * float(out.logits.abs().max())
-        ):
-            raise MismatchError(
-                f"{base.name} changes its logits in a way that alignment does not know; use another base"
-            )
-        self._prefix = out.past_key_values
-        self._kept: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            self._run(base.embed(self._opening)[None], torch.ones(1, len(self._opening)), cache)
+        self._prefix = [(keys[0], values[0]) for keys, values, *_ in cache]
 
     def keep_questions(self, rows: list[Row], budget: int, batch_size: int) -> int:
         """Keep the keys and values of questions for all epochs, within a budget of bytes.
@@ -80,18 +83,15 @@ class Reader:
         The rows' own order alone decides the batches in which they are run, so that a run that goes on is the
         same.
         """
-        if any(layer.is_sliding for layer in _layers(self._prefix)):
+        if self._base.recurrent:
             return 0
         order = sorted(range(len(rows)), key=lambda i: (rows[i].length, i))
         for start in range(0, len(order), batch_size):
             chosen = [rows[i] for i in order[start : start + batch_size]]
-            cache, mask = self._run_questions(chosen)
+            cache, _ = self._run_questions(chosen)
             for i, row in enumerate(chosen):
-                length = int(mask[i].sum()) - self._shared
-                kept = [
-                    (la.keys[i, :, -length:].clone(), la.values[i, :, -length:].clone())
-                    for la in _layers(cache)
-                ]
+                length = len(row.prompt.before) - len(self._opening)
+                kept = [(k[i, :, -length:].clone(), v[i, :, -length:].clone()) for k, v, *_ in cache]
                 budget -= sum(tensor.nbytes for pair in kept for tensor in pair)
                 if budget < 0:
                     return len(self._kept)
@@ -100,25 +100,11 @@ class Reader:
 
     def read(self, vectors: torch.Tensor, rows: list[Row]) -> AnswerStates:
         """Run the rows with their vectors: [B, S, Db] with B rows -> states with gradient."""
-        cache, mask = self._run_questions(rows)
-        closing, answers = rows[0].prompt.after, [row.answer for row in rows]
-        longest = max(map(len, answers))
-        padded = [answer + [self._base.prompts.pad] * (longest - len(answer)) for answer in answers]
-        tokens = torch.stack([self._base.embed(closing + answer[:-1]) for answer in padded])
-        embeds = torch.cat([vectors.to(tokens), tokens], 1)  # [B, S + closing + A - 1, Db]
-        states = self._base.model.get_decoder()(
-            inputs_embeds=embeds,
-            attention_mask=torch.cat([mask, mask.new_ones(embeds.shape[:2])], 1),
-            position_ids=mask.sum(1, keepdim=True) + torch.arange(embeds.shape[1], device=mask.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -longest:]  # [B, A, Db]
-        labels = torch.tensor(
-            [answer + [-100] * (longest - len(answer)) for answer in answers], device=states.device
-        )
-        own = (labels != -100)[:, 1:, None]  # the state of token k - 1 stands where token k is predicted
-        mean = (states[:, 1:].float() * own).sum(1) / own.sum(1).clamp_min(1)
-        return AnswerStates(states[labels != -100], labels[labels != -100], mean)
+        read = self._read_whole if self._base.recurrent else self._read_behind_questions
+        states = read(vectors, rows)  # B x [A, Db]
+        labels = torch.tensor([id for row in rows for id in row.answer], device=vectors.device)
+        own = [row[1:] if len(row) > 1 else 0 * row for row in states]  # of token k - 1, which foretells k
+        return AnswerStates(torch.cat(states), labels, torch.stack([row.float().mean(0) for row in own]))
 
     @torch.no_grad()
     def read_text(self, rows: list[Row]) -> torch.Tensor:
@@ -129,46 +115,68 @@ class Reader:
             [row_states[-len(row.answer) :] for row_states, row in zip(states, rows, strict=True)]
         )
 
+    def _read_whole(self, vectors: torch.Tensor, rows: list[Row]) -> list[torch.Tensor]:
+        """Run the plain forward over the rows -> the states before each answer's tokens, B x [A, Db]."""
+        embed = self._base.embed
+        whole = []
+        for row, own in zip(rows, vectors, strict=True):
+            behind = embed(row.prompt.after + row.answer[:-1])
+            whole.append(torch.cat([embed(row.prompt.before), own.to(behind), behind]))
+        states = self._base.states(pad_left(whole))
+        return [row[-len(answer.answer) :] for row, answer in zip(states, rows, strict=True)]
+
+    def _read_behind_questions(self, vectors: torch.Tensor, rows: list[Row]) -> list[torch.Tensor]:
+        """Run what stands behind the questions -> the states before each answer's tokens, B x [A, Db]."""
+        cache, mask = self._run_questions(rows)
+        closing, answers = rows[0].prompt.after, [row.answer for row in rows]
+        longest = max(map(len, answers))
+        padded = [answer + answer[:1] * (longest - len(answer)) for answer in answers]  # nothing reads these
+        tokens = torch.stack([self._base.embed(closing + answer[:-1]) for answer in padded])
+        embeds = torch.cat([vectors.to(tokens), tokens], 1)  # [B, S + closing + A - 1, Db]
+        mask = torch.cat([mask, mask.new_ones(embeds.shape[:2])], 1)
+        states = self._run(embeds, mask, cache)[:, -longest:]  # [B, A, Db]
+        return [row[: len(answer)] for row, answer in zip(states, answers, strict=True)]
+
     @torch.no_grad()
     def _run_questions(self, rows: list[Row]) -> tuple[DynamicCache, torch.Tensor]:
-        """Run what stands before the vectors.
-
-        Return its keys and values, and the mask over them [B, P + Q].
-        """
-        cache = copy.deepcopy(self._prefix)
-        cache.batch_repeat_interleave(len(rows))
-        questions = pad_left([self._base.embed(row.prompt.before[self._shared :]) for row in rows])
-        mask = torch.cat([questions.mask.new_ones(len(rows), self._shared), questions.mask], 1)
-        kept = [self._kept.get(tuple(row.prompt.before)) for row in rows]
+        """Run what stands before the vectors -> its keys and values, and the mask over them, T places each."""
+        befores = [row.prompt.before for row in rows]
+        longest, opening = max(map(len, befores)), len(self._opening)
+        padding = torch.tensor([longest - len(before) for before in befores], device=self._base.device)
+        mask = (torch.arange(longest, device=padding.device) >= padding[:, None]).long()  # [B, T]
+        kept = [self._kept.get(tuple(before)) for before in befores]
         if all(kept):
-            self._extend(cache, [row for row in kept if row], questions.mask.shape[1])
-            return cache, mask
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, self._shared :]
-        self._base.model.get_decoder()(
-            inputs_embeds=questions.embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+            return self._laid_out(padding, longest, [row for row in kept if row]), mask
+        cache = self._laid_out(padding, opening)
+        questions = pad_left([self._base.embed(before[-(longest - opening) :]) for before in befores])
+        self._run(questions.embeds, mask, cache)  # of a short row the opening's end too, where padding took its place
         return cache, mask
 
-    def _extend(
-        self, cache: DynamicCache, kept: list[list[tuple[torch.Tensor, torch.Tensor]]], longest: int
-    ) -> None:
-        """Put kept keys and values [H, q, d] behind the prefix, left-padded to the longest question."""
-        for number, layer in enumerate(_layers(cache)):
-            keys, values = (
-                torch.stack(
-                    [
-                        torch.nn.functional.pad(row[number][k], (0, 0, longest - row[number][k].shape[1], 0))
-                        for row in kept
-                    ]
-                )
-                for k in (0, 1)
-            )
-            layer.update(keys, values)
+    def _laid_out(self, padding: torch.Tensor, places: int, kept: list[KeysValues] | None = None) -> DynamicCache:
+        """Lay the opening's keys and values out behind each row's padding, and kept questions behind them."""
+        cache = DynamicCache()
+        place = torch.arange(places, device=padding.device) - padding[:, None]  # [B, places], in the opening
+        place = place.clamp(0, len(self._opening) - 1)
+        for layer, pair in enumerate(self._prefix):
+            keys, values = (tensor[:, place].transpose(0, 1) for tensor in pair)  # [B, H, places, d]
+            for i, row in enumerate(kept or []):
+                length = row[layer][0].shape[1]
+                keys[i, :, -length:], values[i, :, -length:] = row[layer]
+            cache.update(keys, values, layer)
+        return cache
+
+    def _run(self, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Run the last of the places that a mask [B, T] counts, behind what is cached -> their states."""
+        mask = mask.to(embeds.device, torch.long)
+        return self._base.model.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
 
 
-def _layers(cache: DynamicCache) -> list[Any]:
-    return list(cache.layers)
+def shared_opening(befores: Sequence[list[int]]) -> list[int]:
+    """Return the tokens that open all prompts; each has at least one more before its vectors."""
+    return commonprefix([before[:-1] for before in befores])  # pyright: ignore[reportArgumentType]

@@ -79,7 +79,7 @@ class Trainer:
         self.modules = torch.nn.ModuleDict({"projector": self.projector})
         if train.meanings is not None:
             self.modules["head"] = SemanticHead(base.width, train.meanings.shape[1])
-        self.reader = Reader(base, train.rows[0].prompt)
+        self.reader = Reader(base, train.rows + val.rows)
         self.noise = settings.noise * train.slots.float().std((0, 1), correction=0)  # [L, De]
         self._named_best = 0  # the best step when the last checkpoint was written
 

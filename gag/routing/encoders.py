@@ -15,7 +15,7 @@ from gag.errors import DataError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone, weights_hash
 from gag.models.batching import in_length_batches
 from gag.models.loading import choose_device, locate_model, one_line
-from gag.models.prompts import plain_tokenizer
+from gag.models.plain_text import plain_tokenizer, tokenizer_identity
 from gag.project.artifacts import recover, writing
 from gag.project.domain import EncoderSpec
 from gag.project.keys import model_key
@@ -81,7 +81,7 @@ class TransformerEncoder:
         self._plain = plain_tokenizer(tokenizer)
         self._before, self._after = text_frame(tokenizer, self._plain)
         self._batch_size = settings.batch_size
-        described = f"{weights_hash(self._model)}\n{self._plain.to_str()}"
+        described = f"{weights_hash(self._model)}\n{tokenizer_identity(tokenizer)}"
         positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
         self.spec = EncoderSpec(
             fingerprint=hashlib.sha256(described.encode()).hexdigest(),
@@ -155,7 +155,7 @@ class SentenceEncoder:
         longest = min(settings.max_tokens, self._model.max_seq_length or settings.max_tokens)
         self._model.max_seq_length = longest
         self._batch_size = settings.batch_size
-        tokens = plain_tokenizer(self._model.tokenizer).to_str()
+        tokens = tokenizer_identity(self._model.tokenizer)
         described = f"{weights_hash(self._model)}\n{self._model!r}\n{tokens}"
         self.spec = EncoderSpec(
             fingerprint=hashlib.sha256(described.encode()).hexdigest(),

@@ -235,7 +235,7 @@ def _pieces(prompts: Prompts, passages: list[Passage], block: int) -> Rows:
 
     One that is longer than a block is cut into several pieces.
     """
-    ids = [prompts.answer(passage.text) for passage in passages]
+    ids = [[*prompts.text(passage.text), prompts.end] for passage in passages]
     return [
         {"input_ids": document[i : i + block]} for document in ids for i in range(0, len(document), block)
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AttentionInterface, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gag.models.prompts import Prompts
@@ -50,6 +50,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(_tokenizer_text(random.Random(0)), trainer)
+    # the words of a question are the same tokens at the start of a line, where a prompt puts it, as at a text's
+    headings = "Question:|Knowledge:"
+    backend.normalizer = normalizers.Sequence(  # pyright: ignore
+        [
+            normalizers.Replace(Regex(rf"\n(?!{headings})(?=\S)"), "\n "),
+            normalizers.Replace(Regex(rf"\n(?={headings})"), " \n"),
+        ]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=control[0],
