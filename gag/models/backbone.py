@@ -4,7 +4,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,9 @@ _VOLATILE = (
 )
 
 
+SAMPLED = 2**16  # places of a large tensor that the fingerprint reads
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen model with its tokenizer; the `LanguageModel` by transformers."""
@@ -36,6 +39,7 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None
+    stated: dict[str, Any] = field(default_factory=dict)  # the config as its file says it
 
     @property
     def device(self) -> torch.device:
@@ -57,12 +61,23 @@ class Backbone:
         """Number of decoder layers; hidden_states has one entry more."""
         return self.model.config.get_text_config().num_hidden_layers
 
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """The model without its output layer: embeddings in, last states out."""
+        found = self.model.get_decoder()
+        return self.model.model if found is self.model else found  # pyright: ignore
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the model has positions for; None where it has no limit."""
+        return token_limit(self.model.config)
+
     @cached_property
     def decoder_layers(self) -> torch.nn.ModuleList:
         """The stack of decoder layers."""
         lists = (
             m
-            for m in self.model.get_decoder().modules()
+            for m in self.decoder.modules()
             if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers
         )
         return next(lists)
@@ -102,13 +117,17 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name the model: a hash of config, tokenizer, embeddings, and three layers, as bfloat16."""
-        marks = [".layers.0.", f".layers.{self.layers // 2}.", f".layers.{self.layers - 1}."]
-        named = [(n, p) for n, p in self.model.named_parameters() if any(mark in n for mark in marks)]
-        sha = hashlib.sha256(json.dumps(self._described(), sort_keys=True).encode())
+        """Name the model: a hash of config, tokenizer and weights, as bfloat16.
+
+        The embeddings, three layers and all small tensors count whole, of the others many places of each.
+        """
+        stack = self.decoder_layers
+        read = {id(p) for i in {0, len(stack) // 2, len(stack) - 1} for p in stack[i].parameters()}
+        sha = hashlib.sha256(json.dumps(_lasting(self.stated), sort_keys=True).encode())
         sha.update(self.prompts.identity.encode())
-        for _, tensor in [("embedding", self.table), *sorted(named, key=lambda pair: pair[0])]:
-            sha.update(_bytes(tensor.detach().to(torch.bfloat16)))
+        for _, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
+            whole = tensor is self.table or id(tensor) in read or tensor.numel() <= SAMPLED
+            sha.update(_bytes((tensor if whole else _sampled(tensor)).detach().to(torch.bfloat16)))
         return sha.hexdigest()
 
     def embed(self, ids: list[int]) -> torch.Tensor:
@@ -118,7 +137,7 @@ class Backbone:
 
     def states(self, inputs: Inputs) -> torch.Tensor:
         """Run the decoder once, without a cache -> the last hidden states, after the final norm [B, T, D]."""
-        return self.model.get_decoder()(
+        return self.decoder(
             inputs_embeds=inputs.embeds,
             attention_mask=inputs.mask,
             position_ids=inputs.positions,
@@ -133,22 +152,44 @@ class Backbone:
         """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(states)  # pyright: ignore
-        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        scale = getattr(config, "logit_scale", None) or 1.0
+        logits = logits * scale / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def generator(self) -> TransformersGenerator:
         """Return what continues prompts."""
-        return TransformersGenerator(self.model, self.stops, self.embed, self.logits)
+        return TransformersGenerator(self.decoder, self.model.config, self.stops, self.embed, self.logits)
 
-    def _described(self) -> dict[str, Any]:
-        config = self.model.config.get_text_config().to_dict()
-        return {key: config[key] for key in sorted(config) if key not in _VOLATILE}
+
+def token_limit(config: Any) -> int | None:
+    """Return how many tokens a config has positions for; None where it has no limit."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        stated = getattr(text, name, None)
+        if isinstance(stated, int):
+            scaled = getattr(text, "rope_parameters", None) or {}
+            first, factor = scaled.get("original_max_position_embeddings"), scaled.get("factor")
+            return max(stated, int(first * factor)) if first and factor else stated
+    return None
 
 
 def weights_hash(model: torch.nn.Module) -> str:
     """Hash every byte of every parameter and buffer."""
     return _hash(sorted(model.state_dict().items()))
+
+
+def _lasting(stated: Any) -> Any:
+    """Return what a config's file states, without what says nothing of the model."""
+    if not isinstance(stated, dict):
+        return stated
+    return {key: _lasting(value) for key, value in stated.items() if key not in _VOLATILE}
+
+
+def _sampled(tensor: torch.Tensor) -> torch.Tensor:
+    """Return evenly spaced places of a large tensor."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: -(-len(flat) // SAMPLED)]
 
 
 def _hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -6,7 +6,7 @@ One pass over all prompts, then one token a step from cached keys and values.
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig
 
 from gag.models.language_model import Finish, Request, Token, pad_left
 from gag.models.sampling import choose
@@ -19,12 +19,13 @@ class TransformersGenerator:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        decoder: torch.nn.Module,
+        config: PretrainedConfig,
         stops: frozenset[int],
         embed: Callable[[list[int]], torch.Tensor],
         logits: Callable[[torch.Tensor], torch.Tensor],
     ):
-        self._model, self._stops, self._embed, self._logits = model, stops, embed, logits
+        self._decoder, self._config, self._stops, self._embed, self._logits = decoder, config, stops, embed, logits
         self._rows: list[int] = []  # of the batch: the request of each row, or -1 once it is finished
         self._next: list[int] | None = None  # tokens that were chosen and not run yet
 
@@ -36,7 +37,7 @@ class TransformersGenerator:
         if not self._rows:
             return
         inputs = pad_left([self._requests[i].embeds for i in self._rows])
-        self._mask, self._cache = inputs.mask, DynamicCache(config=self._model.config)
+        self._mask, self._cache = inputs.mask, DynamicCache(config=self._config)
         self._last = self._run(inputs.embeds, inputs.positions)  # [B, D]
 
     @torch.no_grad()
@@ -77,7 +78,7 @@ class TransformersGenerator:
 
     def _run(self, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run some positions behind what is cached -> the last one's states [B, D]."""
-        out = self._model.get_decoder()(
+        out = self._decoder(
             inputs_embeds=embeds,
             attention_mask=self._mask,
             position_ids=positions,

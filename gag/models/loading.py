@@ -1,17 +1,48 @@
-"""Load a model from a folder of the project or from the hub, frozen; no remote code, no pickle."""
+"""Load a model from a folder of the project or from the hub, frozen; no remote code, no pickle.
+
+What is loaded is a language model of text alone: of a wrapper with a vision tower its text model is taken. It
+is whole, its weights are numbers, and `check_serves` has tried on it all that the method asks.
+"""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
-from gag.errors import MissingExtraError, SettingsError
+from gag.errors import MismatchError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone
+from gag.models.dry_run import check_serves
 from gag.project.settings import ModelSettings
+
+T = TypeVar("T")
+_PACKAGES = {  # that transformers needs for a quantised model: (module, what to install)
+    "aqlm": ("aqlm", "aqlm"),
+    "awq": ("gptqmodel", "gptqmodel"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
+    "eetq": ("eetq", "eetq"),
+    "gptq": ("gptqmodel", "gptqmodel"),
+    "hqq": ("hqq", "hqq"),
+    "quanto": ("optimum.quanto", "optimum-quanto"),
+    "quark": ("quark", "amd-quark"),
+    "torchao": ("torchao", "torchao"),
+    "vptq": ("vptq", "vptq"),
+}
 
 
 def locate_model(name: str, root: Path) -> str:
@@ -30,14 +61,28 @@ def portable_name(model: str) -> str:
 
 def load_tokenizer(settings: ModelSettings, root: Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer alone."""
-    try:
-        return AutoTokenizer.from_pretrained(
-            locate_model(settings.model, root), revision=settings.revision, trust_remote_code=False
+    with _explained(settings, "the tokenizer of "):
+        return AutoTokenizer.from_pretrained(locate_model(settings.model, root), **_source(settings))
+
+
+def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
+    """Load a model's config alone.
+
+    Raises:
+        SettingsError: it is not there, or is none that transformers knows.
+        MissingExtraError: the model is quantised, and the package for that is missing.
+    """
+    with _explained(settings):
+        config = AutoConfig.from_pretrained(locate_model(settings.model, root), **_source(settings))
+    stated = getattr(config, "quantization_config", None) or {}
+    method = stated.get("quant_method") if isinstance(stated, dict) else stated.quant_method
+    module, package = _PACKAGES.get(str(method), ("transformers", ""))
+    if not _is_installed(module):
+        raise MissingExtraError(
+            f"{settings.model} is quantised with {method}, which needs the package {package}; run "
+            f"`pip install {package}`, or name the model that it was made from"
         )
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"the tokenizer of {settings.model} cannot be loaded: {one_line(error)}; name a whole model"
-        ) from error
+    return config
 
 
 def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
@@ -48,36 +93,56 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
         root: the project's folder; a model's folder lies under it.
 
     Raises:
-        SettingsError: it is not there, not whole, or does not fit the device.
-        MissingExtraError: `attention: flash_attention_2` without its package.
+        SettingsError: it is not there, not whole, holds weights that are no numbers, or does not fit the
+            device.
+        MismatchError: it is whole, and the method cannot work with it; the message says why.
+        MissingExtraError: a package is missing, for a quantised model or `attention: flash_attention_2`.
     """
-    source, device = locate_model(settings.model, root), choose_device(settings.device)
+    config, tokenizer = load_config(settings, root), load_tokenizer(settings, root)
+    device = choose_device(settings.device)
     dtype = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
-    known: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **known)
-        # on an accelerator the weights go there file by file, not through a whole copy in the host's memory
-        placed = known | ({} if device.type == "cpu" else {"device_map": {"": device}})
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=settings.attention, use_safetensors=True, **placed
-        )
-    except ImportError as error:
-        if settings.attention != "flash_attention_2":
-            raise
-        raise MissingExtraError(
-            "attention: flash_attention_2 needs the package flash-attn; run "
-            "`pip install flash-attn --no-build-isolation`, or set attention: sdpa"
-        ) from error
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise SettingsError(
-            f"the model {settings.model} cannot be loaded: {one_line(error, 300)}; name a whole model "
-            "folder or "
-            "id, and a device that is here"
-        ) from error
-    model.eval().requires_grad_(False)
+    # on an accelerator the weights go there file by file, not through a whole copy in the host's memory
+    placed = {} if device.type == "cpu" else {"device_map": {"": device}}
+    loader: Any = AutoModelForCausalLM
+    if type(config) not in loader._model_mapping and type(config) in AutoModelForImageTextToText._model_mapping:
+        loader = AutoModelForImageTextToText
+    with _explained(settings):
+        model, report = with_attention(
+            settings.attention,
+            lambda attention: loader.from_pretrained(
+                locate_model(settings.model, root), dtype=dtype, attn_implementation=attention,
+                use_safetensors=True, output_loading_info=True, **_source(settings), **placed,
+            ),
+        )  # fmt: skip
+    _check_whole(settings.model, report)
+    model = _text_model(settings.model, model).eval().requires_grad_(False)
+    _check_finite(settings.model, model)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     model.generation_config = GenerationConfig(eos_token_id=stops)  # no penalty or sampling rule of its own
-    return Backbone(model, tokenizer, portable_name(settings.model), settings.revision)
+    stated = PretrainedConfig.get_config_dict(locate_model(settings.model, root), **_source(settings))[0]
+    backbone = Backbone(model, tokenizer, portable_name(settings.model), settings.revision, stated)
+    check_serves(backbone)
+    return backbone
+
+
+def shell(config: PretrainedConfig, attention: str, dtype: torch.dtype) -> Any:
+    """Build the text model of a config without storage, on PyTorch's meta device."""
+    text: Any = config.get_text_config()
+    with torch.device("meta"):
+        return with_attention(
+            attention,
+            lambda chosen: AutoModelForCausalLM.from_config(text, dtype=dtype, attn_implementation=chosen),
+        )
+
+
+def with_attention(wanted: str, make: Callable[[str], T]) -> T:
+    """Make a model with an implementation of attention; where it has no sdpa, with eager attention."""
+    try:
+        return make(wanted)
+    except ValueError as error:
+        if wanted != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+    return make("eager")
 
 
 def choose_device(name: str) -> torch.device:
@@ -98,3 +163,85 @@ def choose_device(name: str) -> torch.device:
 def one_line(error: BaseException, length: int = 200) -> str:
     """Squeeze an error's message to one line; a long one ends behind a whole word."""
     return shorten(str(error), length, placeholder=" ...")
+
+
+def _source(settings: ModelSettings) -> dict[str, Any]:
+    return {"revision": settings.revision, "trust_remote_code": False}
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a module in a package that is missing
+        return False
+
+
+@contextmanager
+def _explained(settings: ModelSettings, what: str = "") -> Iterator[None]:
+    """Say in one line why a model cannot be loaded, and what to do."""
+    try:
+        yield
+    except ImportError as error:
+        if settings.attention == "flash_attention_2" and "flash" in str(error).lower():
+            raise MissingExtraError(
+                "attention: flash_attention_2 needs the package flash-attn; run "
+                "`pip install flash-attn --no-build-isolation`, or set attention: sdpa"
+            ) from error
+        raise MissingExtraError(
+            f"{what}{settings.model} needs a package that is not here: {one_line(error)}; install it, or "
+            "name another model"
+        ) from error
+    except (OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError,
+            SafetensorError) as error:  # fmt: skip
+        cure = "name a whole model folder or id, and a device that is here"
+        if "attention" in str(error) and settings.attention != "eager":
+            cure = "set attention: eager"
+        elif "trust_remote_code" in str(error):
+            cure = "its own code is never run: name a model that transformers knows"
+        reason = one_line(error, 300)
+        raise SettingsError(f"{what or 'the model '}{settings.model} cannot be loaded: {reason}; {cure}") from error
+
+
+def _check_whole(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model some of whose tensors are missing, or of another shape: transformers makes those up."""
+    odd = sorted(report.get("missing_keys") or []) + sorted(
+        key[0] if isinstance(key, tuple) else key for key in report.get("mismatched_keys") or []
+    )
+    if odd:
+        raise SettingsError(
+            f"the model {name} lacks {len(odd)} of its tensors (first: {odd[0]}), or they have another "
+            "shape than its config says; copy or download the whole model again"
+        )
+
+
+def _check_finite(name: str, model: torch.nn.Module) -> None:
+    """Refuse weights that are no numbers."""
+    for parameter, weights in model.named_parameters():
+        if weights.is_floating_point() and weights.numel():
+            least, most = torch.aminmax(weights.detach())
+            if not (torch.isfinite(least) and torch.isfinite(most)):
+                raise SettingsError(
+                    f"the model {name} holds weights that are no numbers (in {parameter}); copy or "
+                    "download it again, or name an earlier checkpoint"
+                )
+
+
+def _text_model(name: str, model: Any) -> Any:
+    """Return a model, or of a wrapper with other towers its text model."""
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    try:
+        with torch.device("meta"):
+            text: Any = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MismatchError(
+            f"{name} wraps a text model that transformers has no class for ({one_line(error)}); name a "
+            "model of text alone"
+        ) from error
+    setattr(text, text.base_model_prefix, model.get_decoder())
+    text.set_output_embeddings(model.get_output_embeddings())
+    text.config, text.generation_config = config, model.generation_config
+    if any(tensor.is_meta for tensor in [*text.parameters(), *text.buffers()]):
+        raise MismatchError(f"the text model in {name} cannot be taken by itself; name a model of text alone")
+    return text

@@ -49,9 +49,7 @@ class PlainText:
         self._names = renamed
         self._before = _private_name()  # stands before a text that goes on behind something, and is dropped
         self.copy = _renamed_copy(tokenizer, renamed, self._before)
-        unknown = tokenizer.unk_token_id
-        self.controls = frozenset(tokenizer.convert_tokens_to_ids(list(renamed))) - {unknown}  # pyright: ignore
-        self._check(renamed, unknown)
+        self.controls = self._numbers(renamed)
 
     @cached_property
     def identity(self) -> str:
@@ -86,21 +84,28 @@ class PlainText:
         longest_first = sorted(self._added.keys() | self._names.keys(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def _check(self, renamed: dict[str, str], unknown: int | None) -> None:
-        """Refuse a tokenizer whose copy is another one, or whose unknown token is one that controls."""
-        for content, name in renamed.items():
-            if self.copy.token_to_id(name) != self._tokenizer.convert_tokens_to_ids(content):
+    def _numbers(self, renamed: dict[str, str]) -> frozenset[int]:
+        """Return the control tokens' ids, but that of unknown characters, where the tokenizer has one.
+
+        Refuse a tokenizer whose copy is another one, or whose unknown token is one that controls.
+        """
+        found = {content: self.copy.token_to_id(name) for content, name in renamed.items()}
+        for content, number in found.items():
+            if number != self._tokenizer.convert_tokens_to_ids(content):
                 raise MismatchError(
                     f"the tokenizer's token {content!r} has another number than its file says; save the "
                     "tokenizer again with a current transformers"
                 )
-        model = json.loads(self.copy.to_str())["model"]
-        used = model.get("unk_token") is not None or model.get("unk_id") is not None
-        named = {self._tokenizer.eos_token_id, self._tokenizer.bos_token_id} - {None}
-        if used and unknown in named and not model.get("byte_fallback"):
+        model = _state(self._tokenizer)["model"]
+        unknown = model.get("unk_token")
+        if model.get("unk_id") is not None:
+            unknown = model["vocab"][model["unk_id"]][0]
+        ends = {self._tokenizer.eos_token, self._tokenizer.bos_token}
+        if unknown is not None and unknown in ends and not model.get("byte_fallback"):
             raise MismatchError(
                 "the tokenizer turns unknown characters into the token that ends a text; use another model"
             )
+        return frozenset(found.values()) - {found.get(unknown)}
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:

@@ -69,8 +69,13 @@ class Prompts:
 
     def answer(self, text: str) -> list[int]:
         """Encode an assistant's answer behind a prompt, and the token that ends its turn."""
-        pieces = [*self._space, Piece(text, plain=True)] if text else []
-        return [*self._text.encode(pieces, behind=True), self.end]
+        if not text:
+            return [self.end]
+        written = [*self._space, Piece(text, plain=True)]
+        before, whole = self._text.encode(self._request), self._text.encode([*self._request, *written])
+        if whole[: len(before)] == before:
+            return [*whole[len(before) :], self.end]
+        return [*self._text.encode(written, behind=True), self.end]
 
     def text(self, text: str) -> list[int]:
         """Encode a text that stands alone, as plain text: no control token can come of it."""
@@ -116,13 +121,19 @@ class Prompts:
         return self._template.pieces(_ANSWERED, {}, generate=False)
 
     @cached_property
+    def _asks(self) -> str:
+        """The template's words behind a question, which ask for an answer."""
+        return self._template.pieces(_PLAIN, {})[-1].text
+
+    @cached_property
     def _opens(self) -> str:
-        """What the template writes between its request to answer and an answer."""
-        asked = self._template.pieces(_PLAIN, {})
-        before = self._answered[: self._answered.index(_ANSWER)]
-        if asked[:-1] != before[:-1] or not before[-1].text.startswith(asked[-1].text):
-            return ""
-        return before[-1].text[len(asked[-1].text) :]
+        """What the template writes between these words and an answer."""
+        behind_question = self._answered[self._answered.index(_ANSWER) - 1].text
+        return behind_question.removeprefix(self._asks) if behind_question.startswith(self._asks) else ""
+
+    @property
+    def _request(self) -> list[Piece]:
+        return [Piece(self._asks, plain=False), *self._opening]
 
     @property
     def _opening(self) -> list[Piece]:

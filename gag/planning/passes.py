@@ -16,7 +16,7 @@ def blank(model: Backbone, rows: int, tokens: int) -> torch.Tensor:
 def forward(model: Backbone, embeds: torch.Tensor, cache: Any = None, cached: int = 0) -> torch.Tensor:
     """Run embeddings [B, T, D] through the decoder, behind `cached` tokens of a cache -> states [B, T, D]."""
     mask = torch.ones(len(embeds), cached + embeds.shape[1], dtype=torch.long)
-    return model.model.get_decoder()(
+    return model.decoder(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=mask[:, cached:],  # of positions only the shape counts

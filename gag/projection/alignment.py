@@ -168,7 +168,7 @@ class Reader:
     def _run(self, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Run the last of the places that a mask [B, T] counts, behind what is cached -> their states."""
         mask = mask.to(embeds.device, torch.long)
-        return self._base.model.get_decoder()(
+        return self._base.decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :],

@@ -1,0 +1,93 @@
+"""A dry run of all that the method asks of a model, before anything is spent on it.
+
+A few tokens go through the model as ids and as embeddings, alone and in a padded batch, whole and step by
+step behind cached ones, with a vector among them that is no token's. The plain forward is right by
+definition; what differs from it, or ends in an error, is refused with its cure.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gag.errors import GagError, MismatchError
+from gag.models.backbone import Backbone
+from gag.models.language_model import Request, generate, pad_left
+
+CLOSE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}  # of the largest logit
+PROBE = "What is it, and how is it called?"
+_ERRORS = (  # what a model's code may raise where it does not do what is asked of it
+    ValueError, RuntimeError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def check_serves(model: Backbone) -> None:
+    """Refuse a model that cannot serve as a base or an expert.
+
+    Raises:
+        MismatchError: with what it cannot do, and what to name or set instead.
+    """
+    _check_tokens(model)
+    ids = model.prompts.plain(PROBE)
+    stock = _tried(model, "a forward pass", lambda: model.model(torch.tensor([ids], device=model.device)).logits[0])
+    if not torch.isfinite(stock).all():
+        raise MismatchError(f"{model.name} computes no numbers in {model.model.dtype}; set another dtype for it")
+
+    def logits(rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        states = model.states(pad_left(rows))
+        return [model.logits(row[-len(embeds) :]) for row, embeds in zip(states, rows, strict=True)]
+
+    row = model.embed(ids)
+    odd = torch.cat([row[:-2], row[-2:].mean(0, keepdim=True), row[-2:]])  # [T + 1, D], one vector of no token
+    alone = _tried(model, "a vector among its embeddings", lambda: logits([odd]))[0]
+    given = _tried(model, "embeddings in place of ids", lambda: logits([row]))[0]
+    _compare(model, "its logits from embeddings", given, stock)
+    batch = _tried(model, "a padded batch", lambda: logits([odd, row[-3:], row]))
+    _compare(model, "a row in a padded batch", batch[0], alone)
+    steps = _tried(model, "a step behind cached tokens", lambda: generate(model, [Request(odd, 2), Request(row, 2)]))
+    _check_steps(model, odd, steps[0].ids, logits)
+
+
+def _check_tokens(model: Backbone) -> None:
+    """Refuse a tokenizer with tokens that the embeddings do not have."""
+    lacking = model.prompts.lacking(len(model.table))
+    if lacking:
+        raise MismatchError(
+            f"the tokenizer of {model.name} has {len(lacking)} tokens more than its {len(model.table)} "
+            f"embeddings (first: {lacking[0]!r}); resize the model's embeddings, or name the tokenizer that "
+            "it was trained with"
+        )
+
+
+def _check_steps(model: Backbone, row: torch.Tensor, chosen: list[int], logits: Callable[..., Any]) -> None:
+    """Compare what two decoding steps chose with what the whole forward likes best."""
+    for number, token in enumerate(chosen):
+        before = torch.cat([row, model.embed(chosen[:number])]) if number else row
+        whole = logits([before])[0][-1].float()
+        _compare(model, "a step behind cached tokens", whole[token], whole.max())
+
+
+def _tried(model: Backbone, what: str, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except GagError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise MismatchError(f"{model.name} fills the device's memory; set another device, or name a smaller model") from error
+    except _ERRORS as error:
+        reason = " ".join(str(error).split())[:160]
+        raise MismatchError(
+            f"{model.name} cannot serve: {what} ends in {type(error).__name__} ({reason}); name a model of "
+            f"another family than {model.model.config.model_type}"
+        ) from error
+
+
+def _compare(model: Backbone, what: str, ours: torch.Tensor, true: torch.Tensor) -> None:
+    scale = float(true.float().abs().max()) or 1.0
+    apart = float((ours.float() - true.float()).abs().max()) / scale
+    if not apart <= CLOSE.get(model.model.dtype, 1e-1):
+        raise MismatchError(
+            f"{model.name} cannot serve: {what} is {apart:.1%} off the plain forward; name a model of another "
+            f"family than {model.model.config.model_type}"
+        )
