@@ -113,7 +113,7 @@ FAMILIES = {
     "gpt_oss": Family("gpt_oss", lambda w: _moe(w) | {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}, "gpt-oss"),
     "llama4_text": Family("llama4_text", lambda w: _common(w) | {"attention_chunk_size": WINDOW, "num_local_experts": 2, "intermediate_size_mlp": 2 * w, "interleave_moe_layer_step": 2, "layer_types": ["chunked_attention", "full_attention"]}, "Llama 4 (text)"),
     "deepseek_v3": Family("deepseek_v3", lambda w: _common(w) | {"num_key_value_heads": 2, "head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": w, "n_shared_experts": 1}, "DeepSeek-V3"),
-    "stablelm": Family("stablelm", lambda w: {k: v for k, v in _common(w).items() if k != "head_dim"}, "StableLM 2"),
+    "stablelm": Family("stablelm", lambda w: {k: v for k, v in _common(w).items() if k != "head_dim"} | {"partial_rotary_factor": 0.5}, "StableLM 2"),
     "bamba": Family("bamba", lambda w: _mamba(w) | {"attn_layer_indices": [1]}, "Bamba"),
     "jamba": Family("jamba", lambda w: _common(w) | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2, "mamba_d_state": 8, "use_mamba_kernels": False}, "Jamba"),
     "mamba2": Family("mamba2", lambda w: {"hidden_size": w, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4, "head_dim": w // 2, "n_groups": 1, "chunk_size": 16, "expand": 2}, "Mamba 2"),

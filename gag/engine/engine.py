@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Protocol, overload
 
 import torch
@@ -13,7 +14,7 @@ from gag.engine.pool import DomainPool, Module
 from gag.errors import DataError, GagError, RoutingError
 from gag.models.backbone import Backbone
 from gag.models.experts import Experts
-from gag.models.language_model import Generation, LanguageModel, Request, generate
+from gag.models.language_model import Generation, LanguageModel, Request, check_room, generate
 from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import check_text
@@ -194,7 +195,9 @@ class GAG:
         with _clock(seconds, "answer"):
             asked = [i for i in range(len(questions)) if i not in refusals]
             prompts = {i: self.prompt(questions[i], routes[i].domain, knowledge.get(i)) for i in asked}
-            written = dict(zip(asked, self.generate(list(prompts.values())), strict=True)) if asked else {}
+            refusals |= self._too_long(questions, prompts)
+            prompts = {i: prompt for i, prompt in prompts.items() if i not in refusals}
+            written = dict(zip(prompts, self.generate(list(prompts.values())), strict=True)) if prompts else {}
         answers = []
         for i, (question, route) in enumerate(zip(questions, routes, strict=True)):
             if i in refusals:
@@ -207,6 +210,17 @@ class GAG:
             )
         return answers
 
+    def _too_long(self, questions: list[str], prompts: dict[int, torch.Tensor]) -> dict[int, str]:
+        """Refuse prompts that are longer than the base's positions, by the question's place."""
+        refusals = {}
+        for i, prompt in prompts.items():
+            what = f"the question {shorten(questions[i], 60)!r}"
+            try:
+                check_room(self.base, len(prompt) + self.decoding.max_new_tokens, what)
+            except DataError as error:
+                refusals[i] = str(error)
+        return refusals
+
     def _read_all(
         self, questions: list[str], routes: list[Route]
     ) -> tuple[dict[int, Knowledge], dict[int, str]]:
@@ -216,11 +230,15 @@ class GAG:
         for domain in sorted({route.domain for route in routes} - {GENERAL}):
             chosen = [i for i, route in enumerate(routes) if route.domain == domain]
             try:
-                found = self.read([questions[i] for i in chosen], domain)
+                knowledge |= zip(chosen, self.read([questions[i] for i in chosen], domain), strict=True)
+            except DataError:  # of one question: the others are read without it
+                for i in chosen:
+                    try:
+                        knowledge[i] = self.read([questions[i]], domain)[0]
+                    except DataError as error:
+                        refusals[i] = str(error)
             except GagError as error:
                 refusals |= dict.fromkeys(chosen, str(error))
-            else:
-                knowledge |= zip(chosen, found, strict=True)
         return knowledge, refusals
 
 

@@ -15,7 +15,8 @@ from gag.models.loading import choose_device, locate_model, one_line
 from gag.models.plain_text import plain_tokenizer
 from gag.routing.encoders import text_frame
 
-CHUNK = 500  # word pieces; a longer text is cut, and all pairs of chunks count by their mean length
+CHUNK = 500  # word pieces, or fewer where an encoder has fewer positions; longer texts are cut into chunks,
+# and all pairs of chunks count by their mean length
 BATCH_TOKENS = 1536  # encoded at once, padding included: what a layer makes of them stays in the cache
 
 
@@ -61,10 +62,14 @@ class TransformerStates:
         self._layer = layer
         self._plain = plain_tokenizer(tokenizer)
         self._before, self._after = text_frame(tokenizer, self._plain)
+        positions = getattr(self._model.config, "max_position_embeddings", CHUNK)
+        room = min(positions, tokenizer.model_max_length) - len(self._before) - len(self._after)
+        self._room = min(CHUNK, room)
 
     def pieces(self, texts: list[str]) -> list[list[Pieces]]:
         """Encode texts chunk by chunk."""
-        rows = [_cut(self._plain.encode(text.strip(), add_special_tokens=False).ids) for text in texts]
+        ids = [self._plain.encode(text.strip(), add_special_tokens=False).ids for text in texts]
+        rows = [_cut(each, self._room) for each in ids]
         return _encode_chunks(
             [[[*self._before, *ids, *self._after] for ids in cut] for cut in rows], self._encode
         )
@@ -97,9 +102,9 @@ class BackboneStates:
 
     def pieces(self, texts: list[str]) -> list[list[Pieces]]:
         """Encode texts chunk by chunk."""
-        return _encode_chunks(
-            [_cut(self._backbone.prompts.text(text.strip())) for text in texts], self._encode
-        )
+        room = min(CHUNK, self._backbone.positions or CHUNK)
+        rows = [_cut(self._backbone.prompts.text(text.strip()), room) for text in texts]
+        return _encode_chunks(rows, self._encode)
 
     @torch.inference_mode()
     def _encode(self, rows: list[list[int]]) -> list[Pieces]:
@@ -167,8 +172,8 @@ def _distinct(answers: Iterable[str], golds: Iterable[tuple[str, ...]]) -> list[
     return list(dict.fromkeys([*answers, *(gold for each in golds for gold in each)]))
 
 
-def _cut(ids: list[int]) -> list[list[int]]:
-    return [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+def _cut(ids: list[int], room: int) -> list[list[int]]:
+    return [ids[start : start + room] for start in range(0, len(ids), room)]
 
 
 def _encode_chunks(

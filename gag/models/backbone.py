@@ -64,8 +64,7 @@ class Backbone:
     @property
     def decoder(self) -> torch.nn.Module:
         """The model without its output layer: embeddings in, last states out."""
-        found = self.model.get_decoder()
-        return self.model.model if found is self.model else found  # pyright: ignore
+        return self.model.base_model
 
     @property
     def positions(self) -> int | None:
@@ -152,8 +151,9 @@ class Backbone:
         """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(states)  # pyright: ignore
-        scale = getattr(config, "logit_scale", None) or 1.0
-        logits = logits * scale / getattr(config, "logits_scaling", 1.0)
+        for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+            logits = logits * (getattr(config, name, None) or 1.0)
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

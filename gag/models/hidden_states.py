@@ -19,10 +19,11 @@ def hidden_states(
 ) -> torch.Tensor:
     """Return the states of layers, indexed as transformers' hidden_states -> [B, T, L, D].
 
-    Index 0 is the embedding, -1 is after the final norm, and what lies between are raw residual streams.
+    Index 0 is what the first layer reads (the embedding, with the model's scale and positions), -1 is after
+    the final norm, and what lies between are raw residual streams.
     """
     wanted = [layer % (len(stack) + 1) for layer in layers]
-    seen = {0: inputs.embeds} | (_seen(run, stack, inputs, wanted) if max(wanted) > 0 else {})
+    seen = _seen(run, stack, inputs, wanted)
     return torch.stack([seen[layer] for layer in wanted], dim=2)
 
 
@@ -38,8 +39,15 @@ def _seen(run: Run, stack: torch.nn.ModuleList, inputs: Inputs, layers: list[int
 
         return keep
 
+    def read_first(module: torch.nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        seen[0] = arguments[0] if arguments else named["hidden_states"]
+        if max(layers) == 0:
+            raise _HighestLayerReached
+
     between = {layer for layer in layers if 0 < layer < len(stack)}
     handles = [stack[layer - 1].register_forward_hook(hook_of(layer)) for layer in between]
+    if 0 in layers:
+        handles.append(stack[0].register_forward_pre_hook(read_first, with_kwargs=True))
     try:
         seen[len(stack)] = run(inputs)
     except _HighestLayerReached:

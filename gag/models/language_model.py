@@ -9,9 +9,11 @@ from typing import Literal, Protocol
 
 import torch
 
+from gag.errors import DataError, SettingsError
 from gag.models.prompts import Prompts
 from gag.models.sampling import Sampling
 from gag.project.domain import ModelFacts
+from gag.project.progress import say
 
 Finish = Literal["stop", "length"]  # an end token came; the budget was used up
 
@@ -83,6 +85,11 @@ class LanguageModel(Protocol):
         ...
 
     @property
+    def positions(self) -> int | None:
+        """The most tokens of a prompt and what follows it; None: no limit."""
+        ...
+
+    @property
     def table(self) -> torch.Tensor:
         """The token embeddings [V, D]."""
         ...
@@ -108,8 +115,49 @@ class LanguageModel(Protocol):
         ...
 
 
+def check_room(model: LanguageModel, tokens: int, what: str) -> None:
+    """Refuse what is longer than a model's positions.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    if model.positions is not None and tokens > model.positions:
+        raise DataError(
+            f"{what} takes {tokens} tokens with its answer, and {model.facts.model} has positions for "
+            f"{model.positions}; shorten it, or lower the budget of new tokens"
+        )
+
+
 def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generation]:
-    """Continue prompts to their ends, all together, in the order given."""
+    """Continue prompts to their ends, all together, in the order given; those that do not fit in memory in halves.
+
+    Raises:
+        DataError: a prompt and its budget are longer than the model's positions.
+        SettingsError: one prompt alone does not fit in memory.
+    """
+    for request in requests:
+        check_room(model, len(request.embeds) + request.max_new_tokens, "a prompt")
+    try:
+        return _generate(model, requests)
+    except torch.OutOfMemoryError:
+        pass  # go on outside of this block, so that the failed tensors can be freed
+    if len(requests) == 1:
+        raise SettingsError(
+            "one prompt does not fit in memory; lower decoding.max_new_tokens, or use a smaller model or dtype"
+        )
+    free_memory()
+    half = len(requests) // 2
+    say(f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower decoding.batch_size")
+    return [*generate(model, requests[:half]), *generate(model, requests[half:])]
+
+
+def free_memory() -> None:
+    """Give an accelerator's cached memory back."""
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()
+
+
+def _generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generation]:
     generator, ids, chances = model.generator(), [[] for _ in requests], [[] for _ in requests]
     finishes: list[Finish] = ["length"] * len(requests)
     generator.start(requests)

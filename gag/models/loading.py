@@ -70,6 +70,7 @@ def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
 
     Raises:
         SettingsError: it is not there, or is none that transformers knows.
+        MismatchError: no vector can be injected into it.
         MissingExtraError: the model is quantised, and the package for that is missing.
     """
     with _explained(settings):
@@ -81,6 +82,11 @@ def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
         raise MissingExtraError(
             f"{settings.model} is quantised with {method}, which needs the package {package}; run "
             f"`pip install {package}`, or name the model that it was made from"
+        )
+    if getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
+        raise MismatchError(
+            f"{settings.model} looks its tokens' ids up in every layer (per-layer inputs), and an injected "
+            "vector has no id; name a model of the family without them (of Gemma 4: 12B and larger)"
         )
     return config
 
@@ -117,6 +123,7 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     _check_whole(settings.model, report)
     model = _text_model(settings.model, model).eval().requires_grad_(False)
     _check_finite(settings.model, model)
+    model.base_model_prefix = _body(model)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     model.generation_config = GenerationConfig(eos_token_id=stops)  # no penalty or sampling rule of its own
     stated = PretrainedConfig.get_config_dict(locate_model(settings.model, root), **_source(settings))[0]
@@ -128,11 +135,15 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
 def shell(config: PretrainedConfig, attention: str, dtype: torch.dtype) -> Any:
     """Build the text model of a config without storage, on PyTorch's meta device."""
     text: Any = config.get_text_config()
+    if type(text) not in AutoModelForCausalLM._model_mapping:
+        raise _without_class(config)
     with torch.device("meta"):
-        return with_attention(
+        model: Any = with_attention(
             attention,
             lambda chosen: AutoModelForCausalLM.from_config(text, dtype=dtype, attn_implementation=chosen),
         )
+    model.base_model_prefix = _body(model)
+    return model
 
 
 def with_attention(wanted: str, make: Callable[[str], T]) -> T:
@@ -226,20 +237,28 @@ def _check_finite(name: str, model: torch.nn.Module) -> None:
                 )
 
 
+def _body(model: Any) -> str:
+    """Return the attribute of a causal language model that holds all but its output layer."""
+    return model.base_model_prefix if hasattr(model, model.base_model_prefix) else "model"
+
+
+def _without_class(config: PretrainedConfig) -> MismatchError:
+    return MismatchError(
+        f"transformers has no text model of its own for {config.model_type} (its text is a "
+        f"{config.get_text_config().model_type}); name a model of text alone"
+    )
+
+
 def _text_model(name: str, model: Any) -> Any:
     """Return a model, or of a wrapper with other towers its text model."""
     config = model.config.get_text_config()
     if config is model.config:
         return model
-    try:
-        with torch.device("meta"):
-            text: Any = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise MismatchError(
-            f"{name} wraps a text model that transformers has no class for ({one_line(error)}); name a "
-            "model of text alone"
-        ) from error
-    setattr(text, text.base_model_prefix, model.get_decoder())
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise _without_class(model.config)
+    with torch.device("meta"):
+        text: Any = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
+    setattr(text, _body(text), model.get_decoder())
     text.set_output_embeddings(model.get_output_embeddings())
     text.config, text.generation_config = config, model.generation_config
     if any(tensor.is_meta for tensor in [*text.parameters(), *text.buffers()]):

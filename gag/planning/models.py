@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from gag.errors import SettingsError
-from gag.models.backbone import Backbone
-from gag.models.loading import locate_model, one_line
+from gag.models.backbone import Backbone, token_limit
+from gag.models.loading import load_config, load_tokenizer, shell
 from gag.models.prompts import Prompts
 from gag.project.settings import ModelSettings
+from gag.training.sft import lora_config
+
+_EXPERTS = "planned"  # transformers' name for our way to run experts
 
 
 @dataclass(frozen=True)
@@ -30,33 +32,45 @@ class ModelSize:
 class Blueprint:
     """A model's config and tokenizer, and the data type in which a device (cuda or cpu) loads it.
 
-    Raises SettingsError where config or tokenizer cannot be read.
+    Raises SettingsError where config or tokenizer cannot be read, MissingExtraError where a package is missing.
     """
 
     def __init__(self, settings: ModelSettings, root: Path, device: str):
         self._settings = settings
-        source = locate_model(settings.model, root)
-        known: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
-        try:
-            self._config: Any = AutoConfig.from_pretrained(source, **known)
-            self._tokenizer = AutoTokenizer.from_pretrained(source, **known)
-        except (OSError, ValueError) as error:
-            reason = one_line(error)
-            raise SettingsError(
-                f"{settings.model} cannot be planned: {reason}; name a model's folder or id"
-            ) from error
+        self._config: Any = load_config(settings, root)
+        self._tokenizer = load_tokenizer(settings, root)
         self.prompts = Prompts(self._tokenizer)
         self.dtype = self._choose_dtype(device)
 
     @property
+    def name(self) -> str:
+        """The model's name in the settings."""
+        return self._settings.model
+
+    @cached_property
     def width(self) -> int:
-        """Width of the states."""
+        """Width of the token embeddings."""
+        return self.shell().width
+
+    @property
+    def state_width(self) -> int:
+        """Width of the inner layers' states; of nearly all models that of the embeddings."""
         return self._config.get_text_config().hidden_size
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The tokenizer's tokens and their numbers."""
+        return self._tokenizer.get_vocab()
 
     @property
     def layers(self) -> int:
         """Number of decoder layers."""
         return self._config.get_text_config().num_hidden_layers
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the model has positions for; None where it has no limit."""
+        return token_limit(self._config)
 
     @property
     def vocabulary(self) -> int:
@@ -78,12 +92,12 @@ class Blueprint:
         `dtype` takes the place of the type in which it is loaded; a `rank` adds trainable LoRA layers.
         """
         attention = "eager" if self._settings.attention == "eager" else "sdpa"
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(self._config), dtype=dtype or self.dtype, attn_implementation=attention
-            )
-            model.eval().requires_grad_(False)
-            if rank:
+        model = shell(copy.deepcopy(self._config), attention, dtype or self.dtype)
+        model.eval().requires_grad_(False)
+        if getattr(model.config, "_experts_implementation", None):
+            model.config._experts_implementation = _EXPERTS
+        if rank:
+            with torch.device("meta"):
                 _add_lora(model, rank)
         return Backbone(model, self._tokenizer, self._settings.model, self._settings.revision)
 
@@ -100,7 +114,25 @@ def trained_bytes(module: torch.nn.Module) -> int:
 
 
 def _add_lora(model: torch.nn.Module, rank: int) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-    config = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    inject_adapter_in_model(config, model)
+    inject_adapter_in_model(lora_config(model, rank), model)
+
+
+def _run_experts(module: Any, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Do the chosen experts' work [T, D] on tensors without values: all rows through one expert's weights."""
+
+    def linear(rows: torch.Tensor, name: str) -> torch.Tensor:
+        matrix = getattr(module, name)[0]
+        return rows @ (matrix if module.is_transposed else matrix.T)
+
+    rows = states.repeat_interleave(chosen.shape[-1], 0)  # [T * k, D]
+    if module.has_gate:
+        inner = module._apply_gate(linear(rows, "gate_up_proj"))
+    else:
+        inner = module.act_fn(linear(rows, "up_proj"))
+    out = linear(inner, "down_proj") * weights.reshape(-1, 1)
+    return out.view(len(states), -1, out.shape[-1]).sum(1).to(states.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(_EXPERTS, _run_experts)

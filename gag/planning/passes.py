@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from gag.models.backbone import Backbone
 
@@ -36,12 +37,30 @@ def generate(model: Backbone, rows: int, prompt: int, new: int) -> int:
     cache: Any = DynamicCache(config=model.model.config)
     _decode_token(model, blank(model, rows, prompt), cache, cached=0)
     for layer in cache.layers:
-        layer.keys, layer.values = (
-            held.new_empty(rows, held.shape[1], prompt + new - 1, held.shape[3])
-            for held in (layer.keys, layer.values)
-        )
+        _grow(layer, prompt + new - 1)
     _decode_token(model, blank(model, rows, 1), cache, cached=prompt + new - 1)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return sum(_bytes(layer) for layer in cache.layers)
+
+
+def _grow(layer: Any, tokens: int) -> None:
+    """Give a layer the keys and values of so many tokens; a window holds the last ones alone."""
+    keys = getattr(layer, "keys", None)
+    if keys is None:  # a running state, which does not grow
+        return
+    held = tokens
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        held, layer.cumulative_length = min(tokens, layer.sliding_window - 1), tokens
+    layer.keys, layer.values = (
+        old.new_empty(*old.shape[:2], held, old.shape[3]) for old in (layer.keys, layer.values)
+    )
+
+
+def _bytes(layer: Any) -> int:
+    """Return the bytes of a layer's keys and values, or of its running states."""
+    states = [getattr(layer, "keys", None), getattr(layer, "values", None)]
+    for name in ("conv_states", "recurrent_states"):
+        states += getattr(layer, name, {}).values()
+    return sum(state.nbytes for state in states if state is not None)
 
 
 def _decode_token(model: Backbone, embeds: torch.Tensor, cache: Any, cached: int) -> None:
@@ -54,9 +73,12 @@ def answer_states(
     """Run alignment's forward pass (gag.projection.alignment): [B, S, Db] -> states [B, S + `after`, Db].
 
     Of the `before` tokens, the `shared` ones run once and the others on each row, all without gradient. The
-    vectors and the `after` tokens behind them run with gradient.
+    vectors and the `after` tokens behind them run with gradient. A model with a running state runs all.
     """
-    rows, cache = len(vectors), DynamicCache(config=base.model.config)
+    rows, cache = len(vectors), DynamicCache()
+    if base.recurrent:
+        tokens = blank(base, rows, before), vectors.to(base.model.dtype), blank(base, rows, after)
+        return forward(base, torch.cat(tokens, 1))[:, before:]
     with torch.no_grad():
         forward(base, blank(base, 1, shared), cache)
         cache.batch_repeat_interleave(rows)

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gag.planning.alignment import align
+from gag.errors import SettingsError
+from gag.models.loading import one_line
+from gag.planning.limits import check_lengths, check_models
 from gag.planning.machine import Machine, choose_machine
 from gag.planning.models import ModelSize
 from gag.planning.reading import ask, prototypes, readouts
@@ -21,6 +24,10 @@ from gag.project.project import Project
 from gag.project.settings import ProjectSettings
 
 RUNTIME = {"cuda": 800_000_000, "cpu": 50_000_000}  # bytes that the device's own libraries take at first use
+
+_ERRORS = (  # what a model's code may raise where its tensors have no values
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,9 @@ def plan(project: Project, domain: str, gpus: str | None = None) -> Plan:
     and for models or settings that cannot be planned, and DataError for faulty rows.
     """
     work = read_workload(project, domain, choose_machine(gpus))
+    inputs = project.inputs(domain)
+    check_models(inputs, work.base, work.expert)
+    check_lengths(inputs, work.base, work.expert, work.align, work.adapt)
     kinds = [kind for name, kind in STAGES.items() if name != "corpus" or work.corpus_tokens]
     stages = [_plan_stage(work, kind) for kind in kinds]
     cures = [f"{s.name} needs {in_bytes(s.peak)} a device: {s.cure}." for s in stages if s.cure]
@@ -111,7 +121,13 @@ def _everything_fits(stages: list[Stage]) -> str:
 
 def _plan_stage(work: Workload, kind: StageKind) -> Stage:
     """Plan a stage, and where it does not fit, find its cure."""
-    stage = kind.plan(work)
+    try:
+        stage = kind.plan(work)
+    except _ERRORS as error:
+        raise SettingsError(
+            f"{work.base.name} and {work.expert.name} cannot be planned: {one_line(error)}; `gag build` tries "
+            "the models themselves before anything is spent"
+        ) from error
     stage = replace(stage, peak=stage.peak + RUNTIME[work.machine.kind])
     return stage if stage.peak <= work.machine.memory else replace(stage, cure=_find_cure(work, kind))
 

@@ -9,22 +9,18 @@ from gag.planning.metering import dry_run
 from gag.planning.passes import blank, forward, generate
 from gag.planning.stages import Stage
 from gag.planning.workload import Workload
-from gag.readout.states import check_layers, read_states
+from gag.readout.states import read_states
 from gag.readout.vocabulary import CHUNK
 
 
 def readouts(work: Workload) -> Stage:
-    """Plan the readouts: for each row the expert writes its whole budget, and one forward reads the states.
-
-    Raises SettingsError for layers that the expert does not have.
-    """
+    """Plan the readouts: for each row the expert writes its whole budget, and one forward reads the states."""
     settings, requests = work.settings.readout, work.align.requests
     new = settings.max_new_tokens
     batches = length_batches([request + new for request in requests], tokens=settings.batch_tokens)
     heaviest = max(batches, key=lambda batch: len(batch) * (requests[batch[-1]] + new))
     rows, request = len(heaviest), requests[heaviest[-1]]
     expert = work.expert.shell(rank=work.rank)
-    check_layers(expert.name, expert.layers, settings.layers)
     with dry_run(expert.model) as meter:
         weights, cache = meter.live, generate(expert, rows, request, new)
         read_states(expert, [[0] * request] * rows, [[0] * new] * rows, settings.layers)

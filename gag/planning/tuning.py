@@ -98,8 +98,8 @@ def _training_step(work: Workload, model: Any, tuning: _Tuning, meter: Meter) ->
     rows, tokens = tuning.shape
     with torch.autocast("cpu", torch.bfloat16, enabled=work.machine.kind == "cuda"):
         ids = torch.zeros(rows, tokens, dtype=torch.long)
-        mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
-        decoder = model.get_decoder()
+        mask = torch.ones(rows, tokens, dtype=torch.long)
+        decoder = model.base_model
         states = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         meter.hold_briefly(_loss_bytes(work, tuning.learned))
     states.backward(torch.empty_like(states))

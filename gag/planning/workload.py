@@ -134,18 +134,19 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
         settings=settings,
         base=base,
         expert=expert,
-        align=_align_lengths([*splits.align, *splits.val], base.prompts, expert.prompts, words),
+        align=align_lengths([*splits.align, *splits.val], base.prompts, expert.prompts, words),
         align_rows=len(splits.align),
-        adapt=_adapt_lengths(inputs.taught, expert.prompts, words),
+        adapt=adapt_lengths(inputs.taught, expert.prompts, words),
         corpus_tokens=sum(len(expert.prompts.text(document.text)) + 1 for document in inputs.passages or []),
         questions=[len(expert.prompts.text(question)) for question in questions],
         domains=len({domain, *project.present()}),
     )
 
 
-def _align_lengths(
+def align_lengths(
     rows: list[Example], base: Prompts, expert: Prompts, words: PromptSettings
 ) -> AlignLengths:
+    """Count the tokens of alignment's rows, under the base's and the expert's prompts."""
     prompts = [base.with_knowledge(row.question, words.answer) for row in rows]
     befores = [prompt.before for prompt in prompts]
     return AlignLengths(
@@ -157,7 +158,8 @@ def _align_lengths(
     )
 
 
-def _adapt_lengths(rows: list[Example], expert: Prompts, words: PromptSettings) -> AdaptLengths:
+def adapt_lengths(rows: list[Example], expert: Prompts, words: PromptSettings) -> AdaptLengths:
+    """Count the tokens of the rows that teach the expert, under its prompt."""
     answers = [len(expert.answer(row.answers[0])) for row in rows]
     requests = [len(expert.ask_expert(row.question, words.expert)) for row in rows]
     return AdaptLengths([a + r for a, r in zip(answers, requests, strict=True)], answers)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import shorten
 
 import torch
 
 from gag.errors import SettingsError
 from gag.models.batching import length_batches
-from gag.models.language_model import LanguageModel, Request, generate, pad_left
+from gag.models.language_model import LanguageModel, Request, check_room, free_memory, generate, pad_left
 from gag.models.sampling import seeded
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.progress import say
@@ -43,8 +44,13 @@ def read(
     """Read questions in batches of like length within the token budget; the order of the questions is kept.
 
     `table` holds the base's token embeddings [V, Db], where `readout.space` is vocabulary.
+
+    Raises:
+        DataError: a question and the budget are longer than the expert's positions.
     """
     prompts = [expert.prompts.ask_expert(question, system) for question in questions]
+    for question, prompt in zip(questions, prompts, strict=True):
+        check_room(expert, len(prompt) + settings.max_new_tokens, f"the question {shorten(question, 60)!r}")
     waiting = length_batches(
         [len(prompt) + settings.max_new_tokens for prompt in prompts], settings.batch_tokens
     )
@@ -88,8 +94,7 @@ def _halves(batch: list[int]) -> list[list[int]]:
         raise SettingsError(
             "one question does not fit in memory; lower readout.max_new_tokens, or use a smaller expert"
         )
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()
+    free_memory()
     half = len(batch) // 2
     say(
         f"  out of memory with {len(batch)} questions at once: going on with {half}; lower "

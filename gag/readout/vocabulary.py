@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file
 
 from gag.errors import MismatchError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.language_model import LanguageModel
-from gag.models.loading import load_tokenizer, locate_model, one_line
+from gag.models.loading import load_config, locate_model, one_line, shell
 from gag.project.settings import ModelSettings
 
 LIKELIEST = 64  # tokens of a distribution that are kept
@@ -40,11 +39,6 @@ def predicted_embeddings(expert: LanguageModel, states: torch.Tensor, table: tor
     return torch.cat(found).to(states.device)
 
 
-def base_tokens(base: ModelSettings, root: Path) -> dict[str, int]:
-    """Read a base's tokens and their numbers, without its weights."""
-    return load_tokenizer(base, root).get_vocab()
-
-
 def check_shared(expert: str, tokens: dict[str, int], base_tokens: dict[str, int]) -> None:
     """Refuse a base whose tokens have other numbers than the expert's."""
     if tokens != base_tokens:
@@ -58,14 +52,29 @@ def check_shared(expert: str, tokens: dict[str, int], base_tokens: dict[str, int
 def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tensor:
     """Load the base's token embeddings alone from its weight files, beside its expert [V, Db]."""
     source, known = locate_model(base.model, root), {"revision": base.revision}
+    model: Any = shell(load_config(base, root), base.attention, torch.float32)
+    table = model.get_input_embeddings().weight
+    name = next(name for name, parameter in model.named_parameters() if parameter is table)
     with _explained(base):
-        with torch.device("meta"):
-            shell: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **known))
-        name = next(n for n, p in shell.named_parameters() if p is shell.get_input_embeddings().weight)
         index = cached_file(source, _INDEX, _raise_exceptions_for_missing_entries=False, **known)
-        part = json.loads(Path(index).read_bytes())["weight_map"][name] if index else _WHOLE
-        with safe_open(str(cached_file(source, part, **known)), "pt") as weights:
-            return weights.get_tensor(name).to(expert.device)
+        parts = json.loads(Path(index).read_bytes())["weight_map"] if index else {}
+        found: dict[str, Path] = {}
+        for part in sorted(set(parts.values())) or [_WHOLE]:
+            path = Path(str(cached_file(source, part, **known)))
+            with safe_open(path, "pt") as weights:
+                shapes = {each: tuple(weights.get_slice(each).get_shape()) for each in weights.keys()}  # noqa: SIM118
+            found |= {each: path for each, shape in shapes.items() if shape == tuple(table.shape)}
+        chosen = _called(name, list(found))
+        with safe_open(found[chosen], "pt") as weights:
+            return weights.get_tensor(chosen).to(expert.device)
+
+
+def _called(name: str, found: list[str]) -> str:
+    """Return which of some tensors has a name, under whatever prefix; of tied ones the output layer's serves."""
+    ends = [".".join(name.split(".")[-count:]) for count in range(name.count(".") + 1, 1, -1)]
+    alike = [each for end in ends for each in found if each == end or each.endswith(f".{end}")]
+    outputs = [each for each in found if each.endswith(("lm_head.weight", "embed_out.weight"))]
+    return [*alike, *outputs][0]
 
 
 @contextmanager

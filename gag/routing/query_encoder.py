@@ -31,7 +31,10 @@ class BackboneEncoder:
         self._backbone = backbone
         self._batch_size = settings.batch_size
         self.spec = EncoderSpec(
-            fingerprint=fingerprint, pooling="mean", max_tokens=settings.max_tokens, width=backbone.width
+            fingerprint=fingerprint,
+            pooling="mean",
+            max_tokens=min(settings.max_tokens, backbone.positions or settings.max_tokens),
+            width=backbone.width,
         )
 
     @torch.no_grad()

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from gag.errors import ArtifactError, DataError
-from gag.models.loading import load_backbone, load_tokenizer, locate_model
+from gag.models.loading import load_backbone, load_tokenizer
 from gag.models.prompts import Prompts
+from gag.planning.limits import check_limits
 from gag.project import distributed
 from gag.project.artifacts import is_current, read_manifest, writing
 from gag.project.hyperparameters import AdaptSettings
@@ -27,8 +26,6 @@ from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import Example, Passage, digest, fold_of, split_passages
 from gag.project.run import Run, is_done
-from gag.readout.states import check_layers
-from gag.readout.vocabulary import base_tokens, check_shared
 from gag.training.checkpoint import check_source, take_adapter, take_weights
 from gag.training.report import curves, write_report
 from gag.training.sft import Tuning, tune
@@ -120,7 +117,7 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
         facts = {"key": wanted, "from": source.resolve().name, "rows": 0, "seconds": 0}
         with writing(folder, facts) as temporary:
             backbone, expert = load_backbone(inputs.settings.expert, inputs.root), temporary / "expert"
-            check_readable(inputs)
+            check_limits(inputs)
             expert.mkdir()
             (take_adapter if adapter else take_weights)(source, expert, backbone)
     distributed.barrier()
@@ -140,7 +137,7 @@ def _is_taken(folder: Path, wanted: str, source: Path) -> bool:
 def _tunings(inputs: DomainInputs) -> Iterator[Tuning]:
     """Describe the tunings: the corpus if there is one, the expert, and an expert of each fold."""
     prompts = Prompts(load_tokenizer(inputs.settings.expert, inputs.root))
-    check_readable(inputs)
+    check_limits(inputs)
     settings, label = inputs.settings.adapt, f"adapt {inputs.name}"
     rows = tokenise(prompts, inputs.taught, inputs.prompts.expert, settings.max_tokens)
     if inputs.passages:
@@ -168,17 +165,6 @@ def _keep(inputs: DomainInputs, run: Run, facts: dict[str, Any]) -> None:
         ]
         told = {**facts, "pretrain": inputs.settings.pretrain.model_dump()}
         write_report(temporary, f"adapt {inputs.name}", told, lines)
-
-
-def check_readable(inputs: DomainInputs) -> None:
-    """Refuse, before hours of tuning, a readout that this expert or this base does not allow."""
-    settings, expert = inputs.settings.readout, inputs.settings.expert
-    source = locate_model(expert.model, inputs.root)
-    config = AutoConfig.from_pretrained(source, revision=expert.revision, trust_remote_code=False)
-    check_layers(expert.model, config.get_text_config().num_hidden_layers, settings.layers)
-    if settings.space == "vocabulary":
-        tokens = load_tokenizer(expert, inputs.root).get_vocab()
-        check_shared(expert.model, tokens, base_tokens(inputs.settings.base, inputs.root))
 
 
 def tokenise(prompts: Prompts, examples: list[Example], system: str, max_tokens: int) -> Rows:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from gag.errors import ArtifactError
+from gag.models.language_model import free_memory
+from gag.models.loading import load_backbone
 from gag.project import distributed
 from gag.project.artifacts import SCHEMA, is_current, locked, read_manifest, writing
 from gag.project.domain import (
@@ -64,6 +66,7 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
         return cached(project_encoder(project), project)
 
     with locked(project.root / "runs"):
+        _try_base(project, domains)
         for name in (GENERAL, *domains):  # together, so that the encoder is loaded once
             with _timed(seconds, f"prototypes {name}"):
                 prototypes.prototypes(project, name, encoder)
@@ -81,6 +84,20 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
             with _timed(seconds, "router"):
                 load_router(project)
     return seconds
+
+
+def _try_base(project: Project, domains: list[str]) -> None:
+    """Load the base, which tries all that alignment will ask of it, before hours of tuning for it."""
+    if not all(_is_aligned(project.inputs(domain)) for domain in domains):
+        load_backbone(project.settings.base, project.root)
+        free_memory()
+
+
+def _is_aligned(inputs: DomainInputs) -> bool:
+    try:
+        return is_current(inputs.run("align"), align.key(inputs))
+    except ArtifactError:  # of a stage before it
+        return False
 
 
 def _assemble(inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path) -> None:

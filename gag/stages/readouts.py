@@ -12,6 +12,7 @@ import torch
 from gag.errors import ArtifactError
 from gag.models.experts import Experts
 from gag.models.loading import load_backbone
+from gag.planning.limits import check_limits
 from gag.project import distributed
 from gag.project.artifacts import is_current, locked, read_manifest
 from gag.project.inputs import DomainInputs
@@ -109,7 +110,7 @@ def _expert_weights(inputs: DomainInputs) -> dict[str, str]:
 def _load_experts(inputs: DomainInputs) -> Experts:
     """Load the domain's expert, and those of the folds."""
     folder, experts = inputs.run("adapt"), Experts(load_backbone(inputs.settings.expert, inputs.root))
-    adapt.check_readable(inputs)
+    check_limits(inputs)
     experts.load(inputs.name, folder / "expert")
     for fold in adapt.folds(inputs):
         experts.load(_fold_name(inputs.name, fold), folder / f"fold-{fold}")

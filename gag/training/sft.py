@@ -92,7 +92,7 @@ def tune(model: ModelSettings, root: Path, run: Run, tuning: Tuning, start: Path
         for message in _THIRD_PARTY:
             warnings.filterwarnings("ignore", message, FutureWarning)
         watch = _callback(run, log, key, tuning.settings.checkpoint_minutes, advance)
-        lora = None if adapter or tuning.settings.tuning == "full" else _lora(tuning.settings)
+        lora = None if adapter or tuning.settings.tuning == "full" else lora_config(backbone.model, tuning.settings.rank)
         trainer = _trainer(_prepared(backbone, tuning, adapter), backbone, tuning, scratch, lora, watch)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     _save(trainer, backbone, dtype, folder, key)
@@ -156,6 +156,8 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=max(1, min(10, tuning.steps // 10)),
         save_total_limit=3,  # while the newest one is not complete yet, two others are
+        # TRL's balance of experts counts them by a name that not all configs have
+        router_aux_loss_coef=None if hasattr(model.config.get_text_config(), "num_experts") else 0.0,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=accelerated,
@@ -238,12 +240,24 @@ def _newest(scratch: Path, key: str) -> Path | None:
     return found
 
 
-def _lora(settings: AdaptSettings) -> Any:
+def lora_config(model: torch.nn.Module, rank: int) -> Any:
+    """Describe LoRA on all linear layers whose module is called in every forward pass.
+
+    The last projection of a Mamba mixer is not: its kernels read the weights alone. Nor is a router that is a
+    linear layer with an output of its own.
+    """
     from peft import LoraConfig
 
+    left = []
+    for name, module in model.named_modules():
+        if hasattr(module, "A_log") and hasattr(module, "D"):  # a Mamba mixer's own parameters
+            left.append(f"{name}.out_proj")
+        elif isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router"):
+            left.append(name)
     return LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM",
+        exclude_modules=left or None,
+    )  # fmt: skip
 
 
 def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, key: str) -> None:
