@@ -196,7 +196,7 @@ def test_other_words_for_gpus_are_refused(root: Path, gpus: str) -> None:
 def test_a_model_that_is_not_there_is_refused_in_one_line(wide: Path) -> None:
     (wide / "models" / "none").mkdir()
     with pytest.raises(
-        SettingsError, match="models/none cannot be planned: .*; name a model's folder or id"
+        SettingsError, match="the model models/none cannot be loaded: .*; name a whole model folder or id"
     ) as refused:
         plan(load_project(wide, ("base.model=models/none",)), "metals", "1x24GB")
     assert "\n" not in str(refused.value)

@@ -64,7 +64,7 @@ def test_the_table_is_the_bases_own_embedding(project: Any) -> None:
     assert torch.equal(
         load_table(settings.base, root, expert).float(), table_of(load_backbone(settings.base, root))
     )
-    with pytest.raises(SettingsError, match="tokens of nowhere or their embeddings"):
+    with pytest.raises(SettingsError, match="the model nowhere cannot be loaded"):
         load_table(ModelSettings(model="nowhere"), root, expert)
 
 
@@ -81,7 +81,7 @@ def test_other_tokens_are_refused(expert: Backbone) -> None:
 
 def test_other_tokens_are_refused_before_the_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_project(tmp_path)
-    monkeypatch.setattr("gag.stages.adapt.base_tokens", lambda base, root: {"other": 0})
+    monkeypatch.setattr("gag.planning.models.Blueprint.tokens", property(lambda model: {model.name: 0}))
     with pytest.raises(MismatchError, match="models of one family"):
         adapt(load_project(tmp_path, ("preset=vocabulary",)), "metals")
     assert not (tmp_path / "runs" / "metals" / "adapt").exists()

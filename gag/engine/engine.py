@@ -197,7 +197,9 @@ class GAG:
             prompts = {i: self.prompt(questions[i], routes[i].domain, knowledge.get(i)) for i in asked}
             refusals |= self._too_long(questions, prompts)
             prompts = {i: prompt for i, prompt in prompts.items() if i not in refusals}
-            written = dict(zip(prompts, self.generate(list(prompts.values())), strict=True)) if prompts else {}
+            written = (
+                dict(zip(prompts, self.generate(list(prompts.values())), strict=True)) if prompts else {}
+            )
         answers = []
         for i, (question, route) in enumerate(zip(questions, routes, strict=True)):
             if i in refusals:

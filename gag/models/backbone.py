@@ -75,9 +75,7 @@ class Backbone:
     def decoder_layers(self) -> torch.nn.ModuleList:
         """The stack of decoder layers."""
         lists = (
-            m
-            for m in self.decoder.modules()
-            if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers
+            m for m in self.decoder.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers
         )
         return next(lists)
 

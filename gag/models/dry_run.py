@@ -30,22 +30,30 @@ def check_serves(model: Backbone) -> None:
     """
     _check_tokens(model)
     ids = model.prompts.plain(PROBE)
-    stock = _tried(model, "a forward pass", lambda: model.model(torch.tensor([ids], device=model.device)).logits[0])
+    stock = _tried(
+        model, "a forward pass", lambda: model.model(torch.tensor([ids], device=model.device)).logits[0]
+    )
     if not torch.isfinite(stock).all():
-        raise MismatchError(f"{model.name} computes no numbers in {model.model.dtype}; set another dtype for it")
+        raise MismatchError(
+            f"{model.name} computes no numbers in {model.model.dtype}; set another dtype for it"
+        )
 
     def logits(rows: list[torch.Tensor]) -> list[torch.Tensor]:
         states = model.states(pad_left(rows))
         return [model.logits(row[-len(embeds) :]) for row, embeds in zip(states, rows, strict=True)]
 
     row = model.embed(ids)
-    odd = torch.cat([row[:-2], row[-2:].mean(0, keepdim=True), row[-2:]])  # [T + 1, D], one vector of no token
+    odd = torch.cat(
+        [row[:-2], row[-2:].mean(0, keepdim=True), row[-2:]]
+    )  # [T + 1, D], one vector of no token
     alone = _tried(model, "a vector among its embeddings", lambda: logits([odd]))[0]
     given = _tried(model, "embeddings in place of ids", lambda: logits([row]))[0]
     _compare(model, "its logits from embeddings", given, stock)
     batch = _tried(model, "a padded batch", lambda: logits([odd, row[-3:], row]))
     _compare(model, "a row in a padded batch", batch[0], alone)
-    steps = _tried(model, "a step behind cached tokens", lambda: generate(model, [Request(odd, 2), Request(row, 2)]))
+    steps = _tried(
+        model, "a step behind cached tokens", lambda: generate(model, [Request(odd, 2), Request(row, 2)])
+    )
     _check_steps(model, odd, steps[0].ids, logits)
 
 
@@ -74,7 +82,9 @@ def _tried(model: Backbone, what: str, work: Callable[[], Any]) -> Any:
     except GagError:
         raise
     except torch.OutOfMemoryError as error:
-        raise MismatchError(f"{model.name} fills the device's memory; set another device, or name a smaller model") from error
+        raise MismatchError(
+            f"{model.name} fills the device's memory; set another device, or name a smaller model"
+        ) from error
     except _ERRORS as error:
         reason = " ".join(str(error).split())[:160]
         raise MismatchError(

@@ -25,7 +25,13 @@ class TransformersGenerator:
         embed: Callable[[list[int]], torch.Tensor],
         logits: Callable[[torch.Tensor], torch.Tensor],
     ):
-        self._decoder, self._config, self._stops, self._embed, self._logits = decoder, config, stops, embed, logits
+        self._decoder, self._config, self._stops, self._embed, self._logits = (
+            decoder,
+            config,
+            stops,
+            embed,
+            logits,
+        )
         self._rows: list[int] = []  # of the batch: the request of each row, or -1 once it is finished
         self._next: list[int] | None = None  # tokens that were chosen and not run yet
 

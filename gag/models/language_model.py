@@ -85,11 +85,6 @@ class LanguageModel(Protocol):
         ...
 
     @property
-    def positions(self) -> int | None:
-        """The most tokens of a prompt and what follows it; None: no limit."""
-        ...
-
-    @property
     def table(self) -> torch.Tensor:
         """The token embeddings [V, D]."""
         ...
@@ -116,15 +111,16 @@ class LanguageModel(Protocol):
 
 
 def check_room(model: LanguageModel, tokens: int, what: str) -> None:
-    """Refuse what is longer than a model's positions.
+    """Refuse what is longer than a model's `positions`; a model that has none sets no limit.
 
     Raises:
         DataError: with both numbers.
     """
-    if model.positions is not None and tokens > model.positions:
+    positions = getattr(model, "positions", None)
+    if positions is not None and tokens > positions:
         raise DataError(
             f"{what} takes {tokens} tokens with its answer, and {model.facts.model} has positions for "
-            f"{model.positions}; shorten it, or lower the budget of new tokens"
+            f"{positions}; shorten it, or lower the budget of new tokens"
         )
 
 
@@ -147,7 +143,9 @@ def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generati
         )
     free_memory()
     half = len(requests) // 2
-    say(f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower decoding.batch_size")
+    say(
+        f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower decoding.batch_size"
+    )
     return [*generate(model, requests[:half]), *generate(model, requests[half:])]
 
 

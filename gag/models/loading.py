@@ -110,7 +110,10 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     # on an accelerator the weights go there file by file, not through a whole copy in the host's memory
     placed = {} if device.type == "cpu" else {"device_map": {"": device}}
     loader: Any = AutoModelForCausalLM
-    if type(config) not in loader._model_mapping and type(config) in AutoModelForImageTextToText._model_mapping:
+    if (
+        type(config) not in loader._model_mapping
+        and type(config) in AutoModelForImageTextToText._model_mapping
+    ):
         loader = AutoModelForImageTextToText
     with _explained(settings):
         model, report = with_attention(
@@ -210,7 +213,9 @@ def _explained(settings: ModelSettings, what: str = "") -> Iterator[None]:
         elif "trust_remote_code" in str(error):
             cure = "its own code is never run: name a model that transformers knows"
         reason = one_line(error, 300)
-        raise SettingsError(f"{what or 'the model '}{settings.model} cannot be loaded: {reason}; {cure}") from error
+        raise SettingsError(
+            f"{what or 'the model '}{settings.model} cannot be loaded: {reason}; {cure}"
+        ) from error
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:

@@ -52,7 +52,9 @@ def check_lengths(
     settings = inputs.settings
     if expert.positions is not None:
         room = expert.positions - max(align.requests)
-        _check_budget(expert, max(align.requests), "readout.max_new_tokens", settings.readout.max_new_tokens, room)
+        _check_budget(
+            expert, max(align.requests), "readout.max_new_tokens", settings.readout.max_new_tokens, room
+        )
         longest = min(max(adapt.rows), settings.adapt.max_tokens)
         if longest > expert.positions:
             raise SettingsError(

@@ -119,7 +119,9 @@ def _add_lora(model: torch.nn.Module, rank: int) -> None:
     inject_adapter_in_model(lora_config(model, rank), model)
 
 
-def _run_experts(module: Any, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _run_experts(
+    module: Any, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """Do the chosen experts' work [T, D] on tensors without values: all rows through one expert's weights."""
 
     def linear(rows: torch.Tensor, name: str) -> torch.Tensor:

@@ -143,9 +143,7 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
     )
 
 
-def align_lengths(
-    rows: list[Example], base: Prompts, expert: Prompts, words: PromptSettings
-) -> AlignLengths:
+def align_lengths(rows: list[Example], base: Prompts, expert: Prompts, words: PromptSettings) -> AlignLengths:
     """Count the tokens of alignment's rows, under the base's and the expert's prompts."""
     prompts = [base.with_knowledge(row.question, words.answer) for row in rows]
     befores = [prompt.before for prompt in prompts]

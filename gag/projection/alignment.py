@@ -68,7 +68,9 @@ class Reader:
         self._opening = shared_opening([row.prompt.before for row in rows])
         self._kept: dict[tuple[int, ...], KeysValues] = {}
         if base.recurrent:
-            say(f"  {base.name} has layers with a running state: alignment runs the whole rows, which is slower")
+            say(
+                f"  {base.name} has layers with a running state: alignment runs the whole rows, which is slower"
+            )
             return
         cache = DynamicCache()  # without a config it keeps all keys; the masks know the windows
         with torch.no_grad():
@@ -149,10 +151,14 @@ class Reader:
             return self._laid_out(padding, longest, [row for row in kept if row]), mask
         cache = self._laid_out(padding, opening)
         questions = pad_left([self._base.embed(before[-(longest - opening) :]) for before in befores])
-        self._run(questions.embeds, mask, cache)  # of a short row the opening's end too, where padding took its place
+        self._run(
+            questions.embeds, mask, cache
+        )  # of a short row the opening's end too, where padding took its place
         return cache, mask
 
-    def _laid_out(self, padding: torch.Tensor, places: int, kept: list[KeysValues] | None = None) -> DynamicCache:
+    def _laid_out(
+        self, padding: torch.Tensor, places: int, kept: list[KeysValues] | None = None
+    ) -> DynamicCache:
         """Lay the opening's keys and values out behind each row's padding, and kept questions behind them."""
         cache = DynamicCache()
         place = torch.arange(places, device=padding.device) - padding[:, None]  # [B, places], in the opening

@@ -92,7 +92,11 @@ def tune(model: ModelSettings, root: Path, run: Run, tuning: Tuning, start: Path
         for message in _THIRD_PARTY:
             warnings.filterwarnings("ignore", message, FutureWarning)
         watch = _callback(run, log, key, tuning.settings.checkpoint_minutes, advance)
-        lora = None if adapter or tuning.settings.tuning == "full" else lora_config(backbone.model, tuning.settings.rank)
+        lora = (
+            None
+            if adapter or tuning.settings.tuning == "full"
+            else lora_config(backbone.model, tuning.settings.rank)
+        )
         trainer = _trainer(_prepared(backbone, tuning, adapter), backbone, tuning, scratch, lora, watch)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     _save(trainer, backbone, dtype, folder, key)
