@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gag.errors import DataError, SettingsError
+from gag.project.progress import say_once
 from gag.project.project import Project
-from gag.project.rows import check_text, read_question, read_rows
+from gag.project.rows import check_text, read_question, read_rows, row_name, unread_columns
 from gag.project.settings import GENERAL
 
 
@@ -44,9 +45,12 @@ def read_labelled(path: Path, labels: dict[str, str], domain: str | None = None)
 
     `labels` maps a label or data set to a domain; `domain` is that of rows which name none.
     """
-    rows = [_labelled(row, f"{path.name}:{line}", line, labels, domain) for line, row in read_rows(path)]
+    found = list(read_rows(path))
+    rows = [_labelled(row, f"{path.name}:{line}", line, labels, domain) for line, row in found]
     if not rows:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
+    if unread := unread_columns([row for _, row in found]):
+        say_once(f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question")
     seen: dict[str, int] = {}
     for place, row in enumerate(rows, 1):
         if row.id in seen:
@@ -88,12 +92,12 @@ def _labelled(
 ) -> LabelledQuestion:
     belongs = _domain(row, place, labels, domain)
     return LabelledQuestion(
-        id=str(row.get("id", line)),
+        id=row_name(row, "id", str(line), place),
         question=read_question(row, place),
         answers=_answers(row, place),
         domain=belongs,
         dataset=str(row.get("dataset_name") or belongs or GENERAL),
-        group=None if row.get("group") is None else str(row["group"]),
+        group=row_name(row, "group", "", place) or None,
         slices=_slices(row, place),
     )
 

@@ -2,6 +2,10 @@
 
 An empty gold answer never matches, an empty answer scores 0, and where there are several golds, the best
 counts. Without a gold answer there is no score: that is for the caller to say.
+
+Texts are compared as they are read: full-width and raised characters are the plain ones, `1,000` is `1000`,
+and of scripts that put no spaces between words each character is a word. `contains_published` alone does as
+the paper's code, which knows none of this.
 """
 
 import re
@@ -12,19 +16,38 @@ from collections.abc import Sequence
 
 import regex
 
-_TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+_PUBLISHED = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+_UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc"
+)
+_TOKEN = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]+|[^\p{{Z}}\p{{C}}]", regex.V1)
+_CHARACTER = regex.compile(rf"([{_UNSPACED}]\p{{M}}*)", regex.V1)
+_THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)[,'](?=\d{3}(?!\d))")
+_SIGNS = str.maketrans({"\u2010": "-", "\u2011": "-", "\u2212": "-", "\u2044": "/", "\u2019": "'"})
+_ASIAN_SIGNS = re.compile("[\u3000-\u303f\u30fb\uff61-\uff65]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
 def tokens(text: str) -> list[str]:
-    """Cut NFD, lower-cased text into runs of letters, numbers and marks, and other visible characters."""
-    return _TOKEN.findall(unicodedata.normalize("NFD", text).lower())
+    """Cut text into words, characters of scripts without spaces, and other visible characters."""
+    return _TOKEN.findall(_readable(text))
 
 
 def contains(answer: str, golds: tuple[str, ...]) -> bool:
-    """Say whether any gold's tokens stand in a row in the answer's (the paper's EM)."""
+    """Say whether any gold's tokens stand in a row in the answer's."""
     words = tokens(answer)
     return any(_is_part(tokens(gold), words) for gold in golds)
+
+
+def contains_published(answer: str, golds: tuple[str, ...]) -> bool:
+    """Say the same on tokens as the paper's code cuts them (its EM): any run of letters is one word."""
+
+    def cut(text: str) -> list[str]:
+        return _PUBLISHED.findall(unicodedata.normalize("NFD", text).lower())
+
+    words = cut(answer)
+    return any(_is_part(cut(gold), words) for gold in golds)
 
 
 def share_right(answers: Sequence[str], golds: Sequence[tuple[str, ...]]) -> float:
@@ -44,9 +67,19 @@ def f1(answer: str, golds: tuple[str, ...]) -> float:
 
 
 def normal(text: str) -> str:
-    """Bring a text into SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(_ARTICLE.sub(" ", bare).split())
+    """Bring a text into SQuAD's normal form: lower case, no punctuation, no articles, single spaces.
+
+    Characters of scripts without spaces stand apart.
+    """
+    text = _ASIAN_SIGNS.sub(" ", _readable(text))
+    bare = "".join(character for character in text if character not in string.punctuation)
+    return " ".join(_CHARACTER.sub(r" \1 ", _ARTICLE.sub(" ", bare)).split())
+
+
+def _readable(text: str) -> str:
+    """Return lower-case text without variants of width and form, and numbers without marks of thousands."""
+    plain = unicodedata.normalize("NFKC", _THIN_SPACE.sub("", text)).translate(_SIGNS)
+    return _THOUSANDS.sub("", plain).lower()
 
 
 def _is_part(part: list[str], whole: list[str]) -> bool:

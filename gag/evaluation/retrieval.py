@@ -1,5 +1,6 @@
 """Retrieval over a domain's passages: BM25, also with a rewritten query, dense vectors, late interaction."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,27 +8,52 @@ import torch
 
 from gag.evaluation.bertscore import Pieces, TokenStates
 from gag.evaluation.metrics import tokens
+from gag.project.progress import say
 from gag.project.rows import Passage
 from gag.routing.query_encoder import QueryEncoder
 
 TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)
+_LETTER_A = re.compile(r"(?<=[\w,:;(] )A\b")
 Ranking = list[list[int]]  # of each question: the passages' numbers, best first
 Retriever = Callable[[Sequence[str], int], Ranking]
 
 
 def bm25(passages: list[Passage]) -> Retriever:
-    """Index passages by their words."""
+    """Index passages by their words; where no word of a question stands in them, they keep their order."""
     import bm25s
 
+    words = [_words(passage.text) for passage in passages]
+    known = {word for each in words for word in each}
     index = bm25s.BM25()
-    index.index(bm25s.tokenize([p.text for p in passages], show_progress=False), show_progress=False)
+    if known:
+        index.index(words, show_progress=False)
+    else:
+        say("BM25: no passage holds a word, so it finds nothing")
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
-        queries = bm25s.tokenize(list(questions), show_progress=False)
-        found: Any = index.retrieve(queries, k=min(count, len(passages)), show_progress=False)
-        return [[int(i) for i in row] for row in found.documents]
+        count = min(count, len(passages))
+        queries = [[word for word in _words(question) if word in known] for question in questions]
+        found = [list(range(count)) for _ in questions]
+        asked = [i for i, query in enumerate(queries) if query]
+        if asked:
+            rows: Any = index.retrieve([queries[i] for i in asked], k=count, show_progress=False)
+            for i, row in zip(asked, rows.documents, strict=True):
+                found[i] = [int(number) for number in row]
+        return found
 
     return retrieve
+
+
+def _words(text: str) -> list[str]:
+    """Cut a text to words, single letters, numbers and characters of scripts without spaces.
+
+    English function words are left out, but for an A that begins no sentence: it is a name.
+    """
+    from bm25s.stopwords import STOPWORDS_EN
+
+    words = [word for word in tokens(text) if word[0].isalnum()]
+    kept = [word for word in words if word not in STOPWORDS_EN or len(words) == 1]
+    return kept + ["a"] * len(_LETTER_A.findall(text))
 
 
 def rewritten(passages: list[Passage]) -> Retriever:

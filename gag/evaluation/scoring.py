@@ -14,6 +14,7 @@ SIMILARITY_TOKENS = 512  # of an answer that similarity reads
 Golds = Sequence[tuple[str, ...]]
 BY_WORDS: dict[str, Callable[[str, tuple[str, ...]], float]] = {
     "contains": metrics.contains,
+    "contains_published": metrics.contains_published,
     "exact": metrics.exact,
     "f1": metrics.f1,
 }

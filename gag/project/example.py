@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import yaml
+
 from gag.errors import SettingsError
 from gag.project.parsing import PROJECT_FILE, parse_settings
 from gag.project.settings import check_name
@@ -15,7 +17,7 @@ expert: {{model: {expert}}}   # one resident backbone, an adapter per domain; al
 # general: {{questions: data/general/questions.jsonl}}   # default: a list that comes with the package
 
 domains:
-  {domain}:
+  {quoted}:
     # One JSON object per line: {{"question": "...", "answer": "..."}}; also "id", "group", and Alpaca's keys.
     train: data/{domain}/train.jsonl       # teaches the expert and trains the projector
     # adapt: data/{domain}/adapt.jsonl     # or: rows for the expert alone
@@ -49,9 +51,14 @@ def write_example(folder: Path, domain: str, base: str, expert: str, preset: str
     models = {"base": json.dumps(base), "expert": json.dumps(expert)}
     chosen = parse_settings({"preset": preset, "base": {"model": base}, "expert": {"model": expert}})
     content = _EXAMPLE.format(
-        domain=check_name(domain), **models, preset=preset,
+        domain=check_name(domain), quoted=_quoted(domain), **models, preset=preset,
         budget=chosen.readout.max_new_tokens, rate=f"{chosen.align.learning_rate:.1e}",
     )  # fmt: skip
     (folder / "data" / domain).mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def _quoted(name: str) -> str:
+    """Return a name as YAML reads it back: `on`, `no` or `1e3` would be something else."""
+    return name if yaml.safe_load(name) == name else json.dumps(name)

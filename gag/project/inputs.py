@@ -5,6 +5,7 @@ neither: the validation loss then says how readouts of facts behave that nobody 
 file may teach facts that alignment and validation only ask.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,9 +160,9 @@ def check(settings: ProjectSettings, root: Path, domains: list[DomainInputs]) ->
 
 
 def project_file(root: Path, path: str) -> Path:
-    """Resolve a data file of gag.yaml; it must exist inside the project."""
-    full = (root / path).resolve()
-    if not full.is_relative_to(root.resolve()):
+    """Return a data file of gag.yaml; its path stays inside the project, where it may be a link to elsewhere."""
+    full = Path(os.path.normpath(root / path))
+    if not full.is_relative_to(os.path.normpath(root)):
         raise SettingsError(
             f"{path} leads out of the project; put the file under the folder of {PROJECT_FILE}"
         )

@@ -3,6 +3,7 @@
 A refusal names the setting and the nearest valid name.
 """
 
+import datetime
 import difflib
 from typing import Any, get_args, get_origin
 
@@ -49,9 +50,9 @@ def override(content: dict[str, Any], text: str) -> None:
         if not isinstance(content, dict):
             raise SettingsError(f"--set {text!r}: {part} is a value, not a group of settings")
     try:
-        content[last] = yaml.safe_load(value)
+        content[last] = yaml.load(value, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"--set {text!r}: {value!r} is not YAML") from error
+        raise SettingsError(f"--set {text!r}: {value!r} is not YAML ({' '.join(str(error).split())})") from error
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -77,6 +78,9 @@ def _under(content: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float | datetime.date):
+        where = path.removesuffix(".[key]")
+        return f"setting {where}: YAML reads this as {problem['input']!r}, and not as text; write it in quotes"
     if problem["type"] != "extra_forbidden":
         reason = problem["msg"].removeprefix("Value error, ")
         return f"setting {path}: {reason}" if path else reason

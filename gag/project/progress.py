@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from gag.project import distributed
 
@@ -11,6 +12,12 @@ def say(line: str) -> None:
     """Print one line for people, on stderr; of several processes, the first one speaks."""
     if distributed.rank() == 0:
         print(line, file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Say a line the first time that it is to be said."""
+    say(line)
 
 
 @contextmanager

@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gag.errors import DataError
+from gag.project.progress import say_once
 
+UNREAD = {  # columns of other tools' rows that carry meaning
+    "history", "system", "system_prompt", "rejected", "chosen", "context", "contexts", "documents", "passage",
+    "passages", "knowledge", "messages", "conversations", "conversation", "dialog", "turns", "prompt",
+    "completion", "response", "thought", "reasoning", "reasoning_content", "chain_of_thought", "cot", "tools",
+    "functions", "tool_calls", "image", "images", "audio", "audios", "video", "videos", "kto_tag", "score",
+}  # fmt: skip
 
 @dataclass(frozen=True)
 class Example:
@@ -30,10 +38,19 @@ class Passage:
 
 def read_examples(path: Path) -> list[Example]:
     """Read question-answer rows: {"question", "answer"} or Alpaca's {"instruction", "input", "output"}."""
-    examples = [_example(row, f"{path.name}:{line}", line) for line, row in read_rows(path)]
+    rows = list(read_rows(path))
+    examples = [_example(row, f"{path.name}:{line}", line) for line, row in rows]
     if not examples:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
+    if unread := unread_columns([row for _, row in rows]):
+        say_once(f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question")
     return examples
+
+
+def unread_columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Name the columns that say something, and that nothing reads, each with the number of its rows."""
+    counts = Counter(key for row in rows for key in row if key.lower() in UNREAD and row[key])
+    return [f"`{key}` ({count} of {len(rows)} rows)" for key, count in sorted(counts.items())]
 
 
 def read_questions(path: Path) -> list[str]:
@@ -46,14 +63,14 @@ def read_grouped(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for line, row in read_rows(path):
         question = read_question(row, f"{path.name}:{line}")
-        found.setdefault(question, str(row["group"]) if row.get("group") is not None else question)
+        found.setdefault(question, row_name(row, "group", question, f"{path.name}:{line}"))
     return found
 
 
 def read_passages(path: Path) -> list[Passage]:
     """Read a corpus: {"text", "id"?} per line."""
     return [
-        Passage(str(row.get("id", line)), _text(row, "text", f"{path.name}:{line}"))
+        Passage(row_name(row, "id", str(line), f"{path.name}:{line}"), _text(row, "text", f"{path.name}:{line}"))
         for line, row in read_rows(path)
     ]
 
@@ -127,13 +144,32 @@ def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, 
 
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_unique)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{place} is not JSON ({reason}); expected one object per line") from error
     if not isinstance(row, dict):
         raise DataError(f"{place} is a {type(row).__name__}; expected a JSON object")
     return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; a key that stands twice is refused."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise DataError(f"{twice!r} stands twice; keep one of them")
+    return found
+
+
+def row_name(row: dict[str, Any], key: str, default: str, place: str) -> str:
+    """Return a row's `id` or `group` as text; a missing or null one is the default."""
+    value = row.get(key)
+    if isinstance(value, list | dict | bool) or value != value:
+        raise DataError(f'{place} needs "{key}": a text or a number, or none')
+    return default if value is None else str(value)
 
 
 def _example(row: dict[str, Any], place: str, line: int) -> Example:
@@ -146,9 +182,8 @@ def _example(row: dict[str, Any], place: str, line: int) -> Example:
         or not all(isinstance(a, str) and a.strip() for a in answers)
     ):
         raise DataError(f'{place} needs "answer": a text, or a list of texts, none of them empty')
-    group = row.get("group")
-    named = f"{row.get('instruction', '')}\n{question}" if group is None else str(group)
-    example = Example(str(row.get("id", line)), question, tuple(answers), named)
+    named = row_name(row, "group", f"{row.get('instruction', '')}\n{question}", place)
+    example = Example(row_name(row, "id", str(line), place), question, tuple(answers), named)
     for text in (example.id, *answers, named):
         check_text(text, place)
     return example
@@ -163,8 +198,10 @@ def read_question(row: dict[str, Any], place: str) -> str:
         raise DataError(
             f'{place} lacks "question" (or Alpaca\'s "instruction"); it has: {", ".join(row) or "nothing"}'
         )
-    extra = row.get("input") or ""
-    return f"{instruction}\n{extra}" if extra else instruction
+    extra = row.get("input")
+    if extra is not None and not isinstance(extra, str):
+        raise DataError(f'{place} has "input" that is no text; write what belongs to the question as text')
+    return f"{instruction}\n{check_text(extra, place)}" if extra else instruction
 
 
 def _text(row: dict[str, Any], key: str, place: str) -> str:

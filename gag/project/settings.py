@@ -174,7 +174,7 @@ class DecodingSettings(Settings):
     )
 
 
-Metric = Literal["contains", "exact", "f1", "bertscore", "similarity"]
+Metric = Literal["contains", "contains_published", "exact", "f1", "bertscore", "similarity"]
 
 
 class VariantSettings(Settings):
