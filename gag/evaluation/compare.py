@@ -23,7 +23,7 @@ from gag.evaluation.intervals import interval, paired
 from gag.evaluation.labelled import LabelledQuestion
 from gag.evaluation.methods import CONTROLS, RETRIEVAL, Method, known_methods, methods_of, passages_of
 from gag.evaluation.questions import Questions, draw_questions, slices_of
-from gag.evaluation.report import write_report
+from gag.evaluation.report import REPORT, write_report
 from gag.evaluation.scoring import Scorer
 from gag.project.artifacts import locked, write_json
 from gag.project.keys import stage_key
@@ -35,6 +35,7 @@ from gag.stages.readouts import readouts
 
 FURTHER = 5  # tokens after the first, that are timed
 WORST = 8
+FIGURES = "compare.json"
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,11 @@ def compare(project: Project, domain: str, names: list[str], quick: bool) -> Com
     slices = slices_of(asked.rows, passages_of(project, domain))
     gag = ProjectGAG(project)
     scorer, metric = Scorer(gag), project.settings.evaluation.of(domain, domain)[0]
+    scorer.prepare([metric, *(["similarity"] if "dense" in names else [])])
     folder = project.run(domain, "compare")
     outcomes: dict[str, Outcome] = {}
     for method in methods_of(project, gag, domain, names, quick):
-        answers = _answers(folder / "methods" / f"{method.name}.json", gag, domain, method, asked)
+        answers = _answers(folder / "methods", gag, domain, method, asked)
         outcome = outcomes[method.name] = _outcome(method, answers, asked, scorer, metric)
         say(f"compare {domain}: {method.label} {_mean(outcome.scores[: asked.tested]):.3f}")
     figures = _all_figures(outcomes, asked.tested)
@@ -115,13 +117,15 @@ def compare(project: Project, domain: str, names: list[str], quick: bool) -> Com
     return comparison
 
 
-def _answers(path: Path, gag: ProjectGAG, domain: str, method: Method, asked: Questions) -> MethodAnswers:
+def _answers(folder: Path, gag: ProjectGAG, domain: str, method: Method, asked: Questions) -> MethodAnswers:
     """Let a method answer everything and time it, or take what it did before on the same inputs."""
     general = [row.question for row in asked.general]
     key = stage_key(method=method.name, made_from=method.made_from, domain=gag.domains.facts(domain).key,
                     questions=asked.texts, general=general,
                     decoding=gag.project.settings.decoding.model_dump())  # fmt: skip
-    if kept := _kept(path, key):
+    path = folder / f"{method.name}.json"
+    kept = _kept(path)
+    if kept and kept.key == key:
         return kept
     result = method.answer(asked.texts, None)
     first, each = _speed(gag, method, asked.texts)
@@ -135,17 +139,18 @@ def _answers(path: Path, gag: ProjectGAG, domain: str, method: Method, asked: Qu
         general=_answer_general(gag, method, general) if sees_general else [],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    if kept:  # of other inputs: it stays beside
+        path.replace(folder / f"{method.name}-{kept.key[:8]}.json")
     write_json(path, asdict(answers))
     return answers
 
 
-def _kept(path: Path, key: str) -> MethodAnswers | None:
+def _kept(path: Path) -> MethodAnswers | None:
     """Read what a method did before; a file that was cut or edited counts for nothing."""
     try:
-        answers = MethodAnswers(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        return MethodAnswers(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
     except (ValueError, TypeError):
         return None
-    return answers if answers and answers.key == key else None
 
 
 def _answer_general(gag: ProjectGAG, method: Method, questions: list[str]) -> list[str]:
@@ -268,8 +273,24 @@ def _write(folder: Path, asked: Questions, outcomes: dict[str, Outcome], compari
         | {name: outcome.answers.texts[i] for name, outcome in outcomes.items()}
         for i, row in enumerate(asked.rows)
     )
+    key = stage_key(keys={name: outcome.answers.key for name, outcome in outcomes.items()}, metric=comparison.metric)
+    _make_room(folder, key)
     write_rows(folder / "answers.jsonl", rows)
-    write_json(folder / "compare.json", comparison.as_json())
+    write_json(folder / FIGURES, {"key": key} | comparison.as_json())
+
+
+def _make_room(folder: Path, key: str) -> None:
+    """Move a finished comparison of other inputs aside."""
+    if not (folder / FIGURES).is_file():
+        return
+    old = json.loads((folder / FIGURES).read_bytes())["key"]
+    if old == key:
+        return
+    aside = folder / f"earlier-{old[:8]}"
+    aside.mkdir(exist_ok=True)
+    for name in (FIGURES, "answers.jsonl", REPORT):
+        if (folder / name).is_file():
+            (folder / name).replace(aside / name)
 
 
 def _mean(values: list[float]) -> float:

@@ -5,8 +5,8 @@ is refused.
 """
 
 import json
-import shutil
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,31 @@ def evaluate(
 ) -> EvaluationSummary:
     """Answer rows into runs/evaluation/<name>/, score them, and return the summary that is written there.
 
-    A data set without a metric is refused before any work. With `evidence` each answer's support is measured.
+    A data set without a metric is refused before any work, and so is a metric whose encoder is not there.
+    With `evidence` each answer's support is measured. What was finished there of other inputs stays: this run
+    takes the next free name.
     """
-    for row in rows:
-        project.settings.evaluation.of(row.dataset, row.domain)
-    run = _open_run(project.root / "runs" / "evaluation" / name, _inputs(project, rows, evidence))
+    metrics = {
+        metric for row in rows for metric in project.settings.evaluation.of(row.dataset, row.domain)
+    }
+    inputs = _inputs(project, rows, evidence)
+    folder = _free(project.root / "runs" / "evaluation" / name, inputs)
     gag = ProjectGAG(project)
+    scorer = Scorer(gag)
+    scorer.prepare(metrics)
+    run = Run(folder, inputs)
     answers = answer_rows(gag, rows, run.folder / ANSWERS, evidence)
-    summary = summarise(rows, answers, Scorer(gag), project)
+    summary = summarise(rows, answers, scorer, project, str(folder.relative_to(project.root)))
     write_json(run.folder / SUMMARY, summary.as_json())
     return summary
+
+
+def run_name(project: Project, file: Path, rows: list[LabelledQuestion]) -> str:
+    """Return the name of a run on a file: its stem, and for another file of the same name a hash beside it."""
+    described = project.root / "runs" / "evaluation" / file.stem / INPUTS
+    if described.is_file() and json.loads(described.read_bytes()).get("rows") != _rows_key(rows):
+        return f"{file.stem}-{_rows_key(rows)[:8]}"
+    return file.stem
 
 
 def answer_rows(
@@ -66,13 +81,18 @@ def answer_rows(
     return [done[row.id] for row in rows]
 
 
-def _open_run(folder: Path, inputs: dict[str, Any]) -> Run:
-    """Go on with a run; one that was finished, of other inputs, makes room."""
-    if (folder / SUMMARY).is_file():
-        finished = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-        if finished != inputs:
-            shutil.rmtree(folder)
-    return Run(folder, inputs)
+def _free(folder: Path, inputs: dict[str, Any]) -> Path:
+    """Return a run's folder: the one of that name, or where another run was finished there, the next."""
+    plain = json.loads(json.dumps(inputs, default=str))
+    for number in count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not (place / SUMMARY).is_file() or json.loads((place / INPUTS).read_bytes()) == plain:
+            return place
+    raise AssertionError("count has no end")
+
+
+def _rows_key(rows: list[LabelledQuestion]) -> str:
+    return stage_key(rows=[(row.id, row.question, row.answers, row.domain) for row in rows])
 
 
 def _answer(gag: ProjectGAG, batch: list[LabelledQuestion], evidence: bool) -> list[AnsweredQuestion]:
@@ -151,7 +171,7 @@ def _inputs(project: Project, rows: list[LabelledQuestion], evidence: bool) -> d
     described = {name: digest(file) for name, file in files.items() if file.is_file()}
     decided = project.router / MANIFEST
     return {
-        "rows": stage_key(rows=[(row.id, row.question, row.answers, row.domain) for row in rows]),
+        "rows": _rows_key(rows),
         "base": model_key(project.settings.base, project.root),
         "domains": described,
         "general": digest(project.general / MANIFEST),

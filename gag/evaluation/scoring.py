@@ -1,6 +1,6 @@
 """The metrics of the settings over many answers: one scorer for `gag evaluate` and `gag compare`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 
 from gag.engine.engine import ProjectGAG
@@ -25,6 +25,13 @@ class Scorer:
 
     def __init__(self, gag: ProjectGAG):
         self._gag = gag
+
+    def prepare(self, metrics: Collection[str]) -> None:
+        """Load the encoders of metrics now, so that one which is not there is said before the first answer."""
+        if "bertscore" in metrics:
+            _ = self._bertscore
+        if "similarity" in metrics:
+            _ = self._sentences
 
     def score(self, metric: str, answers: Sequence[str], golds: Golds) -> list[float]:
         """Score each answer by its best gold, 0..1, but for similarity: a cosine."""

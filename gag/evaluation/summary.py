@@ -53,6 +53,7 @@ class EvaluationSummary:
     tokens_added: float  # by the routed answers, on average
     support: Quantiles | None  # of the answers that vectors went into, in nats per token
     metrics: Encoders
+    folder: str  # of its files, in the project
 
     def as_json(self) -> dict[str, Any]:
         """Turn it into what summary.json holds; a data set without true routes has no `oracle`."""
@@ -64,7 +65,11 @@ class EvaluationSummary:
 
 
 def summarise(
-    rows: Sequence[LabelledQuestion], answers: Sequence[AnsweredQuestion], scorer: Scorer, project: Project
+    rows: Sequence[LabelledQuestion],
+    answers: Sequence[AnsweredQuestion],
+    scorer: Scorer,
+    project: Project,
+    folder: str,
 ) -> EvaluationSummary:
     """Score both routes by data set; rows without a gold answer are counted and left out."""
     groups: dict[str, list[tuple[LabelledQuestion, AnsweredQuestion]]] = {}
@@ -86,6 +91,7 @@ def summarise(
         tokens_added=round(float(np.mean([answer.tokens_added for answer in answers])), 2),
         support=_quantiles(support) if support else None,
         metrics=Encoders(chosen.bertscore, chosen.similarity),
+        folder=folder,
     )
 
 

@@ -73,17 +73,23 @@ class Experts:
 
         _ = self.facts
         try:
+            tensors = load_tensors(folder / ADAPTER)
             with _quietly():
                 self._backbone.model.load_adapter(
                     adapter_name=_adapter(name),
                     peft_config=PeftConfig.from_pretrained(str(folder)),  # pyright: ignore
-                    adapter_state_dict=load_tensors(folder / ADAPTER),
+                    adapter_state_dict=dict(tensors),
                 )
         except _UNFIT as error:
             self._drop(name)  # what was registered before it failed
+            reason = one_line(error).removesuffix(" look at the above report!")
+            raise ArtifactError(f"the adapter of {name} does not fit the expert backbone: {reason}") from error
+        if lacking := self._lacking(name, tensors):
+            self._drop(name)
             raise ArtifactError(
-                f"the adapter of {name} does not fit the expert backbone: {one_line(error)}"
-            ) from error
+                f"the adapter of {name} lacks {len(lacking)} of its tensors (first: {lacking[0]}); build it, or "
+                "copy it again"
+            )
         self._adapters.add(name)
         self._layers = [m for m in self._backbone.model.modules() if isinstance(m, BaseTunerLayer)]
         self._switch_off()
@@ -107,6 +113,16 @@ class Experts:
             yield self._backbone
         finally:
             self._switch_off()
+
+    def _lacking(self, name: str, tensors: dict[str, torch.Tensor]) -> list[str]:
+        """Return an adapter's matrices that its file does not hold: PEFT makes those up."""
+        mark = f".{_adapter(name)}.weight"
+        wanted = {
+            n.replace(mark, ".weight")
+            for n, _ in self._backbone.model.named_parameters()
+            if n.endswith(mark) and (".lora_A." in n or ".lora_B." in n)
+        }
+        return sorted(wanted - {n.removeprefix("base_model.model.") for n in tensors})
 
     def _drop(self, name: str) -> None:
         """Take an adapter out of the layers, a half-loaded one too."""

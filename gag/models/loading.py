@@ -28,6 +28,7 @@ from gag.errors import MismatchError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.dry_run import check_serves
 from gag.project.settings import ModelSettings
+from gag.project.tensors import all_finite
 
 T = TypeVar("T")
 _PACKAGES = {  # that transformers needs for a quantised model: (module, what to install)
@@ -159,6 +160,35 @@ def with_attention(wanted: str, make: Callable[[str], T]) -> T:
     return make("eager")
 
 
+def with_safetensors(load: Callable[[bool], T]) -> T:
+    """Load an encoder's weights from safetensors, or where it has none through torch's weights-only loader.
+
+    Args:
+        load: takes transformers' `use_safetensors`. Without, transformers reads pytorch_model.bin with
+            `weights_only=True`: tensors alone, and no code.
+    """
+    try:
+        return load(True)
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+    try:
+        return load(False)
+    except torch.serialization.pickle.UnpicklingError as error:
+        raise SettingsError(
+            "pytorch_model.bin holds more than tensors, and is not loaded; save the model as safetensors"
+        ) from error
+
+
+def encoder_positions(config: Any, tokenizer: Any) -> int | None:
+    """Return the most tokens that an encoder takes; None where it says nothing."""
+    stated = getattr(config, "max_position_embeddings", None)
+    if stated is not None and any(name in config.model_type for name in ("roberta", "camembert", "mpnet")):
+        stated -= config.pad_token_id + 1  # their positions begin behind that of padding
+    longest = min(stated or 10**9, getattr(tokenizer, "model_max_length", None) or 10**9)
+    return longest if longest < 10**9 else None
+
+
 def choose_device(name: str) -> torch.device:
     """Return a device by name; of several processes on one machine, each takes its own accelerator."""
     if name == "auto":
@@ -233,13 +263,11 @@ def _check_whole(name: str, report: dict[str, Any]) -> None:
 def _check_finite(name: str, model: torch.nn.Module) -> None:
     """Refuse weights that are no numbers."""
     for parameter, weights in model.named_parameters():
-        if weights.is_floating_point() and weights.numel():
-            least, most = torch.aminmax(weights.detach())
-            if not (torch.isfinite(least) and torch.isfinite(most)):
-                raise SettingsError(
-                    f"the model {name} holds weights that are no numbers (in {parameter}); copy or "
-                    "download it again, or name an earlier checkpoint"
-                )
+        if not all_finite(weights):
+            raise SettingsError(
+                f"the model {name} holds weights that are no numbers (in {parameter}); copy or "
+                "download it again, or name an earlier checkpoint"
+            )
 
 
 def _body(model: Any) -> str:
@@ -266,6 +294,7 @@ def _text_model(name: str, model: Any) -> Any:
     setattr(text, _body(text), model.get_decoder())
     text.set_output_embeddings(model.get_output_embeddings())
     text.config, text.generation_config = config, model.generation_config
+    config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if any(tensor.is_meta for tensor in [*text.parameters(), *text.buffers()]):
         raise MismatchError(f"the text model in {name} cannot be taken by itself; name a model of text alone")
     return text

@@ -1,9 +1,9 @@
 """What a run is planned for: devices by name, or this machine as it is measured."""
 
-import os
 import re
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch.utils.benchmark import Timer
 
@@ -71,5 +71,5 @@ def _measured_cpu() -> Machine:
     """Time a product of matrices on this machine's processor."""
     timer = Timer("x @ x", globals={"x": torch.rand(TIMED_WIDTH, TIMED_WIDTH)})
     rate = 2 * TIMED_WIDTH**3 / timer.timeit(9).median
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return Machine("cpu", 1, memory, rate, CPU_BANDWIDTH, f"no GPU, {rate / 1e9:.0f} GFLOP/s measured")

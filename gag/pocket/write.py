@@ -119,7 +119,7 @@ def _write_settings(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}")
     fresh.write_text(text, encoding="utf-8")
-    fresh.rename(path)
+    fresh.replace(path)
 
 
 def _copy_models(folder: Path) -> None:

@@ -5,7 +5,6 @@ dies. Its files are hashed once: what was seen (the manifest's hash, sizes and t
 hidden file of the folder, and a file is hashed again only when one of them differs.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -15,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import ReadWriteLock, Timeout
+
 from gag.errors import ArtifactError
 from gag.project import distributed
 from gag.project.rows import digest
+from gag.project.tensors import follow_umask
 
 MANIFEST = "manifest.json"
 SEEN = ".verified.json"  # what was hashed before
@@ -47,9 +49,14 @@ def writing(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> It
 
 
 def seal(folder: Path, facts: dict[str, Any], manifest: str = MANIFEST) -> None:
-    """Write a folder's manifest, with the hashes of its files: from now on it counts."""
+    """Write a folder's manifest, with the hashes of its files: from now on it counts.
+
+    Whoever may read the folder may read them: safetensors writes files for their owner alone.
+    """
+    for path in folder.rglob("*"):
+        follow_umask(path)
     names = sorted(
-        str(path.relative_to(folder))
+        path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if path.is_file() and path.name not in (SEEN, manifest)
     )
@@ -139,7 +146,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside a file to write to; when the block ends well, it takes the file's place at once."""
     fresh = path.with_name(f".{path.name}.new")
     yield fresh
-    fresh.rename(path)
+    fresh.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -168,14 +175,20 @@ def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[N
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise ArtifactError(
-                f"another process works on {folder.name}; wait for it to end, then run this again"
-            ) from error
+    lock = ReadWriteLock(folder / ".lock", is_singleton=False)
+    taking = lock.read_lock if shared else lock.write_lock
+    try:
+        held = taking(blocking=wait)
+        held.__enter__()
+    except Timeout as error:
+        raise ArtifactError(
+            f"another process works on {folder.name}; wait for it to end, then run this again"
+        ) from error
+    try:
         yield
+    finally:
+        held.__exit__(None, None, None)
+        lock.close()
 
 
 def _manifest(folder: Path, manifest: str) -> tuple[dict[str, Any], str]:

@@ -13,9 +13,14 @@ from gag.errors import ArtifactError
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that follows the umask."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    follow_umask(path)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or a folder, the rights that the umask leaves to a new one."""
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def load_tensors(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
@@ -24,8 +29,24 @@ def load_tensors(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
     Or map it, where only this program replaces it, and whole.
     """
     try:
-        return load_file(path) if mapped else load(path.read_bytes())
+        tensors = load_file(path) if mapped else load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{path.parent.name}/{path.name} cannot be read ({error}); build or copy it again"
         ) from error
+    for name, tensor in () if mapped else tensors.items():
+        if not all_finite(tensor):
+            raise ArtifactError(
+                f"{path.parent.name}/{path.name} holds values that are no numbers (in {name}); build or copy "
+                "it again"
+            )
+    return tensors
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor's values are all numbers."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    values = tensor.detach() if tensor.dtype.itemsize > 1 else tensor.detach().float()
+    least, most = torch.aminmax(values)
+    return bool(torch.isfinite(least) and torch.isfinite(most))

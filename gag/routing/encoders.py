@@ -14,7 +14,13 @@ from tokenizers import Tokenizer
 from gag.errors import DataError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone, weights_hash
 from gag.models.batching import in_length_batches
-from gag.models.loading import choose_device, locate_model, one_line
+from gag.models.loading import (
+    choose_device,
+    encoder_positions,
+    locate_model,
+    one_line,
+    with_safetensors,
+)
 from gag.models.plain_text import plain_tokenizer, tokenizer_identity
 from gag.project.artifacts import recover, writing
 from gag.project.domain import EncoderSpec
@@ -68,12 +74,14 @@ class TransformerEncoder:
             tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=chosen.revision, trust_remote_code=False
             )
-            self._model = AutoModel.from_pretrained(
-                source,
-                revision=chosen.revision,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
+            self._model = with_safetensors(
+                lambda safe: AutoModel.from_pretrained(
+                    source,
+                    revision=chosen.revision,
+                    trust_remote_code=False,
+                    use_safetensors=safe,
+                    dtype=torch.float32,
+                )
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise _cannot_load(chosen, error) from error
@@ -82,11 +90,11 @@ class TransformerEncoder:
         self._before, self._after = text_frame(tokenizer, self._plain)
         self._batch_size = settings.batch_size
         described = f"{weights_hash(self._model)}\n{tokenizer_identity(tokenizer)}"
-        positions = getattr(self._model.config, "max_position_embeddings", settings.max_tokens)
+        positions = encoder_positions(self._model.config, tokenizer) or settings.max_tokens
         self.spec = EncoderSpec(
             fingerprint=hashlib.sha256(described.encode()).hexdigest(),
             pooling=chosen.pooling,
-            max_tokens=min(settings.max_tokens, positions, tokenizer.model_max_length),
+            max_tokens=min(settings.max_tokens, positions),
             width=self._model.config.hidden_size,
         )
 
@@ -142,12 +150,14 @@ class SentenceEncoder:
                 f"the encoder {chosen.model} needs sentence-transformers; run `pip install 'gag[eval]'`"
             ) from error
         try:
-            self._model = SentenceTransformer(
-                locate_model(str(chosen.model), root),
-                revision=chosen.revision,
-                device=str(choose_device(chosen.device)),
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
+            self._model = with_safetensors(
+                lambda safe: SentenceTransformer(
+                    locate_model(str(chosen.model), root),
+                    revision=chosen.revision,
+                    device=str(choose_device(chosen.device)),
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": safe},
+                )
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise _cannot_load(chosen, error) from error

@@ -160,6 +160,7 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=max(1, min(10, tuning.steps // 10)),
         save_total_limit=3,  # while the newest one is not complete yet, two others are
+        pad_token=_padding(backbone),
         # TRL's balance of experts counts them by a name that not all configs have
         router_aux_loss_coef=None if hasattr(model.config.get_text_config(), "num_experts") else 0.0,
         report_to="none",
@@ -179,6 +180,14 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _padding(backbone: Backbone) -> str | None:
+    """Return the token to pad with, where the tokenizer's own has no embedding; padding is always masked."""
+    own = backbone.tokenizer.pad_token_id
+    if isinstance(own, int) and own < len(backbone.table):
+        return None
+    return str(backbone.tokenizer.convert_ids_to_tokens(backbone.prompts.end))
 
 
 def _micro_batches(settings: AdaptSettings) -> tuple[int, int]:
