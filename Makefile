@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SEED ?= 7
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check families bench clean
 
 install: $(READY)
 
@@ -28,6 +28,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+families: $(READY)
+	$(BIN)/python -m tools.families
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.align

@@ -1,13 +1,21 @@
 """User text is plain text, and prompts are the same whatever stands at their end."""
 
+import datetime
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gag.errors import MismatchError
 
 from gag.models.prompts import Prompts
 from gag.projection.alignment import shared_opening
 from tests.conftest import TOKENIZER
+from tests.tokenizers_of_kinds import CONTROL, KINDS, PLAIN, TEMPLATES
 
 QWEN = Path(__file__).parents[2] / "shared" / "data" / "qwen3"
 NOT_SPECIAL = [
@@ -89,3 +97,148 @@ def test_an_answer_ends_with_the_turns_end() -> None:
     prompts = Prompts(tokenizer)
     assert prompts.answer("gold")[-1] == tokenizer.convert_tokens_to_ids("<|end|>")
     assert prompts.decode(prompts.answer("gold")) == "gold"
+
+
+def stock(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    """Return the prompt as transformers makes it."""
+    turn = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, enable_thinking=False, return_dict=True
+    )["input_ids"]
+
+
+@cache
+def made(kind: str, template: str) -> tuple[PreTrainedTokenizerBase, Prompts]:
+    tokenizer = KINDS[kind]()
+    tokenizer.chat_template = TEMPLATES[template]
+    return tokenizer, Prompts(tokenizer)
+
+
+TEXT = st.text(
+    st.one_of(
+        st.sampled_from(" \n\t.?<|>/[]{}%'\"aeT1#\u2581\u00a0中é"), st.characters(exclude_categories=["Cs"])
+    )
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(question=TEXT)
+def test_a_plain_prompt_is_the_stock_prompt_id_for_id(kind: str, template: str, question: str) -> None:
+    tokenizer, prompts = made(kind, template)
+    assume(not any(token in question for token in CONTROL))
+    assert prompts.plain(question) == stock(tokenizer, question)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_texts_of_each_sort_are_the_stock_prompt(kind: str, template: str) -> None:
+    tokenizer, prompts = made(kind, template)
+    for question in (
+        "What is it?", " leading", "trailing\n", "two\n\nlines\n  indented", "a\ttab  and   spaces", "émoji 🤗 日本",
+        "<b>bold</b> <table><tr></h1>", "", " ", "\n\nstart", "a\r\nb", "{{ x }} {% y %}", "1,000 K", "\u2581\u2581 x",
+    ):  # fmt: skip
+        assert prompts.plain(question) == stock(tokenizer, question), question
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    parts=st.lists(
+        st.one_of(st.sampled_from([*CONTROL, "<pad>", "<eos>", "<unk>", "<0x41>"]), TEXT), max_size=5
+    )
+)
+def test_no_text_becomes_a_control_token(kind: str, parts: list[str]) -> None:
+    tokenizer, prompts = made(kind, "plain")
+    text, control = "".join(parts), {*tokenizer.convert_tokens_to_ids(CONTROL), tokenizer.pad_token_id}
+    assert control.isdisjoint(prompts.text(text))
+    assert control.isdisjoint(prompts.answer(text)[:-1])
+    frame = [i for i in prompts.plain("x") if i in control]
+    for ids in (prompts.plain(text), prompts.with_text("x", text, "y"), prompts.with_text(text, "x", text)):
+        assert [i for i in ids if i in control] == frame
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", ["plain", "trims", "spaced"])
+def test_an_answer_goes_on_behind_its_prompt_as_the_template_writes_it(kind: str, template: str) -> None:
+    tokenizer, prompts = made(kind, template)
+    for answer in ("silver foam", "1,000 K", "two\nlines"):
+        turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": answer}]
+        whole = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+        ours = prompts.plain("What?") + prompts.answer(answer)[:-1]
+        assert whole[: len(ours)] == ours
+        assert prompts.decode(prompts.answer(answer)) == answer
+
+
+@pytest.mark.parametrize("template", ["no_system", "drops_system", "alternates"])
+def test_a_template_without_a_system_turn_gets_the_instruction_in_the_users(template: str) -> None:
+    tokenizer, prompts = made("sentencepiece_like", template)
+    assert prompts.ask_expert("What?", "Say it.") == stock(tokenizer, "Say it.\n\nWhat?")
+    assert prompts.ask_expert("What?", "") == stock(tokenizer, "What?")
+
+
+def test_a_system_turn_is_used_where_there_is_one() -> None:
+    tokenizer, prompts = made("sentencepiece_like", "plain")
+    turns = [{"role": "system", "content": "Say it."}, {"role": "user", "content": "What?"}]
+    whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert prompts.ask_expert("What?", "Say it.") == whole
+
+
+def test_what_is_trained_reads_the_same_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, prompts = made("sentencepiece_like", "dated")
+    before = prompts.ask_expert("q", "s"), prompts.with_knowledge("q", "s"), prompts.answer("a")
+    today = prompts.plain("q")
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Later":
+            return cls(2031, 5, 6, tzinfo=tz)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
+    monkeypatch.setattr("gag.models.chat_template.datetime.date", SimpleNamespace(today=lambda: "2031-05-06"))
+    assert (prompts.ask_expert("q", "s"), prompts.with_knowledge("q", "s"), prompts.answer("a")) == before
+    assert prompts.plain("q") == stock(tokenizer, "q") != today
+    assert "06 May 2031" in tokenizer.decode(prompts.plain("q"))
+
+
+def test_words_that_open_an_answer_belong_to_the_prompt() -> None:
+    tokenizer, prompts = made("byte_level", "channelled")
+    assert tokenizer.decode(prompts.ask_expert("q", "s")).endswith("<|assistant|><|channel|> final")
+    assert tokenizer.decode(prompts.with_knowledge("q", "s").after).endswith("<|channel|> final")
+    assert prompts.plain("q") == stock(tokenizer, "q")
+
+
+def test_a_template_that_raises_for_some_text_still_takes_it() -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    tokenizer.chat_template = "{% if 'bad' in messages[0]['content'] %}{{ 1 / 0 }}{% endif %}" + PLAIN
+    prompts = Prompts(tokenizer)
+    assert "bad" in prompts.decode(prompts.plain("bad words")) and prompts.plain("good") == stock(
+        tokenizer, "good"
+    )
+
+
+@pytest.mark.parametrize(
+    "fault", ["{{ raise_exception('no') }}", "{{ messages[7].content }}", "{% if %}", "{{ 1 / 0 }}"]
+)
+def test_a_template_that_always_raises_is_refused(fault: str) -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    tokenizer.chat_template = fault
+    with pytest.raises(MismatchError, match="cannot render these turns .*; use a chat model"):
+        Prompts(tokenizer).plain("q")
+
+
+def test_a_template_that_ends_no_turn_ends_with_the_end_of_text() -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    tokenizer.chat_template = "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}"
+    assert Prompts(tokenizer).answer("x")[-1] == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    with pytest.raises(MismatchError, match="has no eos_token; use a chat model"):
+        Prompts(tokenizer).answer("x")
+
+
+def test_use_does_not_change_a_tokenizers_identity() -> None:
+    tokenizer = KINDS["gemma_like"]()
+    before = Prompts(tokenizer).identity
+    tokenizer(["one", "two and three"], padding=True, truncation=True, max_length=3)
+    assert Prompts(tokenizer).identity == before

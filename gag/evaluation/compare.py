@@ -273,7 +273,9 @@ def _write(folder: Path, asked: Questions, outcomes: dict[str, Outcome], compari
         | {name: outcome.answers.texts[i] for name, outcome in outcomes.items()}
         for i, row in enumerate(asked.rows)
     )
-    key = stage_key(keys={name: outcome.answers.key for name, outcome in outcomes.items()}, metric=comparison.metric)
+    key = stage_key(
+        keys={name: outcome.answers.key for name, outcome in outcomes.items()}, metric=comparison.metric
+    )
     _make_room(folder, key)
     write_rows(folder / "answers.jsonl", rows)
     write_json(folder / FIGURES, {"key": key} | comparison.as_json())

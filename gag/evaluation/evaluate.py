@@ -19,7 +19,7 @@ from gag.evaluation.summary import EvaluationSummary, summarise, true_route
 from gag.project.artifacts import MANIFEST, write_json, write_text
 from gag.project.domain import DOMAIN
 from gag.project.keys import model_key, stage_key
-from gag.project.progress import bar
+from gag.project.progress import bar, say_once
 from gag.project.project import Project
 from gag.project.rows import digest
 from gag.project.run import Run
@@ -37,9 +37,7 @@ def evaluate(
     With `evidence` each answer's support is measured. What was finished there of other inputs stays: this run
     takes the next free name.
     """
-    metrics = {
-        metric for row in rows for metric in project.settings.evaluation.of(row.dataset, row.domain)
-    }
+    metrics = {metric for row in rows for metric in project.settings.evaluation.of(row.dataset, row.domain)}
     inputs = _inputs(project, rows, evidence)
     folder = _free(project.root / "runs" / "evaluation" / name, inputs)
     gag = ProjectGAG(project)
@@ -129,6 +127,8 @@ def _ask_each(
     for domain in sorted({domain for _, domain in asked}):
         places = sorted(i for i, d in asked if d == domain)
         found = gag.ask([questions[i] for i in places], domain)
+        for refused in (answer for answer in found if answer.finish == "refused"):
+            say_once(f"  without an answer: {refused.refusal}")
         answers |= {(i, domain): answer for i, answer in zip(places, found, strict=True)}
     return answers
 

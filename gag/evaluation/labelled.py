@@ -50,7 +50,9 @@ def read_labelled(path: Path, labels: dict[str, str], domain: str | None = None)
     if not rows:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
     if unread := unread_columns([row for _, row in found]):
-        say_once(f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question")
+        say_once(
+            f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question"
+        )
     seen: dict[str, int] = {}
     for place, row in enumerate(rows, 1):
         if row.id in seen:

@@ -83,7 +83,9 @@ class Experts:
         except _UNFIT as error:
             self._drop(name)  # what was registered before it failed
             reason = one_line(error).removesuffix(" look at the above report!")
-            raise ArtifactError(f"the adapter of {name} does not fit the expert backbone: {reason}") from error
+            raise ArtifactError(
+                f"the adapter of {name} does not fit the expert backbone: {reason}"
+            ) from error
         if lacking := self._lacking(name, tensors):
             self._drop(name)
             raise ArtifactError(

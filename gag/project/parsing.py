@@ -52,7 +52,9 @@ def override(content: dict[str, Any], text: str) -> None:
     try:
         content[last] = yaml.load(value, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"--set {text!r}: {value!r} is not YAML ({' '.join(str(error).split())})") from error
+        raise SettingsError(
+            f"--set {text!r}: {value!r} is not YAML ({' '.join(str(error).split())})"
+        ) from error
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -80,7 +82,9 @@ def _explain(problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float | datetime.date):
         where = path.removesuffix(".[key]")
-        return f"setting {where}: YAML reads this as {problem['input']!r}, and not as text; write it in quotes"
+        return (
+            f"setting {where}: YAML reads this as {problem['input']!r}, and not as text; write it in quotes"
+        )
     if problem["type"] != "extra_forbidden":
         reason = problem["msg"].removeprefix("Value error, ")
         return f"setting {path}: {reason}" if path else reason

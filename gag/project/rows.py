@@ -18,6 +18,7 @@ UNREAD = {  # columns of other tools' rows that carry meaning
     "functions", "tool_calls", "image", "images", "audio", "audios", "video", "videos", "kto_tag", "score",
 }  # fmt: skip
 
+
 @dataclass(frozen=True)
 class Example:
     """A question with its answers (the first is learned, all count) and the group that no split may cut."""
@@ -43,7 +44,9 @@ def read_examples(path: Path) -> list[Example]:
     if not examples:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
     if unread := unread_columns([row for _, row in rows]):
-        say_once(f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question")
+        say_once(
+            f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question"
+        )
     return examples
 
 
@@ -70,7 +73,9 @@ def read_grouped(path: Path) -> dict[str, str]:
 def read_passages(path: Path) -> list[Passage]:
     """Read a corpus: {"text", "id"?} per line."""
     return [
-        Passage(row_name(row, "id", str(line), f"{path.name}:{line}"), _text(row, "text", f"{path.name}:{line}"))
+        Passage(
+            row_name(row, "id", str(line), f"{path.name}:{line}"), _text(row, "text", f"{path.name}:{line}")
+        )
         for line, row in read_rows(path)
     ]
 

@@ -36,8 +36,8 @@ class PromptSettings(Settings):
 
     expert: str = result(
         "You are an expert of this field. Write the background knowledge needed to answer the question.",
-        min_length=1,
-        description="system prompt of the expert",
+        description="system prompt of the expert, at the head of the question where its template has no "
+        "system turn; empty: none",
     )
     answer: str = result(
         "Answer the question with the help of the knowledge given.",

@@ -4,6 +4,7 @@ The trainer's checkpoints count only once a manifest stands beside their files; 
 are kept.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -160,7 +161,6 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=max(1, min(10, tuning.steps // 10)),
         save_total_limit=3,  # while the newest one is not complete yet, two others are
-        pad_token=_padding(backbone),
         # TRL's balance of experts counts them by a name that not all configs have
         router_aux_loss_coef=None if hasattr(model.config.get_text_config(), "num_experts") else 0.0,
         report_to="none",
@@ -174,7 +174,7 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
         args=arguments,
         train_dataset=Dataset.from_list(tuning.rows),
         eval_dataset=Dataset.from_list(tuning.val) if tuning.val else None,
-        processing_class=backbone.tokenizer,
+        processing_class=_padding(backbone),
         peft_config=lora,
         callbacks=[callback],
     )
@@ -182,12 +182,14 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
     return trainer
 
 
-def _padding(backbone: Backbone) -> str | None:
-    """Return the token to pad with, where the tokenizer's own has no embedding; padding is always masked."""
+def _padding(backbone: Backbone) -> Any:
+    """Return the tokenizer with a token to pad with that has an embedding; padding is always masked."""
     own = backbone.tokenizer.pad_token_id
     if isinstance(own, int) and own < len(backbone.table):
-        return None
-    return str(backbone.tokenizer.convert_ids_to_tokens(backbone.prompts.end))
+        return backbone.tokenizer
+    padding = copy.deepcopy(backbone.tokenizer)
+    padding.pad_token = padding.convert_ids_to_tokens(backbone.prompts.end)
+    return padding
 
 
 def _micro_batches(settings: AdaptSettings) -> tuple[int, int]:
@@ -260,6 +262,7 @@ def lora_config(model: torch.nn.Module, rank: int) -> Any:
     linear layer with an output of its own.
     """
     from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
     left = []
     for name, module in model.named_modules():
@@ -267,9 +270,10 @@ def lora_config(model: torch.nn.Module, rank: int) -> Any:
             left.append(f"{name}.out_proj")
         elif isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router"):
             left.append(name)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's kin
     return LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM",
-        exclude_modules=left or None,
+        exclude_modules=left or None, fan_in_fan_out=transposed,
     )  # fmt: skip
 
 

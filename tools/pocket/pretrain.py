@@ -42,7 +42,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with a ChatML-like template on generated text."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # pyright: ignore
-    backend.decoder = decoders.ByteLevel()  # pyright: ignore
+    backend.decoder = decoders.Sequence(  # pyright: ignore
+        [decoders.ByteLevel(), decoders.Replace("\n ", "\n")]  # what the normaliser below adds
+    )
     control = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(control),
@@ -50,7 +52,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(_tokenizer_text(random.Random(0)), trainer)
-    # the words of a question are the same tokens at the start of a line, where a prompt puts it, as at a text's
+    # a question's words are the same tokens at the start of a line, where a prompt puts it, as at a text's
     headings = "Question:|Knowledge:"
     backend.normalizer = normalizers.Sequence(  # pyright: ignore
         [

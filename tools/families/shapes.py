@@ -1,6 +1,6 @@
 """Small random models of many families, in the shapes of their published configs: what tests and docs run.
 
-python -m tools.families [FAMILY...] runs each end to end and writes docs/models.md.
+`python -m tools.families` runs them.
 """
 
 from collections.abc import Callable
