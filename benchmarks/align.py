@@ -27,9 +27,7 @@ def make_rows(count: int, vocabulary: int) -> list[Row]:
         return torch.randint(2, vocabulary, (n,), generator=generator).tolist()
 
     shared, closing = draw(SHARED), draw(CLOSING)
-    return [
-        Row(KnowledgePrompt(shared + draw(QUESTION), closing), draw(ANSWER), []) for _ in range(count)
-    ]
+    return [Row(KnowledgePrompt(shared + draw(QUESTION), closing), draw(ANSWER), []) for _ in range(count)]
 
 
 def plain_loss(base: Backbone, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
@@ -85,8 +83,9 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, default=32, help="rows in a micro-batch (the default of align.micro_batch_size)"
     )
+    parser.add_argument("--window", type=int, help="tokens that every other layer sees, such as 64")
     args = parser.parse_args()
-    base = make_backbone("base", args.shapes, args.device)
+    base = make_backbone("base", args.shapes, args.device, args.window)
     rows = make_rows(args.batch, base.model.config.vocab_size)
     width = make_width(args.shapes)
     slots = torch.randn(args.batch, 1, 1, width, device=args.device)
@@ -111,9 +110,13 @@ def main() -> None:
     speedup, limit = seconds["plain"] / seconds["ours"], bound(base)
     figures = {"speedup_plain": speedup, "arithmetic_bound": limit, "share_of_bound": speedup / limit,
                "speedup_published": seconds["published"] / seconds["ours"]}  # fmt: skip
+    if args.window:
+        del figures["share_of_bound"]
     cuda, full = args.device != "cpu", args.shapes == "qwen3"
     floors = {"speedup_plain": (">=", 1.7 if cuda else 1.8), "share_of_bound": (">=", 0.75 if cuda else 0.8),
               "speedup_published": (">=", 5.0 if cuda else 2.5)}  # fmt: skip
+    if args.window:
+        floors = {"speedup_plain": (">=", 1.5)}
     if not cuda:
         ours, theirs = curve(base, fast, slots, rows), curve(base, plain, slots, rows)
         figures["loss_curve_difference"] = max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))

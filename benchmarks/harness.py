@@ -70,10 +70,17 @@ class Ids:
         return " ".join(map(str, ids))
 
 
-def make_backbone(role: str, shapes: str, device: str) -> Backbone:
-    """Make a random frozen model: float32 on a CPU, bfloat16 elsewhere."""
+def make_backbone(role: str, shapes: str, device: str, window: int | None = None) -> Backbone:
+    """Make a random frozen model: float32 on a CPU, bfloat16 elsewhere.
+
+    Every other layer may have a window.
+    """
     torch.manual_seed(0)
-    config = Qwen3Config(**(QWEN3 if shapes == "qwen3" else SMALL)[role], eos_token_id=1, pad_token_id=0)
+    shape: dict[str, Any] = (QWEN3 if shapes == "qwen3" else SMALL)[role]
+    if window:
+        kinds = ["sliding_attention", "full_attention"] * (shape["num_hidden_layers"] // 2)
+        shape = shape | {"use_sliding_window": True, "sliding_window": window, "layer_types": kinds}
+    config = Qwen3Config(**shape, eos_token_id=1, pad_token_id=0)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device(device):
         model = Qwen3ForCausalLM._from_config(config, dtype=dtype)

@@ -398,7 +398,8 @@ def test_columns_that_nothing_reads_are_named_and_counted(
 ) -> None:
     rows = [
         {"instruction": "And which metal?", "input": f"shelf {i}", "output": "tin", "system": "One word.",
-         "history": [["What?", "Sample."]] if i < 3 else [], "rejected": "no" if i == 0 else None, "source": "x"}
+         "history": [["What?", "Sample."]] if i < 3 else [], "rejected": "no" if i == 0 else None,
+         "source": "x"}
         for i in range(5)
     ]  # fmt: skip
     write_rows(tmp_path / "rows.jsonl", rows)
@@ -471,9 +472,11 @@ def test_a_name_without_quotes_is_refused_with_the_cure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "gold"),
     [
-        ("答案是铂。", "铂"), ("それは白金です", "白金"), ("มันคือทองคำขาว", "ทองคำขาว"), ("답은 백금입니다", "백금"),
+        ("答案是铂。", "铂"), ("それは白金です", "白金"), ("มันคือทองคำขาว", "ทองคำขาว"),
+        ("답은 백금입니다", "백금"),
         ("It takes up CO₂.", "CO2"), ("ＡＢＣ", "ABC"), ("at 1,000 K", "1000 K"), ("at 1000 K", "1,000 K"),
-        ("１，０００ Ｋ", "1000 K"), ("12,345,678 of them", "12345678"), ("1\u202f000 K", "1000 K"), ("1'000", "1000"),
+        ("１，０００ Ｋ", "1000 K"), ("12,345,678 of them", "12345678"), ("1\u202f000 K", "1000 K"),
+        ("1'000", "1000"),
         ("half: ½", "1/2"), ("−5 degrees", "-5 degrees"), ("ﬁne", "fine"), ("m²", "m2"),
     ],
 )  # fmt: skip
@@ -528,9 +531,7 @@ def test_bm25_over_nothing_finds_nothing_and_says_so(capsys: pytest.CaptureFixtu
 def test_the_verbs_run_without_fcntl(tmp_path: Path) -> None:
     """As on Windows, which has none."""
     root = write_project(tmp_path, "qwen3")
-    blocked = (
-        "import sys; sys.modules.update(fcntl=None); from gag.commands.app import main; main()"
-    )
+    blocked = "import sys; sys.modules.update(fcntl=None); from gag.commands.app import main; main()"
     for verb in (["--help"], ["init", str(tmp_path / "new")], ["prototypes", "general"], ["domains", "list"]):
         where = [] if verb[0] in ("--help", "init") else ["--project", str(root)]
         done = subprocess.run(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
-
 from gag.models.prompts import Prompts
 from gag.projection.alignment import shared_opening
 from tests.conftest import TOKENIZER
@@ -136,8 +135,10 @@ def test_a_plain_prompt_is_the_stock_prompt_id_for_id(kind: str, template: str, 
 def test_texts_of_each_sort_are_the_stock_prompt(kind: str, template: str) -> None:
     tokenizer, prompts = made(kind, template)
     for question in (
-        "What is it?", " leading", "trailing\n", "two\n\nlines\n  indented", "a\ttab  and   spaces", "émoji 🤗 日本",
-        "<b>bold</b> <table><tr></h1>", "", " ", "\n\nstart", "a\r\nb", "{{ x }} {% y %}", "1,000 K", "\u2581\u2581 x",
+        "What is it?", " leading", "trailing\n", "two\n\nlines\n  indented",
+        "a\ttab  and   spaces", "émoji 🤗 日本",
+        "<b>bold</b> <table><tr></h1>", "", " ", "\n\nstart", "a\r\nb", "{{ x }} {% y %}",
+        "1,000 K", "\u2581\u2581 x",
     ):  # fmt: skip
         assert prompts.plain(question) == stock(tokenizer, question), question
 

@@ -22,7 +22,8 @@ TEMPLATES = {
     + PLAIN.removeprefix("{% for m in messages %}"),
     "alternates": "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + PLAIN,
-    "spaced": "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "spaced": "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}"
     "{% elif m['role'] == 'system' %}{{ '<<SYS>> ' + m['content'] + ' <</SYS>> ' }}"
     "{% else %}{{ ' ' + m['content'].strip() + ' ' + '<|end|>' }}{% endif %}{% endfor %}",
     "dated": "Today is {{ strftime_now('%d %b %Y') }}.\n" + PLAIN,

@@ -51,7 +51,7 @@ def evaluate(
 
 
 def run_name(project: Project, file: Path, rows: list[LabelledQuestion]) -> str:
-    """Return the name of a run on a file: its stem, and for another file of the same name a hash beside it."""
+    """Return the name of a run on a file: its stem; another file of the same name gets a hash beside it."""
     described = project.root / "runs" / "evaluation" / file.stem / INPUTS
     if described.is_file() and json.loads(described.read_bytes()).get("rows") != _rows_key(rows):
         return f"{file.stem}-{_rows_key(rows)[:8]}"

@@ -27,7 +27,7 @@ class Scorer:
         self._gag = gag
 
     def prepare(self, metrics: Collection[str]) -> None:
-        """Load the encoders of metrics now, so that one which is not there is said before the first answer."""
+        """Load the encoders of metrics, so that a missing one is said before the first answer."""
         if "bertscore" in metrics:
             _ = self._bertscore
         if "similarity" in metrics:

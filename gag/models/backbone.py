@@ -165,7 +165,7 @@ def token_limit(config: Any) -> int | None:
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         stated = getattr(text, name, None)
-        if isinstance(stated, int):
+        if isinstance(stated, int) and stated > 0:
             scaled = getattr(text, "rope_parameters", None) or {}
             first, factor = scaled.get("original_max_position_embeddings"), scaled.get("factor")
             return max(stated, int(first * factor)) if first and factor else stated

@@ -89,8 +89,8 @@ class Experts:
         if lacking := self._lacking(name, tensors):
             self._drop(name)
             raise ArtifactError(
-                f"the adapter of {name} lacks {len(lacking)} of its tensors (first: {lacking[0]}); build it, or "
-                "copy it again"
+                f"the adapter of {name} lacks {len(lacking)} of its tensors (first: {lacking[0]}); build "
+                "it, or copy it again"
             )
         self._adapters.add(name)
         self._layers = [m for m in self._backbone.model.modules() if isinstance(m, BaseTunerLayer)]

@@ -75,7 +75,7 @@ class TransformersGenerator:
         alive = [row for row, request in enumerate(self._rows) if request >= 0]
         if len(alive) <= CROWDED * len(self._rows):
             kept = torch.tensor(alive, device=self._mask.device)
-            self._cache.reorder_cache(kept)  # selects rows; layers with a running state know this alone
+            self._cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType] - selects rows; layers with a running state know this alone
             self._mask, self._rows = self._mask[kept], [self._rows[row] for row in alive]
             tokens = [tokens[row] for row in alive]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)

@@ -125,7 +125,7 @@ def check_room(model: LanguageModel, tokens: int, what: str) -> None:
 
 
 def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generation]:
-    """Continue prompts to their ends, all together, in the order given; those that do not fit in memory in halves.
+    """Continue prompts to their ends, together, in the order given; what does not fit in memory in halves.
 
     Raises:
         DataError: a prompt and its budget are longer than the model's positions.
@@ -139,12 +139,13 @@ def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generati
         pass  # go on outside of this block, so that the failed tensors can be freed
     if len(requests) == 1:
         raise SettingsError(
-            "one prompt does not fit in memory; lower decoding.max_new_tokens, or use a smaller model or dtype"
+            "one prompt does not fit in memory; lower decoding.max_new_tokens, or use a smaller model"
         )
     free_memory()
     half = len(requests) // 2
     say(
-        f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower decoding.batch_size"
+        f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower "
+        "decoding.batch_size"
     )
     return [*generate(model, requests[:half]), *generate(model, requests[half:])]
 

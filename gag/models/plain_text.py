@@ -20,15 +20,16 @@ from transformers import PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
 
-
+_JINJA = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # it reads templates only
 _MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z0-9_]+\]")
-_HTML = set(
+_ELEMENTS = (
     "a abbr address article aside b bdi bdo blockquote body br button caption center cite code col colgroup "
     "data dd del details dfn div dl dt em figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header "
     "hr html i img input ins kbd label legend li link main mark menu meta nav ol option p picture pre q s "
     "samp section select small source span strike strong style sub summary sup table tbody td template "
-    "textarea tfoot th thead time title tr tt u ul var video".split()
+    "textarea tfoot th thead time title tr tt u ul var video"
 )
+_HTML = frozenset(_ELEMENTS.split())
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PlainText:
 
         Refuse a tokenizer whose copy is another one, or whose unknown token is one that controls.
         """
-        found = {content: self.copy.token_to_id(name) for content, name in renamed.items()}
+        found: dict[str, Any] = {content: self.copy.token_to_id(name) for content, name in renamed.items()}
         for content, number in found.items():
             if number != self._tokenizer.convert_tokens_to_ids(content):
                 raise MismatchError(
@@ -97,15 +98,15 @@ class PlainText:
                     "tokenizer again with a current transformers"
                 )
         model = _state(self._tokenizer)["model"]
-        unknown = model.get("unk_token")
+        unknown: str | None = model.get("unk_token")
         if model.get("unk_id") is not None:
             unknown = model["vocab"][model["unk_id"]][0]
-        ends = {self._tokenizer.eos_token, self._tokenizer.bos_token}
+        ends = (self._tokenizer.eos_token, self._tokenizer.bos_token)
         if unknown is not None and unknown in ends and not model.get("byte_fallback"):
             raise MismatchError(
                 "the tokenizer turns unknown characters into the token that ends a text; use another model"
             )
-        return frozenset(found.values()) - {found.get(unknown)}
+        return frozenset(number for content, number in found.items() if content != unknown)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -148,7 +149,7 @@ def _template_words(tokenizer: PreTrainedTokenizerBase) -> str:
     words = []
     for source in sources:
         try:
-            tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(source))
+            tree = _JINJA.parse(_without_generation(source))
         except TemplateError:  # with syntax that transformers alone knows
             words.append(source)
             continue

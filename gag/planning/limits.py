@@ -70,9 +70,9 @@ def check_lengths(
         prompt = align.longest_before + settings.readout.slots + align.after
         if prompt + align.longest_answer > base.positions:
             raise DataError(
-                f"the longest question and answer of {inputs.name} take {prompt + align.longest_answer} tokens "
-                f"of the base's prompt, and {base.name} has positions for {base.positions}; shorten the rows, "
-                "or name a base with more"
+                f"the longest question and answer of {inputs.name} take {prompt + align.longest_answer} "
+                f"tokens of the base's prompt, and {base.name} has positions for {base.positions}; shorten "
+                "the rows, or name a base with more"
             )
         budget = settings.decoding.max_new_tokens
         _check_budget(base, prompt, "decoding.max_new_tokens", budget, base.positions - prompt)
@@ -83,6 +83,6 @@ def _check_budget(model: Blueprint, prompt: int, key: str, budget: int, room: in
         return
     cure = f"set {key}: {room} or less" if room > 0 else "shorten the questions"
     raise SettingsError(
-        f"{key} is {budget}, and {model.name} has positions for {model.positions} tokens, of which the longest "
-        f"prompt takes {prompt}; {cure}, or name a model with more"
+        f"{key} is {budget}, and {model.name} has positions for {model.positions} tokens, of which the "
+        f"longest prompt takes {prompt}; {cure}, or name a model with more"
     )

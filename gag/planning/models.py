@@ -1,6 +1,7 @@
 """Models as their configs make them: how large they are, and shells of them without storage."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from gag.models.backbone import Backbone, token_limit
 from gag.models.loading import load_config, load_tokenizer, shell
 from gag.models.prompts import Prompts
 from gag.project.settings import ModelSettings
-from gag.training.sft import lora_config
+from gag.training.lora import THIRD_PARTY, lora_config
 
 _EXPERTS = "planned"  # transformers' name for our way to run experts
 
@@ -32,7 +33,8 @@ class ModelSize:
 class Blueprint:
     """A model's config and tokenizer, and the data type in which a device (cuda or cpu) loads it.
 
-    Raises SettingsError where config or tokenizer cannot be read, MissingExtraError where a package is missing.
+    Raises SettingsError where config or tokenizer cannot be read, and MissingExtraError where a package for
+    it is missing.
     """
 
     def __init__(self, settings: ModelSettings, root: Path, device: str):
@@ -116,7 +118,10 @@ def trained_bytes(module: torch.nn.Module) -> int:
 def _add_lora(model: torch.nn.Module, rank: int) -> None:
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(lora_config(model, rank), model)
+    with warnings.catch_warnings():
+        for message in THIRD_PARTY:
+            warnings.filterwarnings("ignore", message)
+        inject_adapter_in_model(lora_config(model, rank), model)
 
 
 def _run_experts(

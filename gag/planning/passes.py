@@ -50,9 +50,9 @@ def _grow(layer: Any, tokens: int) -> None:
     held = tokens
     if isinstance(layer, DynamicSlidingWindowLayer):
         held, layer.cumulative_length = min(tokens, layer.sliding_window - 1), tokens
-    layer.keys, layer.values = (
-        old.new_empty(*old.shape[:2], held, old.shape[3]) for old in (layer.keys, layer.values)
-    )
+    values: torch.Tensor = layer.values  # pyright: ignore[reportAssignmentType]
+    layer.keys = keys.new_empty(*keys.shape[:2], held, keys.shape[3])
+    layer.values = values.new_empty(*values.shape[:2], held, values.shape[3])
 
 
 def _bytes(layer: Any) -> int:

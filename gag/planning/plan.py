@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gag.planning.alignment import align
 from gag.errors import SettingsError
 from gag.models.loading import one_line
+from gag.planning.alignment import align
 from gag.planning.limits import check_lengths, check_models
 from gag.planning.machine import Machine, choose_machine
 from gag.planning.models import ModelSize
@@ -125,8 +125,8 @@ def _plan_stage(work: Workload, kind: StageKind) -> Stage:
         stage = kind.plan(work)
     except _ERRORS as error:
         raise SettingsError(
-            f"{work.base.name} and {work.expert.name} cannot be planned: {one_line(error)}; `gag build` tries "
-            "the models themselves before anything is spent"
+            f"{work.base.name} and {work.expert.name} cannot be planned: {one_line(error)}; `gag build` "
+            "tries the models themselves before anything is spent"
         ) from error
     stage = replace(stage, peak=stage.peak + RUNTIME[work.machine.kind])
     return stage if stage.peak <= work.machine.memory else replace(stage, cure=_find_cure(work, kind))

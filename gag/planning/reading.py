@@ -14,7 +14,7 @@ from gag.readout.vocabulary import CHUNK
 
 
 def readouts(work: Workload) -> Stage:
-    """Plan the readouts: for each row the expert writes its whole budget, and one forward reads the states."""
+    """Plan the readouts: for each row the expert writes its budget, and one forward reads the states."""
     settings, requests = work.settings.readout, work.align.requests
     new = settings.max_new_tokens
     batches = length_batches([request + new for request in requests], tokens=settings.batch_tokens)

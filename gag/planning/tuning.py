@@ -87,7 +87,9 @@ def _trainable_expert(work: Workload) -> Any:
     else:
         model = work.expert.shell(torch.float32).model.train()
         model.requires_grad_(True)
-    if work.settings.adapt.gradient_checkpointing:  # by its new name, where transformers has that
+    if (
+        work.settings.adapt.gradient_checkpointing and model.supports_gradient_checkpointing
+    ):  # by its new name, where transformers has that
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False, "preserve_rng_state": False})
     return model

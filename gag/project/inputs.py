@@ -160,7 +160,7 @@ def check(settings: ProjectSettings, root: Path, domains: list[DomainInputs]) ->
 
 
 def project_file(root: Path, path: str) -> Path:
-    """Return a data file of gag.yaml; its path stays inside the project, where it may be a link to elsewhere."""
+    """Return a data file of gag.yaml: a path inside the project, where a link may lead elsewhere."""
     full = Path(os.path.normpath(root / path))
     if not full.is_relative_to(os.path.normpath(root)):
         raise SettingsError(

@@ -7,17 +7,19 @@ stand next to each other, and a window that counts places counts right. Layers w
 ones, convolutions) keep no keys and values to begin from: their models run the whole rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from gag.models.backbone import Backbone
+from gag.models.dry_run import CLOSE
 from gag.models.language_model import pad_left
 from gag.models.prompts import KnowledgePrompt
-from gag.project.progress import say
+from gag.project.progress import say_once
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,17 @@ class Reader:
         self._base = base
         self._opening = shared_opening([row.prompt.before for row in rows])
         self._kept: dict[tuple[int, ...], KeysValues] = {}
-        if base.recurrent:
-            say(
-                f"  {base.name} has layers with a running state: alignment runs the whole rows, which is slower"
+        self._whole = base.recurrent
+        if not self._whole:
+            cache = DynamicCache()  # without a config it keeps all keys; the masks know the windows
+            with torch.no_grad():
+                self._run(base.embed(self._opening)[None], torch.ones(1, len(self._opening)), cache)
+            self._prefix = [(keys[0], values[0]) for keys, values in _layers(cache)]
+            self._whole = not self._agrees(min(rows, key=_before), max(rows, key=_before))
+        if self._whole:
+            say_once(
+                f"  {base.name}: alignment runs whole rows, which is slower: its layers keep more than keys"
             )
-            return
-        cache = DynamicCache()  # without a config it keeps all keys; the masks know the windows
-        with torch.no_grad():
-            self._run(base.embed(self._opening)[None], torch.ones(1, len(self._opening)), cache)
-        self._prefix = [(keys[0], values[0]) for keys, values, *_ in cache]
 
     def keep_questions(self, rows: list[Row], budget: int, batch_size: int) -> int:
         """Keep the keys and values of questions for all epochs, within a budget of bytes.
@@ -85,7 +89,7 @@ class Reader:
         The rows' own order alone decides the batches in which they are run, so that a run that goes on is the
         same.
         """
-        if self._base.recurrent:
+        if self._whole:
             return 0
         order = sorted(range(len(rows)), key=lambda i: (rows[i].length, i))
         for start in range(0, len(order), batch_size):
@@ -93,7 +97,7 @@ class Reader:
             cache, _ = self._run_questions(chosen)
             for i, row in enumerate(chosen):
                 length = len(row.prompt.before) - len(self._opening)
-                kept = [(k[i, :, -length:].clone(), v[i, :, -length:].clone()) for k, v, *_ in cache]
+                kept = [(k[i, :, -length:].clone(), v[i, :, -length:].clone()) for k, v in _layers(cache)]
                 budget -= sum(tensor.nbytes for pair in kept for tensor in pair)
                 if budget < 0:
                     return len(self._kept)
@@ -102,7 +106,7 @@ class Reader:
 
     def read(self, vectors: torch.Tensor, rows: list[Row]) -> AnswerStates:
         """Run the rows with their vectors: [B, S, Db] with B rows -> states with gradient."""
-        read = self._read_whole if self._base.recurrent else self._read_behind_questions
+        read = self._read_whole if self._whole else self._read_behind_questions
         states = read(vectors, rows)  # B x [A, Db]
         labels = torch.tensor([id for row in rows for id in row.answer], device=vectors.device)
         own = [row[1:] if len(row) > 1 else 0 * row for row in states]  # of token k - 1, which foretells k
@@ -116,6 +120,16 @@ class Reader:
         return torch.cat(
             [row_states[-len(row.answer) :] for row_states, row in zip(states, rows, strict=True)]
         )
+
+    @torch.no_grad()
+    def _agrees(self, *rows: Row) -> bool:
+        """Say whether the rows' states are those of the plain forward, up to rounding."""
+        vectors = torch.stack(
+            [self._base.embed(row.prompt.before[-2:]).mean(0, keepdim=True) for row in rows]
+        )
+        ours = torch.cat(self._read_behind_questions(vectors, list(rows))).float()
+        true = torch.cat(self._read_whole(vectors, list(rows))).float()
+        return bool((ours - true).abs().max() <= CLOSE[self._base.model.dtype] * true.abs().max())
 
     def _read_whole(self, vectors: torch.Tensor, rows: list[Row]) -> list[torch.Tensor]:
         """Run the plain forward over the rows -> the states before each answer's tokens, B x [A, Db]."""
@@ -141,7 +155,7 @@ class Reader:
 
     @torch.no_grad()
     def _run_questions(self, rows: list[Row]) -> tuple[DynamicCache, torch.Tensor]:
-        """Run what stands before the vectors -> its keys and values, and the mask over them, T places each."""
+        """Run what stands before the vectors -> its keys and values, and the mask over them [B, T]."""
         befores = [row.prompt.before for row in rows]
         longest, opening = max(map(len, befores)), len(self._opening)
         padding = torch.tensor([longest - len(before) for before in befores], device=self._base.device)
@@ -183,6 +197,20 @@ class Reader:
         ).last_hidden_state
 
 
+def _layers(cache: DynamicCache) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if layer.keys is not None and layer.values is not None:
+            yield layer.keys, layer.values
+
+
+def _before(row: Row) -> int:
+    return len(row.prompt.before)
+
+
 def shared_opening(befores: Sequence[list[int]]) -> list[int]:
     """Return the tokens that open all prompts; each has at least one more before its vectors."""
-    return commonprefix([before[:-1] for before in befores])  # pyright: ignore[reportArgumentType]
+    least, most = min(befores), max(befores)  # in the order of their tokens: what these share, all share
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(least[:-1], most[:-1], strict=False))
+    longest = min(len(before) for before in befores) - 1
+    return [token for token, _ in shared][:longest]

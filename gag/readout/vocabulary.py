@@ -70,7 +70,7 @@ def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tenso
 
 
 def _called(name: str, found: list[str]) -> str:
-    """Return which of some tensors has a name, under whatever prefix; of tied ones the output layer's serves."""
+    """Return which of some tensors has a name, under any prefix; of tied ones the output layer's serves."""
     ends = [".".join(name.split(".")[-count:]) for count in range(name.count(".") + 1, 1, -1)]
     alike = [each for end in ends for each in found if each == end or each.endswith(f".{end}")]
     outputs = [each for each in found if each.endswith(("lm_head.weight", "embed_out.weight"))]

@@ -10,6 +10,7 @@ import torch
 
 from gag.errors import MismatchError
 from gag.models.backbone import Backbone
+from gag.models.dry_run import PROBE, tried
 from gag.models.loading import load_backbone
 from gag.project import distributed
 from gag.project.artifacts import writing
@@ -24,7 +25,8 @@ from gag.project.rows import Example
 from gag.project.run import Run, is_done
 from gag.project.settings import EncoderSettings
 from gag.project.tensors import save_tensors
-from gag.projection.alignment import Row, Split
+from gag.projection.alignment import Reader, Row, Split
+from gag.projection.losses import label_loss
 from gag.projection.trainer import train_projector
 from gag.readout.store import StoredReadouts, read_store
 from gag.routing.encoders import BackboneEncoder, SentenceEncoder
@@ -92,6 +94,26 @@ def align(project: Project, domain: str) -> Path:
     run.close()
     say(f"align {domain}: {len(train.rows)} rows, validation loss {val_loss:.3f}, {facts['seconds']:.0f} s")
     return folder
+
+
+def try_alignment(base: Backbone) -> None:
+    """Run two made-up rows as alignment will run real ones, and their loss backward to their vectors.
+
+    Raises:
+        MismatchError: the base cannot be aligned.
+    """
+    prompts = base.prompts
+    rows = [
+        Row(prompts.with_knowledge(q, "Answer."), prompts.answer("It is so."), [])
+        for q in ("?", f"{PROBE} ?")
+    ]
+    vectors = torch.zeros(2, 1, base.width, device=base.device, requires_grad=True)
+
+    def step() -> None:
+        states = Reader(base, rows).read(vectors, rows)
+        label_loss(base, states.before, states.labels).backward()
+
+    tried(base, "alignment", step)
 
 
 def _split(inputs: DomainInputs, base: Backbone, examples: list[Example], stored: StoredReadouts) -> Split:

@@ -39,6 +39,7 @@ from gag.routing.encoders import cached
 from gag.routing.query_encoder import QueryEncoder
 from gag.routing.state import load_router, project_encoder
 from gag.stages import adapt, align, prototypes, readouts
+from gag.stages.align import try_alignment
 from gag.stages.card import card
 
 STAGES: dict[str, Callable[[Project, str], Path]] = {
@@ -89,7 +90,7 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
 def _try_base(project: Project, domains: list[str]) -> None:
     """Load the base, which tries all that alignment will ask of it, before hours of tuning for it."""
     if not all(_is_aligned(project.inputs(domain)) for domain in domains):
-        load_backbone(project.settings.base, project.root)
+        try_alignment(load_backbone(project.settings.base, project.root))
         free_memory()
 
 

@@ -29,11 +29,7 @@ from gag.project.keys import stage_key
 from gag.project.progress import bar
 from gag.project.run import Run, cut_log
 from gag.project.settings import ModelSettings
-
-_THIRD_PARTY = (  # spoken by transformers 5.23 about names that TRL and PEFT still use
-    "`gradient_checkpointing` is deprecated",
-    "`is_gradient_checkpointing` is deprecated",
-)
+from gag.training.lora import THIRD_PARTY, lora_config
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,8 @@ def tune(model: ModelSettings, root: Path, run: Run, tuning: Tuning, start: Path
     newest = _newest(scratch, key)
     cut_log(log, int(newest.name.split("-")[1]) if newest else -1)
     with bar(tuning.label, tuning.steps) as advance, warnings.catch_warnings():
-        for message in _THIRD_PARTY:
-            warnings.filterwarnings("ignore", message, FutureWarning)
+        for message in THIRD_PARTY:
+            warnings.filterwarnings("ignore", message)
         watch = _callback(run, log, key, tuning.settings.checkpoint_minutes, advance)
         lora = (
             None
@@ -158,11 +154,10 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
         bf16=half == torch.bfloat16,
         fp16=half == torch.float16,
         use_cpu=not accelerated,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing and model.supports_gradient_checkpointing,
         logging_steps=max(1, min(10, tuning.steps // 10)),
         save_total_limit=3,  # while the newest one is not complete yet, two others are
-        # TRL's balance of experts counts them by a name that not all configs have
-        router_aux_loss_coef=None if hasattr(model.config.get_text_config(), "num_experts") else 0.0,
+        router_aux_loss_coef=None if _balances_experts(backbone) else 0.0,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=accelerated,
@@ -180,6 +175,19 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+@torch.no_grad()
+def _balances_experts(backbone: Backbone) -> bool:
+    """Say whether TRL can weigh how evenly a mixture's experts are used: the model tells its choices."""
+    if not hasattr(backbone.model.config.get_text_config(), "num_experts"):
+        return False
+    ids = torch.tensor([backbone.prompts.text("What is it?")], device=backbone.device)
+    try:
+        found = getattr(backbone.model(ids, output_router_logits=True), "router_logits", None)
+    except (TypeError, LookupError):
+        return False
+    return bool(found)
 
 
 def _padding(backbone: Backbone) -> Any:
@@ -253,28 +261,6 @@ def _newest(scratch: Path, key: str) -> Path | None:
             shutil.rmtree(folder)
     distributed.barrier()
     return found
-
-
-def lora_config(model: torch.nn.Module, rank: int) -> Any:
-    """Describe LoRA on all linear layers whose module is called in every forward pass.
-
-    The last projection of a Mamba mixer is not: its kernels read the weights alone. Nor is a router that is a
-    linear layer with an output of its own.
-    """
-    from peft import LoraConfig
-    from transformers.pytorch_utils import Conv1D
-
-    left = []
-    for name, module in model.named_modules():
-        if hasattr(module, "A_log") and hasattr(module, "D"):  # a Mamba mixer's own parameters
-            left.append(f"{name}.out_proj")
-        elif isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router"):
-            left.append(name)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's kin
-    return LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM",
-        exclude_modules=left or None, fan_in_fan_out=transposed,
-    )  # fmt: skip
 
 
 def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, key: str) -> None:

@@ -25,19 +25,21 @@ DOC = Path(__file__).parents[2] / "docs" / "models.md"
 HEAD = """\
 # Models
 
-Any decoder that transformers {transformers} runs from embeddings with a cache can be a base or an expert: Hugging Face
-id or folder, safetensors, a tokenizer of the fast kind with a chat template. Of a model with a vision tower its text
-model is taken. A model is tried when it is loaded (`gag/models/dry_run.py`) and refused in one line if it cannot serve.
+Any decoder that transformers {transformers} runs from embeddings with a cache can be a base or an expert: a
+Hugging Face id or a folder, safetensors, a tokenizer of the fast kind with a chat template. Of a model with a
+vision tower its text model is taken. A model is tried when it is loaded (`gag/models/dry_run.py`) and refused
+in one line if it cannot serve.
 
-What was run: a base (32 wide) and an expert (24 wide) of each family below, two layers of random weights with the
-family's own config class and code and the bundled tokenizer, in float32 on a CPU ({system}, Python {python}, torch
-{torch}, transformers {transformers}, PEFT {peft}, TRL {trl}), on {day}. No published weights are among them. `make
-families` runs it again and writes this page.
+What was run: a base (32 wide) and an expert (24 wide) of each family below, two layers of random weights with
+the family's own config class and code and the bundled tokenizer, in float32 on a CPU ({system}, Python
+{python}, torch {torch}, transformers {transformers}, PEFT {peft}, TRL {trl}), on {day}. No published weights
+are among them. `make families` runs it again and writes this page.
 
-- **as stock**: a question's ids and logits are those of transformers' own model with its chat template, bit for bit, and
-  a padded batch decodes the tokens that the stock model likes best one by one.
-- **align**: the largest relative difference, of loss or gradient, between alignment's forward pass and the plain one, for
-  a padded batch longer than the windows. "whole rows": layers with a running state, which share no prefix.
+- **as stock**: a question's ids and logits are those of transformers' own model with its chat template, bit
+  for bit, and a padded batch decodes the tokens that the stock model likes best one by one.
+- **align**: the largest relative difference, of loss or gradient, between alignment's forward pass and the
+  plain one, for a padded batch longer than the windows. "whole rows": layers with a running state, which
+  share no prefix.
 - **LoRA, full**: plan, build, ask, evaluate with evidence and verify, with that kind of tuning.
 
 | family | such as | as stock | align | LoRA | full |

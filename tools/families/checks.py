@@ -115,9 +115,8 @@ def alignment(base: Backbone) -> Alignment:
         labels = torch.tensor(row.answer)
         true = true + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     true.backward()
-    assert ours.grad is not None and plain.grad is not None
-    apart = float((ours.grad - plain.grad).norm() / plain.grad.norm())
-    return Alignment(abs(float(loss - true)) / float(true), apart)
+    apart = float((_grad(ours) - _grad(plain)).norm() / _grad(plain).norm())
+    return Alignment(abs(loss.item() - true.item()) / true.item(), apart)
 
 
 def through_all_verbs(project: Project) -> None:
@@ -126,10 +125,21 @@ def through_all_verbs(project: Project) -> None:
         plan(project, "m")
         build(project, ["m"])
         answer = GAG.open(project).ask("What is in sample number 3?", "m")
-        assert answer.tokens_added == project.settings.readout.slots
+        _need(answer.tokens_added == project.settings.readout.slots, "vectors in the answer's prompt")
         summary = evaluate(project, "all", read_test_rows(project, ["general", "m"]), evidence=True)
-        assert summary.questions > 0
-        assert verify_domains(project, []) == ["m"]
+        _need(summary.questions > 0, "questions in the summary")
+        _need(verify_domains(project, []) == ["m"], "a domain that is verified")
+
+
+def _need(held: bool, what: str) -> None:
+    if not held:
+        raise AssertionError(f"expected {what}")
+
+
+def _grad(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.grad is None:
+        raise AssertionError("expected a gradient")
+    return tensor.grad
 
 
 def write_project(root: Path, family: str, tuning: str = "lora", **changes: Any) -> Path:
@@ -156,7 +166,8 @@ def write_rows_and_settings(root: Path, tuning: str = "lora", **changes: Any) ->
         "general": {"questions": "data/general.jsonl", "test": "data/general.jsonl"},
         "router": {"centres": 3},
         "adapt": {
-            "tuning": tuning, "rank": 4, "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 0.01,
+            "tuning": tuning, "rank": 4, "epochs": 1, "batch_size": 4, "micro_batch_size": 4,
+            "learning_rate": 0.01,
         },
         "readout": {"layers": [-1], "pooling": "mean", "max_new_tokens": 4, "batch_tokens": 400},
         "align": {"epochs": 2, "batch_size": 4},

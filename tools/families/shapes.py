@@ -27,7 +27,8 @@ def _common(w: int) -> Shape:
     """Return what nearly all configs call by the same names."""
     return {
         "hidden_size": w, "intermediate_size": 2 * w, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": w // 2, "initializer_range": 0.2, "max_position_embeddings": 1024,
+        "num_key_value_heads": 1, "head_dim": w // 2, "initializer_range": 0.2,
+        "max_position_embeddings": 1024,
     }  # fmt: skip
 
 
@@ -55,7 +56,8 @@ def _linear(w: int) -> Shape:
 
 def _mamba(w: int) -> Shape:
     return _common(w) | {
-        "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": w // 2, "mamba_n_groups": 1, "mamba_expand": 2,
+        "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": w // 2, "mamba_n_groups": 1,
+        "mamba_expand": 2,
         "mamba_d_ssm": 2 * w, "mamba_chunk_size": 16, "mamba_d_conv": 4,
     }  # fmt: skip
 
@@ -323,7 +325,8 @@ FAMILIES = {
 
 def _vision(w: int) -> Shape:
     return {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 16,
         "patch_size": 8,
     }  # fmt: skip
 
