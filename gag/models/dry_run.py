@@ -13,6 +13,7 @@ import torch
 from gag.errors import GagError, MismatchError
 from gag.models.backbone import Backbone
 from gag.models.language_model import Request, generate, pad_left
+from gag.models.prompts import Prompts
 
 CLOSE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.25}  # of the largest logit
 PROBE = "What is it, and how is it called?"
@@ -28,7 +29,7 @@ def check_serves(model: Backbone) -> None:
     Raises:
         MismatchError: with what it cannot do, and what to name or set instead.
     """
-    _check_tokens(model)
+    check_tokens(model.name, model.prompts, len(model.table))
     ids = model.prompts.plain(PROBE)
     stock = tried(
         model, "a forward pass", lambda: model.model(torch.tensor([ids], device=model.device)).logits[0]
@@ -64,12 +65,12 @@ def check_serves(model: Backbone) -> None:
         _compare(model, "a step behind cached tokens", torch.tensor(chance), whole[token].cpu())
 
 
-def _check_tokens(model: Backbone) -> None:
-    """Refuse a tokenizer with tokens that the embeddings do not have."""
-    lacking = model.prompts.lacking(len(model.table))
+def check_tokens(name: str, prompts: Prompts, size: int) -> None:
+    """Refuse a tokenizer with tokens that a table of `size` embeddings does not have."""
+    lacking = prompts.lacking(size)
     if lacking:
         raise MismatchError(
-            f"the tokenizer of {model.name} has {len(lacking)} tokens more than its {len(model.table)} "
+            f"the tokenizer of {name} has {len(lacking)} tokens more than its {size} "
             f"embeddings (first: {lacking[0]!r}); resize the model's embeddings, or name the tokenizer that "
             "it was trained with"
         )
@@ -94,7 +95,7 @@ def tried(model: Backbone, what: str, work: Callable[[], Any]) -> Any:
 
 
 def _compare(model: Backbone, what: str, ours: torch.Tensor, true: torch.Tensor) -> None:
-    scale = float(true.float().abs().max()) or 1.0
+    scale = max(1.0, float(true.float().abs().max()))
     apart = float((ours.float() - true.float()).abs().max()) / scale
     if not apart <= CLOSE.get(model.model.dtype, 0.25):
         raise MismatchError(

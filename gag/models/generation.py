@@ -75,12 +75,16 @@ class TransformersGenerator:
         alive = [row for row, request in enumerate(self._rows) if request >= 0]
         if len(alive) <= CROWDED * len(self._rows):
             kept = torch.tensor(alive, device=self._mask.device)
-            self._cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType] - selects rows; layers with a running state know this alone
+            self._reorder(kept)
             self._mask, self._rows = self._mask[kept], [self._rows[row] for row in alive]
             tokens = [tokens[row] for row in alive]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
         embeds = self._embed(tokens)[:, None]  # [B, 1, D]
         self._last = self._run(embeds, self._mask.sum(1, keepdim=True) - 1)
+
+    def _reorder(self, kept: torch.Tensor) -> None:
+        """Keep some rows of the cache; layers with a running state know no other way than this."""
+        self._cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType]
 
     def _run(self, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run some positions behind what is cached -> the last one's states [B, D]."""

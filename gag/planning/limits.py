@@ -1,6 +1,7 @@
 """What the models cannot do with a domain's rows and settings, said before anything is spent."""
 
-from gag.errors import DataError, MismatchError, SettingsError
+from gag.errors import DataError, SettingsError
+from gag.models.dry_run import check_tokens
 from gag.planning.models import Blueprint
 from gag.planning.workload import AdaptLengths, AlignLengths, adapt_lengths, align_lengths
 from gag.project.inputs import DomainInputs
@@ -27,12 +28,7 @@ def check_limits(inputs: DomainInputs) -> None:
 def check_models(inputs: DomainInputs, base: Blueprint, expert: Blueprint) -> None:
     """Refuse layers, tokens and vocabularies that the models do not have."""
     for model in (base, expert):
-        if lacking := model.prompts.lacking(model.vocabulary):
-            raise MismatchError(
-                f"the tokenizer of {model.name} has {len(lacking)} tokens more than its {model.vocabulary} "
-                f"embeddings (first: {lacking[0]!r}); resize the model's embeddings, or name the tokenizer "
-                "that it was trained with"
-            )
+        check_tokens(model.name, model.prompts, model.vocabulary)
     settings = inputs.settings.readout
     check_layers(expert.name, expert.layers, settings.layers)
     inner = [layer for layer in settings.layers if layer not in (-1, expert.layers)]

@@ -62,8 +62,9 @@ def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tenso
         for part in sorted(set(parts.values())) or [_WHOLE]:
             path = Path(str(cached_file(source, part, **known)))
             with safe_open(path, "pt") as weights:
-                shapes = {each: tuple(weights.get_slice(each).get_shape()) for each in weights.keys()}  # noqa: SIM118
-            found |= {each: path for each, shape in shapes.items() if shape == tuple(table.shape)}
+                names = list(weights.keys())
+                alike = [n for n in names if list(weights.get_slice(n).get_shape()) == list(table.shape)]
+            found |= dict.fromkeys(alike, path)
         chosen = _called(name, list(found))
         with safe_open(found[chosen], "pt") as weights:
             return weights.get_tensor(chosen).to(expert.device)
