@@ -44,9 +44,8 @@ def check_serves(model: Backbone) -> None:
         return [model.logits(row[-len(embeds) :]) for row, embeds in zip(states, rows, strict=True)]
 
     row = model.embed(ids)
-    odd = torch.cat(
-        [row[:-2], row[-2:].mean(0, keepdim=True), row[-2:]]
-    )  # [T + 1, D], one vector of no token
+    between = row[-2:].mean(0, keepdim=True)  # a vector of no token
+    odd = torch.cat([row[:-2], between, row[-2:]])  # [T + 1, D]
     alone = tried(model, "a vector among its embeddings", lambda: logits([odd]))
     given = tried(model, "embeddings in place of ids", lambda: logits([row]))[0]
     _compare(model, "its logits from embeddings", given, stock)

@@ -44,6 +44,7 @@ class PlainText:
     """Encode text, and prompts around text, for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        """Copy the tokenizer; MismatchError: it is not of the fast kind, or cannot be copied to the id."""
         self._tokenizer = tokenizer
         self._added: dict[str, int] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items()}
         renamed = {content: _private_name() for content in control_tokens(tokenizer)}
@@ -63,9 +64,6 @@ class PlainText:
         Args:
             pieces: its pieces, in order.
             behind: it goes on behind other tokens, and gets no mark of a text's start.
-
-        Raises:
-            MismatchError: the tokenizer's unknown token, which some text becomes, is a control token too.
         """
         text = "".join(piece.text if piece.plain else self._named(piece.text) for piece in pieces)
         if behind:

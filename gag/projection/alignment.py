@@ -51,7 +51,13 @@ class AnswerStates:
 
     before: torch.Tensor  # [N, Db], the states that predict each token
     labels: torch.Tensor  # [N]
-    mean: torch.Tensor  # [B, Db], the mean state of each answer's own tokens, without the end token
+    lengths: list[int]  # tokens of each answer
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean state of each answer's own tokens, without the end token [B, Db]."""
+        rows = self.before.float().split(self.lengths)
+        return torch.stack([row[1:].mean(0) if len(row) > 1 else 0 * row[0] for row in rows])
 
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer [H, T, d]
@@ -107,19 +113,14 @@ class Reader:
     def read(self, vectors: torch.Tensor, rows: list[Row]) -> AnswerStates:
         """Run the rows with their vectors: [B, S, Db] with B rows -> states with gradient."""
         read = self._read_whole if self._whole else self._read_behind_questions
-        states = read(vectors, rows)  # B x [A, Db]
         labels = torch.tensor([id for row in rows for id in row.answer], device=vectors.device)
-        own = [row[1:] if len(row) > 1 else 0 * row for row in states]  # of token k - 1, which foretells k
-        return AnswerStates(torch.cat(states), labels, torch.stack([row.float().mean(0) for row in own]))
+        return AnswerStates(read(vectors, rows), labels, [len(row.answer) for row in rows])
 
     @torch.no_grad()
     def read_text(self, rows: list[Row]) -> torch.Tensor:
         """Run the rows with the expert's text in the vectors' place -> states before each label [N, Db]."""
         inputs = pad_left([self._base.embed(row.taught + row.answer[:-1]) for row in rows])
-        states = self._base.states(inputs)
-        return torch.cat(
-            [row_states[-len(row.answer) :] for row_states, row in zip(states, rows, strict=True)]
-        )
+        return _answers_in(self._base.states(inputs), rows)
 
     @torch.no_grad()
     def _agrees(self, *rows: Row) -> bool:
@@ -127,22 +128,21 @@ class Reader:
         vectors = torch.stack(
             [self._base.embed(row.prompt.before[-2:]).mean(0, keepdim=True) for row in rows]
         )
-        ours = torch.cat(self._read_behind_questions(vectors, list(rows))).float()
-        true = torch.cat(self._read_whole(vectors, list(rows))).float()
+        ours = self._read_behind_questions(vectors, list(rows)).float()
+        true = self._read_whole(vectors, list(rows)).float()
         return bool((ours - true).abs().max() <= CLOSE[self._base.model.dtype] * true.abs().max())
 
-    def _read_whole(self, vectors: torch.Tensor, rows: list[Row]) -> list[torch.Tensor]:
-        """Run the plain forward over the rows -> the states before each answer's tokens, B x [A, Db]."""
+    def _read_whole(self, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+        """Run the plain forward over the rows -> the states before each answer's tokens [N, Db]."""
         embed = self._base.embed
         whole = []
         for row, own in zip(rows, vectors, strict=True):
             behind = embed(row.prompt.after + row.answer[:-1])
             whole.append(torch.cat([embed(row.prompt.before), own.to(behind), behind]))
-        states = self._base.states(pad_left(whole))
-        return [row[-len(answer.answer) :] for row, answer in zip(states, rows, strict=True)]
+        return _answers_in(self._base.states(pad_left(whole)), rows)
 
-    def _read_behind_questions(self, vectors: torch.Tensor, rows: list[Row]) -> list[torch.Tensor]:
-        """Run what stands behind the questions -> the states before each answer's tokens, B x [A, Db]."""
+    def _read_behind_questions(self, vectors: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+        """Run what stands behind the questions -> the states before each answer's tokens [N, Db]."""
         cache, mask = self._run_questions(rows)
         closing, answers = rows[0].prompt.after, [row.answer for row in rows]
         longest = max(map(len, answers))
@@ -150,8 +150,7 @@ class Reader:
         tokens = torch.stack([self._base.embed(closing + answer[:-1]) for answer in padded])
         embeds = torch.cat([vectors.to(tokens), tokens], 1)  # [B, S + closing + A - 1, Db]
         mask = torch.cat([mask, mask.new_ones(embeds.shape[:2])], 1)
-        states = self._run(embeds, mask, cache)[:, -longest:]  # [B, A, Db]
-        return [row[: len(answer)] for row, answer in zip(states, answers, strict=True)]
+        return _answers_in(self._run(embeds, mask, cache), rows, longest)
 
     @torch.no_grad()
     def _run_questions(self, rows: list[Row]) -> tuple[DynamicCache, torch.Tensor]:
@@ -165,9 +164,7 @@ class Reader:
             return self._laid_out(padding, longest, [row for row in kept if row]), mask
         cache = self._laid_out(padding, opening)
         questions = pad_left([self._base.embed(before[-(longest - opening) :]) for before in befores])
-        self._run(
-            questions.embeds, mask, cache
-        )  # of a short row the opening's end too, where padding took its place
+        self._run(questions.embeds, mask, cache)  # and of a short row the end of the opening
         return cache, mask
 
     def _laid_out(
@@ -195,6 +192,19 @@ class Reader:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+
+def _answers_in(states: torch.Tensor, rows: list[Row], longest: int | None = None) -> torch.Tensor:
+    """Take the states before each answer's tokens out of a batch [B, T, D] -> [N, D].
+
+    Answers end where the batch ends, or begin together, the longest of which ends there.
+    """
+    total = states.shape[1]
+    places = []
+    for i, row in enumerate(rows):
+        first = (i + 1) * total - (longest or len(row.answer))
+        places += range(first, first + len(row.answer))
+    return states.flatten(0, 1).index_select(0, torch.tensor(places, device=states.device))
 
 
 def _layers(cache: DynamicCache) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
