@@ -19,6 +19,7 @@ from gag.models.prompts import Prompts
 from gag.project.domain import ModelFacts
 
 _VOLATILE = (
+    "_commit_hash",
     "_name_or_path",
     "transformers_version",
     "dtype",

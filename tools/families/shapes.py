@@ -134,7 +134,6 @@ FAMILIES = {
             _mamba(w)
             | {
                 "layer_types": ["mamba", "attention"],
-                "layers_block_type": ["mamba", "attention"],
                 "num_local_experts": 0,
                 "shared_intermediate_size": 2 * w,
             }
