@@ -42,6 +42,12 @@ class MissingExtraError(GagError):
     """An optional package is needed and not installed."""
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Say whether an error is that of memory that is used up: an accelerator's, or the machine's."""
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Say whether an error is the system's for a full disk or an exhausted quota.
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from gag.commands import app as cli
@@ -246,3 +247,24 @@ def test_shards_run_side_by_side_and_join(tmp_path: Path) -> None:
     assert "already there" in again.stderr
     wrong = process("readouts", "metals", "--shard", "3/2", "--project", str(root))
     assert wrong.returncode == 2 and "the second of eight" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("can't allocate memory: 9 bytes"),
+    ],
+)
+def test_a_full_memory_is_one_line(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "the memory is full; lower" in said and said.count("\n") == 1

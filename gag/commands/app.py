@@ -12,7 +12,7 @@ from gag.commands.domains import domains_app
 from gag.commands.evaluate import compare, evaluate
 from gag.commands.router import route, router_app
 from gag.commands.start import demo, init
-from gag.errors import GagError, is_full_disk
+from gag.errors import GagError, is_full_disk, is_full_memory
 from gag.project import distributed
 
 app = typer.Typer(
@@ -41,6 +41,11 @@ def main() -> None:
     except GagError as error:
         _refuse(str(error))
     except Exception as error:
+        if is_full_memory(error):
+            _refuse(
+                "the memory is full; lower the stage's micro_batch_size or batch_tokens, or take a smaller "
+                "model or dtype: `gag plan` says what fits; what is complete stays"
+            )
         if not is_full_disk(error):
             raise
         _refuse("the disk is full; free some space and run the same command again: what is complete stays")
