@@ -466,6 +466,85 @@ def test_a_name_without_quotes_is_refused_with_the_cure(tmp_path: Path) -> None:
             load_project(tmp_path)
 
 
+def bert(folder: Path, positions: int, **changes: Any) -> Path:
+    """Write an encoder of few positions whose weights are a pytorch_model.bin alone."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "tin", "iron", "?"]
+    (folder / "vocab.txt").write_text("\n".join([*words, *map(chr, range(97, 123))]))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertModel(BertConfig(vocab_size=36, max_position_embeddings=positions, **shape))
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def test_an_encoder_of_few_positions_in_a_pickle_of_tensors_is_read(tmp_path: Path) -> None:
+    from gag.evaluation.bertscore import BertScorer, TransformerStates
+    from gag.project.settings import EncoderSettings, RouterSettings
+    from gag.routing.encoders import TransformerEncoder
+
+    folder = bert(tmp_path / "bert", 16)
+    scorer = BertScorer(TransformerStates(str(folder), 1, tmp_path))
+    assert scorer.score(["tin " * 100, "tin"], [("tin",), ("tin",)])[1] == pytest.approx(1)
+    chosen = RouterSettings(encoder=EncoderSettings(kind="transformer", model=str(folder)))
+    assert TransformerEncoder(chosen, tmp_path).encode(["what is tin? " * 50]).shape == (1, 16)
+
+
+def test_a_pickle_of_anything_else_is_not_loaded(tmp_path: Path) -> None:
+    from gag.evaluation.bertscore import TransformerStates
+
+    folder = bert(tmp_path / "bert", 16)
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "pwned",))
+
+    torch.save({"x": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(SettingsError, match="holds more than tensors, and is not loaded"):
+        TransformerStates(str(folder), 1, tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_judge_that_is_not_there_is_said_before_the_first_answer(tmp_path: Path) -> None:
+    from gag.evaluation.evaluate import evaluate
+    from gag.evaluation.labelled import read_test_rows
+
+    root = write_project(tmp_path, "qwen3")
+    build(load_project(root), ["m"])
+    changed = ("evaluation.metrics={'*': [contains, bertscore]}", "evaluation.bertscore=nowhere")
+    project = load_project(root, changed)
+    with pytest.raises(SettingsError, match=r"evaluation.bertscore nowhere cannot be loaded"):
+        evaluate(project, "all", read_test_rows(project, ["m"]))
+    assert not (root / "runs" / "evaluation").exists()
+
+
+def test_evaluations_of_one_name_share_no_folder_and_keep_their_results(tmp_path: Path) -> None:
+    from gag.evaluation.evaluate import evaluate, run_name
+    from gag.evaluation.labelled import read_labelled
+
+    root = write_project(tmp_path, "qwen3")
+    build(load_project(root), ["m"])
+    project, files = load_project(root), []
+    for place in ("one", "two"):
+        files.append(root / place / "rows.jsonl")
+        write_rows(files[-1], [{"question": f"What is in {place}?", "answer": "tin", "domain": "m"}])
+    folders = []
+    for file in (*files, files[0]):
+        rows = read_labelled(file, {})
+        folders.append(evaluate(project, run_name(project, file, rows), rows).folder)
+    assert folders[0] == folders[2] != folders[1] and folders[0] == "runs/evaluation/rows"
+    before = (root / folders[0] / "answers.jsonl").read_text()
+    other = load_project(root, ("decoding.max_new_tokens=2",))
+    rows = read_labelled(files[0], {})
+    again = evaluate(other, run_name(other, files[0], rows), rows).folder
+    assert again not in folders and (root / folders[0] / "answers.jsonl").read_text() == before
+    assert evaluate(project, "rows", rows).folder == folders[0]
+
+
 # metrics and retrieval
 
 
@@ -478,6 +557,7 @@ def test_a_name_without_quotes_is_refused_with_the_cure(tmp_path: Path) -> None:
         ("１，０００ Ｋ", "1000 K"), ("12,345,678 of them", "12345678"), ("1\u202f000 K", "1000 K"),
         ("1'000", "1000"),
         ("half: ½", "1/2"), ("−5 degrees", "-5 degrees"), ("ﬁne", "fine"), ("m²", "m2"),
+        ("มี ๒๕ ตัว", "25"), ("رقم ١٢", "12"),
     ],
 )  # fmt: skip
 def test_a_right_answer_is_right_in_any_script_and_width(said: str, gold: str) -> None:

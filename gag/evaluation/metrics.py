@@ -78,8 +78,9 @@ def normal(text: str) -> str:
 
 
 def _readable(text: str) -> str:
-    """Return lower-case text without variants of width and form, and numbers without marks of thousands."""
+    """Return lower-case text without variants of width, form and digits, and without marks of thousands."""
     plain = unicodedata.normalize("NFKC", _THIN_SPACE.sub("", text)).translate(_SIGNS)
+    plain = re.sub(r"[^\W\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), plain)
     return _THOUSANDS.sub("", plain).lower()
 
 

@@ -31,6 +31,11 @@ def check_serves(model: Backbone) -> None:
     """
     check_tokens(model.name, model.prompts, len(model.table))
     ids = model.prompts.plain(PROBE)
+    if model.positions is not None and model.positions < len(ids) + 3:
+        raise MismatchError(
+            f"{model.name} has positions for {model.positions} tokens, and a short question takes "
+            f"{len(ids)}; see max_position_embeddings in its config.json, or name another model"
+        )
     stock = tried(
         model, "a forward pass", lambda: model.model(torch.tensor([ids], device=model.device)).logits[0]
     )
