@@ -7,7 +7,7 @@ turns is the text taken as it is.
 
 import datetime
 import re
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -27,8 +27,11 @@ _FAILURES = (  # what a template can raise while it runs
     ArithmeticError,
     RecursionError,
 )
-_DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # transformers' own function for templates
-SOME_DAY = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+_SOME_DAY = {  # 1 January 2025, as strftime writes it
+    "%-d": "1", "%-m": "1", "%d": "01", "%e": " 1", "%m": "01", "%B": "January", "%b": "Jan", "%Y": "2025",
+    "%y": "25", "%A": "Wednesday", "%a": "Wed", "%j": "001", "%H": "00", "%M": "00", "%S": "00",
+    "%F": "2025-01-01",
+}  # fmt: skip
 
 Turns = tuple[tuple[str, str], ...]  # (role, content with markers)
 
@@ -43,66 +46,112 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, today: bool):
         self._tokenizer = tokenizer
-        self._more: dict[str, Any] = {"enable_thinking": False}
-        if not today and isinstance(tokenizer.chat_template, str):
-            self._more["chat_template"] = _DATE.sub(_on_some_day, tokenizer.chat_template)
         self._today = today
         self._cached = cache(self._marked)
 
-    def pieces(self, turns: Turns, values: dict[str, str], generate: bool = True) -> list[Piece]:
-        """Render turns with texts at their markers; a marker without a text stays a piece of its own.
+    def marked(self, turns: Turns, generate: bool = True) -> str:
+        """Render turns around their markers.
 
         Raises:
-            MismatchError: the template cannot render these turns.
+            MismatchError: the template cannot render these turns, or leaves out what one of them says.
         """
-        day = str(datetime.date.today()) if self._today else ""
-        written = dict(values)
-        for marker, text in values.items():
-            written[marker] = self._as_written(turns, marker, text, generate, day)
+        return self._cached(turns, generate, str(datetime.date.today()) if self._today else "")
+
+    def filled(self, turns: Turns, values: dict[str, str], generate: bool = True) -> str | None:
+        """Render turns with texts at their markers; None if the template fails on them."""
+        try:
+            return self._render(_filled(turns, values), generate)
+        except _FAILURES:
+            return None
+
+    def pieces(self, turns: Turns, values: dict[str, str], generate: bool = True) -> list[Piece]:
+        """Render turns with texts at their markers, in pieces; a marker without a text is one of its own.
+
+        Raises:
+            MismatchError: as `marked`.
+        """
+        marked = self.marked(turns, generate)
+        written = {
+            marker: self._as_written(turns, marker, text, marked, generate) for marker, text in values.items()
+        }
         return [
-            Piece(written.get(part, part), plain=part in values)
-            for part in _MARKER.split(self._cached(turns, generate, day))
-            if part
+            Piece(written.get(part, part), plain=part in written) for part in _MARKER.split(marked) if part
         ]
 
     def knows(self, turns: Turns) -> bool:
         """Say whether the template writes all that the turns say; many know no system turn."""
-        markers = {marker for _, content in turns for marker in _MARKER.findall(content)}
         try:
-            return markers <= set(self._render(turns, generate=True))
+            return _markers(turns) <= set(self._render(turns, generate=True))
         except _FAILURES:
             return False
 
-    def _as_written(self, turns: Turns, marker: str, text: str, generate: bool, day: str) -> str:
+    def _as_written(self, turns: Turns, marker: str, text: str, marked: str, generate: bool) -> str:
         """Return a text as the template writes it at a marker."""
-        before, found, after = self._cached(turns, generate, day).partition(marker)
-        filled = tuple((role, content.replace(marker, text)) for role, content in turns)
-        try:
-            whole = self._render(filled, generate)
-        except _FAILURES:
+        before, _, after = marked.partition(marker)
+        whole = self.filled(turns, {marker: text}, generate)
+        if whole is None:
             return text
         held = len(whole) - len(before) - len(after)
-        if found and held >= 0 and whole.startswith(before) and whole.endswith(after):
+        if held >= 0 and whole.startswith(before) and whole.endswith(after):
             return whole[len(before) : len(before) + held]
-        return text
+        ways = (text.strip(), text.lstrip(), text.rstrip())  # of a text that stands there more than once
+        return next((way for way in ways if marked.replace(marker, way) == whole), text)
 
     def _marked(self, turns: Turns, generate: bool, day: str) -> str:
         try:
-            return self._render(turns, generate)
+            found = self._render(turns, generate)
         except _FAILURES as error:
             raise MismatchError(
                 f"the tokenizer's chat template cannot render these turns ({error}); use a chat model"
             ) from error
+        if not _markers(turns[:-1] if turns[-1][0] == "assistant" else turns) <= set(found):
+            raise MismatchError(
+                "the tokenizer's chat template does not write what the user says; use a chat model"
+            )
+        return found
 
     def _render(self, turns: Turns, generate: bool) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
+        def parts(content: str) -> Any:
+            return [{"type": "text", "text": content}] if self._in_parts else content
+
+        messages = [{"role": role, "content": parts(content)} for role, content in turns]
+        return self._write(messages, generate)
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template knows a turn only as a list of parts, as some of vision models do."""
+        found = []
+        for content in (QUESTION, [{"type": "text", "text": QUESTION}]):
+            try:
+                found.append(QUESTION in self._write([{"role": "user", "content": content}], True))
+            except _FAILURES:
+                found.append(False)
+        return found == [False, True]
+
+    def _write(self, messages: list[dict[str, Any]], generate: bool) -> str:
+        more: dict[str, Any] = {"enable_thinking": False}
+        source = self._tokenizer.get_chat_template()
+        if not self._today and "strftime_now" in source:
+            more["chat_template"] = _on_some_day(source)
         return str(
             self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, **self._more
+                messages, tokenize=False, add_generation_prompt=generate, **more
             )
         )
 
 
-def _on_some_day(call: re.Match[str]) -> str:
-    """Write the date that a template asks for as a constant."""
-    return repr(SOME_DAY.strftime(call[2]))
+def _filled(turns: Turns, values: dict[str, str]) -> Turns:
+    """Put texts at markers, all at once: a marker in a text stays text."""
+    return tuple(
+        (role, "".join(values.get(part, part) for part in _MARKER.split(content))) for role, content in turns
+    )
+
+
+def _markers(turns: Turns) -> set[str]:
+    return {marker for _, content in turns for marker in _MARKER.findall(content)}
+
+
+def _on_some_day(source: str) -> str:
+    """Give a template a date of its own in the place of transformers' function for today's."""
+    written = "format" + "".join(f"|replace({form!r},{text!r})" for form, text in _SOME_DAY.items())
+    return f"{{% macro strftime_now(format) %}}{{{{ {written} }}}}{{% endmacro %}}\n{source}"

@@ -1,17 +1,18 @@
 """A tokenizer in which no text can become a control token, and every other text the ids that it always had.
 
-In a copy of the tokenizer each control token goes by a private name that nobody can type: in its vocabulary,
-among its added tokens, and in the chat template's own words before they are encoded. So a rendered prompt is
-encoded in one piece, exactly as the model's tokenizer does it (spaces at the start, merges over the edge of a
-user's text), and a control token that a user types is text like any other.
+A rendered prompt is encoded in one piece by the model's own tokenizer (spaces at the start, merges over the
+edge of a user's text). If it then holds another row of control tokens than the template alone, somebody typed
+one, and it is encoded by a copy in which each control token goes by a private name that nobody can type: in
+its vocabulary, among its added tokens, and in the template's own words. There a control token that a user
+types is text like any other.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from jinja2 import Environment, TemplateError, nodes
@@ -46,7 +47,9 @@ class PlainText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         """Copy the tokenizer; MismatchError: it is not of the fast kind, or cannot be copied to the id."""
         self._tokenizer = tokenizer
-        self._added: dict[str, int] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items()}
+        added = tokenizer.added_tokens_decoder.values()
+        self._added = {token.content for token in added}
+        self._single = {token.content for token in added if token.single_word}
         renamed = {content: _private_name() for content in control_tokens(tokenizer)}
         self._names = renamed
         self._before = _private_name()  # stands before a text that goes on behind something, and is dropped
@@ -59,29 +62,59 @@ class PlainText:
         return f"{tokenizer_identity(self._tokenizer)}\n{self._tokenizer.chat_template}"
 
     def encode(self, pieces: Iterable[Piece], behind: bool = False) -> list[int]:
-        """Encode a prompt as one text.
+        """Encode a prompt as one text, in which nothing that somebody wrote is a control token.
 
         Args:
             pieces: its pieces, in order.
             behind: it goes on behind other tokens, and gets no mark of a text's start.
         """
-        text = "".join(piece.text if piece.plain else self._named(piece.text) for piece in pieces)
+        text = self._named(list(pieces))
         if behind:
             return self.copy.encode(self._before + text, add_special_tokens=False).ids[1:]
         return self.copy.encode(text, add_special_tokens=False).ids
 
     def text(self, text: str) -> list[int]:
         """Encode a text that stands alone."""
-        return self.encode([Piece(text, plain=True)])
+        ids = self.stock(text)
+        return ids if self.controls.isdisjoint(ids) else self.encode([Piece(text, plain=True)])
 
-    def _named(self, words: str) -> str:
-        """Call the control tokens in the template's words by their private names."""
-        return self._pattern.sub(lambda found: self._names.get(found[0], found[0]), words)
+    def stock(self, text: str) -> list[int]:
+        """Encode a text as the model's tokenizer does, control tokens and all."""
+        backend: Any = self._tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        backend.no_truncation()  # somebody may have used it with
+        backend.no_padding()
+        return backend.encode(text, add_special_tokens=False).ids
+
+    def steering(self, ids: list[int]) -> list[int]:
+        """Return the control tokens among ids, in their order."""
+        return [i for i in ids if i in self.controls]
+
+    def _named(self, pieces: list[Piece]) -> str:
+        """Join pieces, the control tokens in the template's words under their private names."""
+        whole, named, start = "".join(piece.text for piece in pieces), [], 0
+        for piece in pieces:
+            done = 0
+            for first, last, token in () if piece.plain else self._found(piece.text):
+                if not self._is_inside_a_word(token, whole, start + first, start + last):
+                    named += [piece.text[done:first], self._names[token]]
+                    done = last
+            named.append(piece.text[done:])
+            start += len(piece.text)
+        return "".join(named)
+
+    def _is_inside_a_word(self, token: str, whole: str, first: int, last: int) -> bool:
+        """Say whether a token that counts as a single word alone stands beside letters or digits."""
+        beside = whole[max(0, first - 1) : first] + whole[last : last + 1]
+        return token in self._single and any(sign.isalnum() for sign in beside)
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._added.keys() | self._names.keys(), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    def _found(self) -> Callable[[str], list[tuple[int, int, str]]]:
+        """The places of control tokens in a template's words, which are few and the same in each prompt."""
+        longest_first = sorted(self._added | self._names.keys(), key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return cache(
+            lambda words: [(*m.span(), m[0]) for m in pattern.finditer(words) if m[0] in self._names]
+        )
 
     def _numbers(self, renamed: dict[str, str]) -> frozenset[int]:
         """Return the control tokens' ids, but that of unknown characters, where the tokenizer has one.

@@ -4,8 +4,9 @@ The plain prompt has the ids of the model's own chat template, id for id. Whatev
 in all of them, and the ids before an injected vector never depend on what comes after it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -43,7 +44,7 @@ class Prompts:
 
     def plain(self, question: str) -> list[int]:
         """Encode the question alone, as the base answers it on the general route."""
-        return self._text.encode(self._of_today.pieces(_PLAIN, {QUESTION: question}))
+        return self._ids(self._of_today, _PLAIN, {QUESTION: question})
 
     def ask_expert(self, question: str, system: str) -> list[int]:
         """Encode the request for background knowledge.
@@ -52,20 +53,27 @@ class Prompts:
         empty one leaves the question alone. The question is the user turn.
         """
         values = {SYSTEM: system, QUESTION: question} if system else {QUESTION: question}
-        pieces = self._template.pieces(self._asking if system else _PLAIN, values)
-        return self._text.encode([*pieces, *self._opening])
+        return self._ids(self._template, self._asking if system else _PLAIN, values, self._opening)
 
     def with_knowledge(self, question: str, instruction: str) -> KnowledgePrompt:
         """Encode the prompt that holds knowledge vectors at its end."""
+        marked = self._template.marked(_WITH_KNOWLEDGE)
+        if marked.count(KNOWLEDGE) > 1:
+            raise MismatchError(
+                "the tokenizer's chat template writes what the user says more than once; use another model"
+            )
         pieces = self._template.pieces(_WITH_KNOWLEDGE, {SYSTEM: instruction, QUESTION: question})
         cut = next(i for i, piece in enumerate(pieces) if piece.text == KNOWLEDGE and not piece.plain)
-        after = self._text.encode([*pieces[cut + 1 :], *self._opening], behind=True)
-        return KnowledgePrompt(self._text.encode(pieces[:cut]), after)
+        before = self._text.stock("".join(piece.text for piece in pieces[:cut]))
+        if self._text.steering(before) != self._steering(marked.partition(KNOWLEDGE)[0]):
+            before = self._text.encode(pieces[:cut])
+        after = [*pieces[cut + 1 :], *self._opening]
+        return KnowledgePrompt(before, self._text.encode(after, behind=True))
 
     def with_text(self, question: str, instruction: str, knowledge: str) -> list[int]:
         """Encode the same prompt with knowledge as text in the place of the vectors."""
         values = {SYSTEM: instruction, QUESTION: question, KNOWLEDGE: knowledge}
-        return self._text.encode([*self._template.pieces(_WITH_KNOWLEDGE, values), *self._opening])
+        return self._ids(self._template, _WITH_KNOWLEDGE, values, self._opening)
 
     def answer(self, text: str) -> list[int]:
         """Encode an assistant's answer behind a prompt, and the token that ends its turn."""
@@ -88,8 +96,8 @@ class Prompts:
     @cached_property
     def end(self) -> int:
         """The token that ends an assistant's turn in the chat template, else the tokenizer's end of text."""
-        tail = self._text.encode(self._answered[self._answered.index(_ANSWER) + 1 :], behind=True)
-        ends = [i for i in tail if i in self._text.controls]
+        behind = self._answered[self._answered.index(_ANSWER) + 1 :] if _ANSWER in self._answered else []
+        ends = self._text.steering(self._text.encode(behind, behind=True))
         if ends:
             return ends[0]
         if isinstance(self._tokenizer.eos_token_id, int):
@@ -112,6 +120,23 @@ class Prompts:
         beyond = sorted(i for i in typed | written if i >= size)
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(beyond)]
 
+    def _ids(
+        self, template: ChatTemplate, turns: Turns, values: dict[str, str], more: Sequence[Piece] = ()
+    ) -> list[int]:
+        """Encode a rendered prompt as the model's tokenizer does, unless somebody typed a control token."""
+        behind = "".join(piece.text for piece in more)
+        whole = template.filled(turns, values)
+        if whole is not None:
+            ids = self._text.stock(whole + behind)
+            if self._text.steering(ids) == self._steering(template.marked(turns) + behind):
+                return ids
+        return self._text.encode([*template.pieces(turns, values), *more])
+
+    @cached_property
+    def _steering(self) -> Callable[[str], list[int]]:
+        """The control tokens that a template writes around markers."""
+        return cache(lambda marked: self._text.steering(self._text.stock(marked)))
+
     @cached_property
     def _asking(self) -> Turns:
         return _ASK_EXPERT if self._template.knows(_ASK_EXPERT) else _ASK_IN_ONE_TURN
@@ -128,6 +153,8 @@ class Prompts:
     @cached_property
     def _opens(self) -> str:
         """What the template writes between these words and an answer."""
+        if _ANSWER not in self._answered:
+            return ""
         behind_question = self._answered[self._answered.index(_ANSWER) - 1].text
         return behind_question.removeprefix(self._asks) if behind_question.startswith(self._asks) else ""
 
