@@ -16,11 +16,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from gag import GAG
-from gag.errors import DataError, GagError, MismatchError, MissingExtraError, RoutingError, SettingsError
+from gag.errors import (
+    ArtifactError,
+    DataError,
+    GagError,
+    MismatchError,
+    MissingExtraError,
+    RoutingError,
+    SettingsError,
+)
 from gag.evaluation.metrics import contains, contains_published, exact, f1
 from gag.evaluation.retrieval import bm25
 from gag.models.loading import load_backbone
 from gag.planning.plan import plan
+from gag.project.artifacts import locked
 from gag.project.parsing import override, read_yaml
 from gag.project.project import load_project
 from gag.project.rows import Passage, read_examples, write_rows
@@ -390,6 +399,50 @@ def test_data_may_be_links(tmp_path: Path) -> None:
         load_project(root).inputs("m")
 
 
+@pytest.mark.parametrize(
+    ("family", "buffer"), [("deepseek_v3", "e_score_correction_bias"), ("gemma4_text", "layer_scalar")]
+)
+def test_a_stored_buffer_belongs_to_the_model(family: str, buffer: str, tmp_path: Path) -> None:
+    folder = write_model(family, tmp_path / "m")
+    before, tensors = fingerprint(folder), load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(buffer))
+    save_file(tensors | {name: tensors[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+    assert fingerprint(folder) != before
+    save_file(tensors | {name: tensors[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SettingsError, match="no numbers"):
+        fingerprint(folder)
+
+
+@pytest.mark.parametrize("role", ["base", "expert"])
+def test_a_link_to_nothing_in_a_model_is_refused(role: str, tmp_path: Path) -> None:
+    root = write_project(tmp_path, "qwen3")
+    (root / "models" / role / "notes.json").mkdir()
+    (root / "models" / role / "model-2.safetensors").symlink_to(tmp_path / "nowhere")
+    refused_before_tuning(root, "model-2.safetensors is a link to nothing", SettingsError)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"eos_token_id": "</s>"}, {"max_position_embeddings": "1024"}, {"vocab_size": "big"},
+     {"rope_parameters": [1]},
+     {"num_attention_heads": 0}, {"num_hidden_layers": 0, "layer_types": []}, {"max_position_embeddings": 4}],
+)  # fmt: skip
+@pytest.mark.parametrize("role", ["base", "expert"])
+def test_a_config_that_lies_is_one_line(lie: dict[str, Any], role: str, tmp_path: Path) -> None:
+    root = write_project(tmp_path, "llama")
+    set_config(root / "models" / role, **lie)
+    refused_before_tuning(root, ".")
+
+
+def test_angles_that_hang_on_the_longest_row_set_the_positions(tmp_path: Path) -> None:
+    folder = write_model("qwen3", tmp_path / "m")
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    set_config(folder, rope_parameters=rope, max_position_embeddings=128)
+    assert load_backbone(ModelSettings(model=str(folder)), tmp_path).positions == 128
+    set_config(folder, rope_parameters=rope | {"rope_type": "yarn", "original_max_position_embeddings": 128})
+    assert load_backbone(ModelSettings(model=str(folder)), tmp_path).positions == 512
+
+
 # rows and settings
 
 
@@ -409,6 +462,23 @@ def test_columns_that_nothing_reads_are_named_and_counted(
     assert "source" not in said
     read_examples(tmp_path / "rows.jsonl")
     assert capsys.readouterr().err == ""  # once is enough
+
+
+def test_a_column_in_the_place_of_another_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    row = {
+        "question": "q",
+        "answer": "a",
+        "input": "c",
+        "output": "b",
+        "kto_tag": False,
+        " Context": "x",
+        "Input": "y",
+    }
+    write_rows(tmp_path / "others.jsonl", [row, {"question": "p", "answer": "a", "kto_tag": None}])
+    read_examples(tmp_path / "others.jsonl")
+    said = capsys.readouterr().err
+    for name in ("` Context`", "`Input`", "`input`", "`output`", "`kto_tag`"):
+        assert f"{name} (1 of 2 rows)" in said
 
 
 @pytest.mark.parametrize("extra", [["a", "b"], 7, {"k": "v"}, True, 0, []])
@@ -444,6 +514,13 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a", "answer": "b"}\n')
     with pytest.raises(DataError, match="rows.jsonl:1: 'answer' stands twice"):
         read_examples(tmp_path / "rows.jsonl")
+
+
+def test_yaml_of_other_kinds_is_read_or_one_line() -> None:
+    assert read_yaml("x: &a {k: 1}\ny:\n  <<: *a\n  k: 2\n")["y"] == {"k": 2}
+    for text in ("x: !!timestamp bad", "x: !!float ''", "a: !!python/name:os.system"):
+        with pytest.raises(SettingsError, match="is not YAML"):
+            read_yaml(text)
 
 
 @pytest.mark.parametrize("name", ["on", "no", "null", "007", "1_000", "2026-01-01", "12"])
@@ -543,6 +620,18 @@ def test_evaluations_of_one_name_share_no_folder_and_keep_their_results(tmp_path
     again = evaluate(other, run_name(other, files[0], rows), rows).folder
     assert again not in folders and (root / folders[0] / "answers.jsonl").read_text() == before
     assert evaluate(project, "rows", rows).folder == folders[0]
+    judged = load_project(root, ("evaluation.metrics={'*': [exact]}",))
+    summary = (root / folders[0] / "summary.json").read_text()
+    moved = evaluate(judged, run_name(judged, files[0], rows), rows).folder
+    assert moved not in (*folders, again) and (root / folders[0] / "summary.json").read_text() == summary
+    assert (root / moved / "answers.jsonl").read_text() == before  # judged anew, not asked anew
+    for file, spoilt in (("inputs.json", "{"), ("inputs.json", "[]"), ("answers.jsonl", '{"id": "1"}\n')):
+        kept = (root / folders[0] / file).read_text()
+        (root / folders[0] / file).write_text(spoilt)
+        with pytest.raises(ArtifactError, match="move that folder away"):
+            evaluate(project, run_name(project, files[0], rows), rows)
+        (root / folders[0] / file).write_text(kept)
+    assert run_name(project, Path("..jsonl"), rows) == "file"
 
 
 # metrics and retrieval
@@ -557,7 +646,8 @@ def test_evaluations_of_one_name_share_no_folder_and_keep_their_results(tmp_path
         ("１，０００ Ｋ", "1000 K"), ("12,345,678 of them", "12345678"), ("1\u202f000 K", "1000 K"),
         ("1'000", "1000"),
         ("half: ½", "1/2"), ("−5 degrees", "-5 degrees"), ("ﬁne", "fine"), ("m²", "m2"),
-        ("มี ๒๕ ตัว", "25"), ("رقم ١٢", "12"),
+        ("1990–1995", "1990-1995"), ("“silver”", "silver"), ("sil\u00adver", "silver"), ("10²", "10^2"),
+        ("1,00,000", "100000"), ("มี ๒๕ ตัว", "25"), ("رقم ١٢", "12"),
     ],
 )  # fmt: skip
 def test_a_right_answer_is_right_in_any_script_and_width(said: str, gold: str) -> None:
@@ -567,7 +657,16 @@ def test_a_right_answer_is_right_in_any_script_and_width(said: str, gold: str) -
 
 @pytest.mark.parametrize(
     ("said", "gold"),
-    [("1,2,3", "123"), ("3,14", "314"), ("10,0000", "100000"), ("铂", "铁"), ("11000 K", "1,000 K")],
+    [
+        ("1,2,3", "123"),
+        ("3,14", "314"),
+        ("10,0000", "100000"),
+        ("铂", "铁"),
+        ("11000 K", "1,000 K"),
+        ("1½", "11/2"),
+        ("102", "10²"),
+        ("0,125", "0125"),
+    ],
 )
 def test_a_wrong_answer_stays_wrong(said: str, gold: str) -> None:
     assert not contains(said, (gold,))
@@ -606,6 +705,18 @@ def test_bm25_over_nothing_finds_nothing_and_says_so(capsys: pytest.CaptureFixtu
 
 
 # platforms
+
+
+@pytest.mark.parametrize("oddity", ["file", "folder", "runs"])
+def test_a_lock_that_is_none_is_one_line(oddity: str, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    if oddity == "runs":
+        runs.write_text("x")
+    else:
+        runs.mkdir()
+        (runs / ".lock").mkdir() if oddity == "folder" else (runs / ".lock").write_text("old\n" * 999)
+    with pytest.raises(ArtifactError, match="cannot be locked"), locked(runs):
+        raise AssertionError("it is locked")
 
 
 def test_the_verbs_run_without_fcntl(tmp_path: Path) -> None:

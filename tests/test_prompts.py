@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
@@ -243,3 +244,54 @@ def test_use_does_not_change_a_tokenizers_identity() -> None:
     before = Prompts(tokenizer).identity
     tokenizer(["one", "two and three"], padding=True, truncation=True, max_length=3)
     assert Prompts(tokenizer).identity == before
+
+
+def test_a_control_token_of_single_words_counts_where_the_tokenizer_counts_it() -> None:
+    tokenizer = KINDS["gemma_like"]()
+    tokenizer.add_tokens([AddedToken("[Q]", special=True, single_word=True)])
+    tokenizer.chat_template = PLAIN.replace("{{ m['content'] }}", "[Q]{{ m['content'] }}")
+    one, two = Prompts(tokenizer), Prompts(tokenizer)
+    for question in ("What is it?", "?", " x", ""):
+        assert one.plain(question) == two.plain(question) == stock(tokenizer, question)
+    assert one.ask_expert("q <|end|>", "[Q] s") == two.ask_expert("q <|end|>", "[Q] s")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{% set f = '%d %b %Y' %}{{ strftime_now(f) }}", "{{ strftime_now('%d ' + '%b %Y') }}",
+     "{% set now = strftime_now %}{{ now(format='%d %b %Y') }}"],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [False, True])
+def test_any_way_to_print_the_date_stands_still(source: str, named: bool) -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    tokenizer.chat_template = {"default": source + PLAIN} if named else source + PLAIN
+    prompts = Prompts(tokenizer)
+    assert tokenizer.decode(prompts.ask_expert("q", "s")).startswith("01 Jan 2025")
+    assert prompts.plain("q") == stock(tokenizer, "q")
+
+
+@pytest.mark.parametrize("source", ["", "constant", "{{ messages[0]['content'].split('\n')[1:] }}"])
+def test_a_template_that_drops_what_is_said_is_refused(source: str) -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    tokenizer.chat_template = source
+    with pytest.raises(MismatchError, match="does not write what the user says"):
+        Prompts(tokenizer).plain("q")
+
+
+def test_a_template_that_repeats_what_is_said_takes_no_knowledge() -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    said = "{{ m['content'] | trim }}"
+    tokenizer.chat_template = PLAIN.replace("{{ m['content'] }}", f"{said} | {said}")
+    prompts = Prompts(tokenizer)
+    assert prompts.plain("  q ") == stock(tokenizer, "  q ")
+    with pytest.raises(MismatchError, match="more than once"):
+        prompts.with_knowledge("q", "s")
+
+
+def test_a_template_of_parts_gets_parts() -> None:
+    tokenizer = KINDS["sentencepiece_like"]()
+    part = "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}"
+    tokenizer.chat_template = PLAIN.replace("{{ m['content'] }}", part)
+    whole = Prompts(KINDS["sentencepiece_like"]())
+    assert Prompts(tokenizer).plain("What?") == whole.plain("What?")
+    assert Prompts(tokenizer).answer("tin") == whole.answer("tin")

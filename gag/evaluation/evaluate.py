@@ -5,6 +5,8 @@ is refused.
 """
 
 import json
+import re
+import shutil
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 from gag.engine.answer import Answer
 from gag.engine.engine import ProjectGAG
 from gag.engine.evidence import support
+from gag.errors import ArtifactError
 from gag.evaluation.labelled import AnsweredQuestion, LabelledQuestion
 from gag.evaluation.scoring import Scorer
 from gag.evaluation.summary import EvaluationSummary, summarise, true_route
+from gag.models.loading import one_line
 from gag.project.artifacts import MANIFEST, write_json, write_text
 from gag.project.domain import DOMAIN
 from gag.project.keys import model_key, stage_key
@@ -44,6 +48,7 @@ def evaluate(
     scorer = Scorer(gag)
     scorer.prepare(metrics)
     run = Run(folder, inputs)
+    _take_answers(folder, inputs)
     answers = answer_rows(gag, rows, run.folder / ANSWERS, evidence)
     summary = summarise(rows, answers, scorer, project, str(folder.relative_to(project.root)))
     write_json(run.folder / SUMMARY, summary.as_json())
@@ -52,10 +57,11 @@ def evaluate(
 
 def run_name(project: Project, file: Path, rows: list[LabelledQuestion]) -> str:
     """Return the name of a run on a file: its stem; another file of the same name gets a hash beside it."""
-    described = project.root / "runs" / "evaluation" / file.stem / INPUTS
-    if described.is_file() and json.loads(described.read_bytes()).get("rows") != _rows_key(rows):
-        return f"{file.stem}-{_rows_key(rows)[:8]}"
-    return file.stem
+    stem = re.sub(r"[^\w.-]", "_", file.stem).strip(".") or "file"
+    folder = project.root / "runs" / "evaluation" / stem
+    if (folder / INPUTS).is_file() and _described(folder).get("rows") != _rows_key(rows):
+        return f"{stem}-{_rows_key(rows)[:8]}"
+    return stem
 
 
 def answer_rows(
@@ -84,13 +90,38 @@ def _free(folder: Path, inputs: dict[str, Any]) -> Path:
     plain = json.loads(json.dumps(inputs, default=str))
     for number in count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        if not (place / SUMMARY).is_file() or json.loads((place / INPUTS).read_bytes()) == plain:
+        if not (place / SUMMARY).is_file() or _described(place) == plain:
             return place
     raise AssertionError("count has no end")
 
 
+def _take_answers(folder: Path, inputs: dict[str, Any]) -> None:
+    """Take the answers of a finished run that differs in how they are judged alone."""
+    plain = json.loads(json.dumps(inputs, default=str))
+    stem = re.sub(r"-\d+$", "", folder.name)
+    for other in sorted(folder.parent.glob(f"{stem}*")):
+        if not (other / SUMMARY).is_file() or (folder / ANSWERS).exists():
+            continue
+        if _described(other) | {"judged": None} == plain | {"judged": None}:
+            shutil.copyfile(other / ANSWERS, folder / ANSWERS)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """Read what a run was made from."""
+    try:
+        found = json.loads((folder / INPUTS).read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ArtifactError(
+            f"runs/evaluation/{folder.name}/{INPUTS} cannot be read; move that folder away, "
+            "then run this again"
+        )
+    return found
+
+
 def _rows_key(rows: list[LabelledQuestion]) -> str:
-    return stage_key(rows=[(row.id, row.question, row.answers, row.domain) for row in rows])
+    return stage_key(rows=[(row.id, row.question, row.answers, row.domain, row.dataset) for row in rows])
 
 
 def _answer(gag: ProjectGAG, batch: list[LabelledQuestion], evidence: bool) -> list[AnsweredQuestion]:
@@ -161,7 +192,13 @@ def _done(file: Path) -> dict[str, AnsweredQuestion]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(file, whole)
-    answers = [AnsweredQuestion(**json.loads(line)) for line in whole.split("\n") if line]
+    try:
+        answers = [AnsweredQuestion(**json.loads(line)) for line in whole.split("\n") if line]
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"runs/evaluation/{file.parent.name}/{file.name} is not what was written ({one_line(error)}); "
+            "move that folder away, then run this again"
+        ) from error
     return {answer.id: answer for answer in answers}
 
 
@@ -169,8 +206,12 @@ def _inputs(project: Project, rows: list[LabelledQuestion], evidence: bool) -> d
     """Name what the answers come of: a run with other inputs is another run."""
     files = {name: project.domain(name) / DOMAIN for name in project.present()}
     described = {name: digest(file) for name, file in files.items() if file.is_file()}
-    decided = project.router / MANIFEST
+    decided, judges = project.router / MANIFEST, project.settings.evaluation
     return {
+        "judged": {
+            "metrics": {row.dataset: judges.of(row.dataset, row.domain) for row in rows},
+            "encoders": [judges.bertscore, judges.bertscore_layer, judges.similarity],
+        },
         "rows": _rows_key(rows),
         "base": model_key(project.settings.base, project.root),
         "domains": described,

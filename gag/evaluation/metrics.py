@@ -23,9 +23,18 @@ _TOKEN = regex.compile(
     rf"[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]+|[^\p{{Z}}\p{{C}}]", regex.V1
 )
 _CHARACTER = regex.compile(rf"([{_UNSPACED}]\p{{M}}*)", regex.V1)
+_POWER = re.compile(r"(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u2070-\u2079])")  # 10\u00b2 is 10^2
+_APART = re.compile(r"(?<=[0-9])(?=[\u2080-\u2089\u00bc-\u00be\u2150-\u215f])")  # and 1\u00bd is 1 1/2
 _THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
-_THOUSANDS = re.compile(r"(?<=\d)[,'](?=\d{3}(?!\d))")
-_SIGNS = str.maketrans({"\u2010": "-", "\u2011": "-", "\u2212": "-", "\u2044": "/", "\u2019": "'"})
+_THOUSANDS = re.compile(
+    r"(?<![\d.,'])[1-9]\d{0,2}(?:([,'])\d{3})(?:\1\d{3})*(?![\d,'])|"
+    r"(?<![\d.,'])[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,'])"
+)
+_HIDDEN = re.compile("[\u00ad\u200b\u2060\ufeff]")  # soft hyphens, spaces without width
+_SIGNS = str.maketrans(
+    {"\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-", "\u2044": "/",
+     "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"'}
+)  # fmt: skip
 _ASIAN_SIGNS = re.compile("[\u3000-\u303f\u30fb\uff61-\uff65]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
@@ -74,14 +83,16 @@ def normal(text: str) -> str:
     """
     text = _ASIAN_SIGNS.sub(" ", _readable(text))
     bare = "".join(character for character in text if character not in string.punctuation)
-    return " ".join(_CHARACTER.sub(r" \1 ", _ARTICLE.sub(" ", bare)).split())
+    without = _ARTICLE.sub(" ", bare)  # an answer that is an A has no article
+    return " ".join(_CHARACTER.sub(r" \1 ", without if without.strip() else bare).split())
 
 
 def _readable(text: str) -> str:
     """Return lower-case text without variants of width, form and digits, and without marks of thousands."""
-    plain = unicodedata.normalize("NFKC", _THIN_SPACE.sub("", text)).translate(_SIGNS)
+    text = _APART.sub(" ", _POWER.sub("^", _THIN_SPACE.sub("", _HIDDEN.sub("", text))))
+    plain = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     plain = re.sub(r"[^\W\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), plain)
-    return _THOUSANDS.sub("", plain).lower()
+    return _THOUSANDS.sub(lambda number: re.sub("[,']", "", number[0]), plain).lower()
 
 
 def _is_part(part: list[str], whole: list[str]) -> bool:

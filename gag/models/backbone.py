@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from gag.errors import MismatchError
 from gag.models.generation import TransformersGenerator
 from gag.models.hidden_states import hidden_states
 from gag.models.language_model import Inputs
@@ -75,10 +76,10 @@ class Backbone:
     @cached_property
     def decoder_layers(self) -> torch.nn.ModuleList:
         """The stack of decoder layers."""
-        lists = (
-            m for m in self.decoder.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers
-        )
-        return next(lists)
+        for module in self.decoder.modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.layers > 0:
+                return module
+        raise MismatchError(f"{self.name} has no stack of {self.layers} layers; see its config.json")
 
     @cached_property
     def recurrent(self) -> bool:
@@ -110,8 +111,9 @@ class Backbone:
     def stops(self) -> frozenset[int]:
         """The tokens that end a generation."""
         eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        return frozenset({self.prompts.end, *listed})
+        eos = self.model.config.eos_token_id if eos is None else eos
+        listed = eos if isinstance(eos, list) else [eos]
+        return frozenset({self.prompts.end, *(token for token in listed if isinstance(token, int))})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,7 +125,8 @@ class Backbone:
         read = {id(p) for i in {0, len(stack) // 2, len(stack) - 1} for p in stack[i].parameters()}
         sha = hashlib.sha256(json.dumps(_lasting(self.stated), sort_keys=True).encode())
         sha.update(self.prompts.identity.encode())
-        for _, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
+        sha.update(json.dumps(sorted(self.stops)).encode())
+        for _, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
             whole = tensor is self.table or id(tensor) in read or tensor.numel() <= SAMPLED
             sha.update(_bytes((tensor if whole else _sampled(tensor)).detach().to(torch.bfloat16)))
         return sha.hexdigest()
@@ -169,6 +172,9 @@ def token_limit(config: Any) -> int | None:
         if isinstance(stated, int) and stated > 0:
             scaled = getattr(text, "rope_parameters", None) or {}
             first, factor = scaled.get("original_max_position_embeddings"), scaled.get("factor")
+            kind = scaled.get("rope_type", scaled.get("type"))
+            if kind in ("longrope", "dynamic"):  # beyond, a row's angles hang on the longest in its batch
+                return int(getattr(text, "original_max_position_embeddings", None) or first or stated)
             return max(stated, int(first * factor)) if first and factor else stated
     return None
 

@@ -30,6 +30,7 @@ def check_serves(model: Backbone) -> None:
         MismatchError: with what it cannot do, and what to name or set instead.
     """
     check_tokens(model.name, model.prompts, len(model.table))
+    _ = model.decoder_layers
     ids = model.prompts.plain(PROBE)
     if model.positions is not None and model.positions < len(ids) + 3:
         raise MismatchError(

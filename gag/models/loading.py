@@ -13,6 +13,7 @@ from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -236,7 +237,7 @@ def _explained(settings: ModelSettings, what: str = "") -> Iterator[None]:
             "name another model"
         ) from error
     except (OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError,
-            SafetensorError) as error:  # fmt: skip
+            ArithmeticError, SafetensorError, StrictDataclassError) as error:  # fmt: skip
         cure = "name a whole model folder or id, and a device that is here"
         if "attention" in str(error) and settings.attention != "eager":
             cure = "set attention: eager"
@@ -262,7 +263,7 @@ def _check_whole(name: str, report: dict[str, Any]) -> None:
 
 def _check_finite(name: str, model: torch.nn.Module) -> None:
     """Refuse weights that are no numbers."""
-    for parameter, weights in model.named_parameters():
+    for parameter, weights in model.state_dict().items():
         if not all_finite(weights):
             raise SettingsError(
                 f"the model {name} holds weights that are no numbers (in {parameter}); copy or "

@@ -8,6 +8,7 @@ hidden file of the folder, and a file is hashed again only when one of them diff
 import hashlib
 import json
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -174,15 +175,19 @@ def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[N
     if distributed.rank() > 0:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = ReadWriteLock(folder / ".lock", is_singleton=False)
-    taking = lock.read_lock if shared else lock.write_lock
     try:
-        held = taking(blocking=wait)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = ReadWriteLock(folder / ".lock", is_singleton=False)
+        held = (lock.read_lock if shared else lock.write_lock)(blocking=wait)
         held.__enter__()
     except Timeout as error:
         raise ArtifactError(
             f"another process works on {folder.name}; wait for it to end, then run this again"
+        ) from error
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, sqlite3.Error) as error:
+        raise ArtifactError(
+            f"{folder.name} cannot be locked ({error}): it must be a folder, and .lock in it a file of ours; "
+            "remove what stands there"
         ) from error
     try:
         yield

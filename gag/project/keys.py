@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gag.errors import SettingsError
 from gag.project.rows import digest
 from gag.project.settings import ModelSettings
 
+_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}  # weights, config, tokenizer, template
 CHUNK, CHUNKS = 2**20, 16  # bytes and number of the pieces by which a large file is known
 
 
@@ -21,7 +23,12 @@ def model_key(settings: ModelSettings, root: Path) -> dict[str, Any]:
     folder = root / settings.model
     if not folder.is_dir():
         return settings.key()
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".jinja"))
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES and not path.is_dir()]
+    for path in files:
+        if not path.is_file():
+            raise SettingsError(
+                f"{settings.model}/{path.name} is a link to nothing; download the model again"
+            )
     named = {path.name: _sampled(path) if path.suffix == ".safetensors" else digest(path) for path in files}
     return named | {"dtype": settings.dtype}
 

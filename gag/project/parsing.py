@@ -15,13 +15,14 @@ from gag.project.hyperparameters import PRESETS
 from gag.project.settings import ProjectSettings
 
 PROJECT_FILE = "gag.yaml"
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
 def read_yaml(text: str) -> dict[str, Any]:
     """Read the text of gag.yaml -> its content; a key that stands twice is refused."""
     try:
         content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
+    except _NOT_YAML as error:
         raise SettingsError(f"{PROJECT_FILE} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{PROJECT_FILE} must hold settings (key: value); `gag init` writes an example")
@@ -51,7 +52,7 @@ def override(content: dict[str, Any], text: str) -> None:
             raise SettingsError(f"--set {text!r}: {part} is a value, not a group of settings")
     try:
         content[last] = yaml.load(value, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
+    except _NOT_YAML as error:
         raise SettingsError(
             f"--set {text!r}: {value!r} is not YAML ({' '.join(str(error).split())})"
         ) from error
@@ -61,7 +62,8 @@ class _UniqueKeys(yaml.SafeLoader):
     """A SafeLoader that refuses a key which stands twice in one group."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]  # pyright: ignore
         if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
             raise yaml.YAMLError(f"{twice[0]} stands twice, line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)

@@ -12,11 +12,17 @@ from gag.errors import DataError
 from gag.project.progress import say_once
 
 UNREAD = {  # columns of other tools' rows that carry meaning
-    "history", "system", "system_prompt", "rejected", "chosen", "context", "contexts", "documents", "passage",
-    "passages", "knowledge", "messages", "conversations", "conversation", "dialog", "turns", "prompt",
-    "completion", "response", "thought", "reasoning", "reasoning_content", "chain_of_thought", "cot", "tools",
-    "functions", "tool_calls", "image", "images", "audio", "audios", "video", "videos", "kto_tag", "score",
+    "answers", "article", "audio", "audios", "background", "chain_of_thought", "choices", "chosen",
+    "completion",
+    "context", "contexts", "conversation", "conversations", "cot", "dialog", "dialogue", "documents",
+    "evidence",
+    "explanation", "functions", "hint", "history", "image", "images", "knowledge", "kto_tag", "messages",
+    "options", "paragraph", "passage", "passages", "persona", "prompt", "rationale", "reasoning",
+    "reasoning_content", "rejected", "response", "role", "score", "solution", "system", "system_prompt",
+    "table",
+    "thought", "tool_calls", "tools", "turns", "video", "videos",
 }  # fmt: skip
+READ = {"question", "instruction", "input", "answer", "output", "text", "id", "group"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,22 @@ def read_examples(path: Path) -> list[Example]:
 
 def unread_columns(rows: list[dict[str, Any]]) -> list[str]:
     """Name the columns that say something, and that nothing reads, each with the number of its rows."""
-    counts = Counter(key for row in rows for key in row if key.lower() in UNREAD and row[key])
+    counts = Counter(key for row in rows for key in row if _says(row, key) and _is_unread(row, key))
     return [f"`{key}` ({count} of {len(rows)} rows)" for key, count in sorted(counts.items())]
+
+
+def _says(row: dict[str, Any], key: str) -> bool:
+    value = row[key]
+    return value is not None and value not in ("", [], {})
+
+
+def _is_unread(row: dict[str, Any], key: str) -> bool:
+    """Say whether a column that carries meaning is read in this row: some are only in the place of others."""
+    plain = key.strip().lower()
+    if plain not in READ:
+        return plain in UNREAD
+    in_place_of = {"instruction": "question", "input": "question", "output": "answer"}
+    return key != plain or in_place_of.get(key) in row
 
 
 def read_questions(path: Path) -> list[str]:
