@@ -153,7 +153,7 @@ def general_questions(settings: ProjectSettings, root: Path) -> Path:
 
 
 def check(settings: ProjectSettings, root: Path, domains: list[DomainInputs]) -> None:
-    """Read all rows of a build, and look at the models' files, so that a fault shows before anything heavy runs."""
+    """Read all rows of a build, and look at the models' files: a fault shows before anything heavy runs."""
     for inputs in domains:
         _ = inputs.taught, inputs.passages, inputs.splits, inputs.base_key, inputs.expert_key
     read_questions(general_questions(settings, root))
