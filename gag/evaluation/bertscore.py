@@ -10,8 +10,9 @@ import torch
 from gag.errors import SettingsError
 from gag.models.backbone import Backbone
 from gag.models.batching import in_length_batches
+from gag.models.encoder_loading import encoder_positions, with_safetensors
 from gag.models.language_model import pad_left
-from gag.models.loading import choose_device, encoder_positions, locate_model, one_line, with_safetensors
+from gag.models.loading import choose_device, locate_model, one_line
 from gag.models.plain_text import plain_tokenizer
 from gag.routing.encoders import text_frame
 

@@ -14,13 +14,8 @@ from tokenizers import Tokenizer
 from gag.errors import DataError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone, weights_hash
 from gag.models.batching import in_length_batches
-from gag.models.loading import (
-    choose_device,
-    encoder_positions,
-    locate_model,
-    one_line,
-    with_safetensors,
-)
+from gag.models.encoder_loading import encoder_positions, with_safetensors
+from gag.models.loading import choose_device, locate_model, one_line
 from gag.models.plain_text import plain_tokenizer, tokenizer_identity
 from gag.project.artifacts import recover, writing
 from gag.project.domain import EncoderSpec
