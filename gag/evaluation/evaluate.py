@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def evaluate(
     takes the next free name.
     """
     metrics = {metric for row in rows for metric in project.settings.evaluation.of(row.dataset, row.domain)}
-    inputs = _inputs(project, rows, evidence)
+    inputs = json.loads(json.dumps(_inputs(project, rows, evidence)))  # as they are read back
     folder = _free(project.root / "runs" / "evaluation" / name, inputs)
     gag = ProjectGAG(project)
     scorer = Scorer(gag)
@@ -87,22 +87,17 @@ def answer_rows(
 
 def _free(folder: Path, inputs: dict[str, Any]) -> Path:
     """Return a run's folder: the one of that name, or where another run was finished there, the next."""
-    plain = json.loads(json.dumps(inputs, default=str))
-    for number in count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        if not (place / SUMMARY).is_file() or _described(place) == plain:
-            return place
-    raise AssertionError("count has no end")
+    places = chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
+    return next(p for p in places if not (p / SUMMARY).is_file() or _described(p) == inputs)
 
 
 def _take_answers(folder: Path, inputs: dict[str, Any]) -> None:
     """Take the answers of a finished run that differs in how they are judged alone."""
-    plain = json.loads(json.dumps(inputs, default=str))
     stem = re.sub(r"-\d+$", "", folder.name)
     for other in sorted(folder.parent.glob(f"{stem}*")):
         if not (other / SUMMARY).is_file() or (folder / ANSWERS).exists():
             continue
-        if _described(other) | {"judged": None} == plain | {"judged": None}:
+        if _described(other) | {"judged": None} == inputs | {"judged": None}:
             shutil.copyfile(other / ANSWERS, folder / ANSWERS)
 
 

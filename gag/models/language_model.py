@@ -139,13 +139,14 @@ def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generati
         pass  # go on outside of this block, so that the failed tensors can be freed
     if len(requests) == 1:
         raise SettingsError(
-            "one prompt does not fit in memory; lower decoding.max_new_tokens, or use a smaller model"
+            "one prompt does not fit in memory; lower its budget (decoding.max_new_tokens, of the expert "
+            "readout.max_new_tokens), or use a smaller model"
         )
     free_memory()
     half = len(requests) // 2
     say(
         f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower "
-        "decoding.batch_size"
+        "decoding.batch_size, of the expert readout.batch_tokens"
     )
     return [*generate(model, requests[:half]), *generate(model, requests[half:])]
 

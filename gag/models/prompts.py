@@ -80,7 +80,7 @@ class Prompts:
         if not text:
             return [self.end]
         written = [*self._space, Piece(text, plain=True)]
-        before, whole = self._text.encode(self._request), self._text.encode([*self._request, *written])
+        before, whole = self._request_ids, self._text.encode([*self._request, *written])
         if whole[: len(before)] == before:
             return [*whole[len(before) :], self.end]
         return [*self._text.encode(written, behind=True), self.end]
@@ -161,6 +161,10 @@ class Prompts:
     @property
     def _request(self) -> list[Piece]:
         return [Piece(self._asks, plain=False), *self._opening]
+
+    @cached_property
+    def _request_ids(self) -> list[int]:
+        return self._text.encode(self._request)
 
     @property
     def _opening(self) -> list[Piece]:
