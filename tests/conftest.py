@@ -7,6 +7,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # what tests compare is float
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command line does without a terminal
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,17 @@ def write_tiny_project(root: Path, **changes: Any) -> Path:
         settings[key] = {**settings.get(key, {}), **value}
     (root / "gag.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root
+
+
+class Alone:
+    """A source of one expert, which is its own backbone."""
+
+    def __init__(self, expert: Backbone):
+        self.expert = expert
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[Backbone]:
+        yield self.expert
 
 
 @pytest.fixture(scope="session")

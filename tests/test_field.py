@@ -34,7 +34,7 @@ from gag.project.parsing import override, read_yaml
 from gag.project.project import load_project
 from gag.project.rows import Passage, read_examples, write_rows
 from gag.project.settings import ModelSettings
-from gag.readout.vocabulary import load_table
+from gag.readout.vocabulary import load_vocabulary
 from gag.stages.adapt import adapt
 from gag.stages.build import build
 from tests.conftest import TOKENIZER
@@ -368,7 +368,7 @@ def test_the_table_is_found_under_any_name(family: str, rename: Any, sharded: bo
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for file, some in parts.items():
         save_file(some, folder / file, {"format": "pt"})
-    table = load_table(ModelSettings(model=str(folder)), tmp_path, model)
+    table = load_vocabulary(ModelSettings(model=str(folder)), tmp_path, model.device).table
     assert torch.equal(table.float(), model.table)
 
 

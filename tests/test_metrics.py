@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from gag.errors import SettingsError
 from gag.evaluation.bertscore import BackboneStates, BertScorer, TransformerStates, sentence_similarity
 from gag.evaluation.intervals import grouped_interval, interval, paired
-from gag.evaluation.metrics import contains, exact, f1, normal, tokens
+from gag.evaluation.metrics import contains, exact, f1, normal
+from gag.project.words import tokens
 from gag.models.plain_text import plain_tokenizer
 from gag.routing.encoders import text_frame
 

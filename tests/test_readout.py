@@ -16,6 +16,7 @@ from gag.project.hyperparameters import ReadoutSettings
 from gag.project.rows import Example
 from gag.readout.states import Readout, check_layers, generate_background, pool, read, read_states
 from gag.readout.store import Shard, close_store, open_store, read_store, write_parts
+from tests.conftest import Alone
 
 QUESTIONS = [
     "What is tin?",
@@ -29,8 +30,8 @@ EXAMPLES = [Example(str(i), question, ("a",), str(i)) for i, question in enumera
 
 
 def test_batched_is_single_and_keeps_the_order(expert: Backbone) -> None:
-    batched = read(expert, QUESTIONS, "Say.", SETTINGS)
-    singles = [read(expert, [question], "Say.", SETTINGS) for question in QUESTIONS]
+    batched = read(Alone(expert), "", QUESTIONS, "Say.", SETTINGS)
+    singles = [read(Alone(expert), "", [question], "Say.", SETTINGS) for question in QUESTIONS]
     assert batched.texts == [single.texts[0] for single in singles]
     assert batched.slots.shape == (5, 1, 2, 24)
     assert torch.allclose(batched.slots, torch.cat([single.slots for single in singles]), atol=1e-5)
@@ -61,7 +62,7 @@ def test_states_are_those_of_the_written_tokens(expert: Backbone) -> None:
 
 
 def test_nothing_written_reads_the_prompts_last_token(expert: Backbone) -> None:
-    readout = read(expert, QUESTIONS[:2], "Say.", SETTINGS.model_copy(update={"max_new_tokens": 0}))
+    readout = read(Alone(expert), "", QUESTIONS[:2], "Say.", SETTINGS.model_copy(update={"max_new_tokens": 0}))
     assert readout.empty == [True, True] and readout.texts == ["", ""]
     last = read_states(expert, [expert.prompts.ask_expert(QUESTIONS[1], "Say.")], [[]], (-1, 1))[0]
     assert torch.allclose(readout.slots[1], last, atol=1e-5)
@@ -111,10 +112,10 @@ def test_layers_above_the_highest_read_one_are_not_run(expert: Backbone) -> None
 
 def test_sampling_depends_on_the_question_alone(expert: Backbone) -> None:
     hot = SETTINGS.model_copy(update={"temperature": 1.5, "top_k": 50, "top_p": 0.95, "max_new_tokens": 12})
-    together = read(expert, QUESTIONS, "Say.", hot.model_copy(update={"batch_tokens": 4096}))
-    alone = [read(expert, [question], "Say.", hot) for question in reversed(QUESTIONS)]
+    together = read(Alone(expert), "", QUESTIONS, "Say.", hot.model_copy(update={"batch_tokens": 4096}))
+    alone = [read(Alone(expert), "", [question], "Say.", hot) for question in reversed(QUESTIONS)]
     assert together.texts == [one.texts[0] for one in reversed(alone)]
-    other = read(expert, QUESTIONS, "Say.", hot.model_copy(update={"seed": 1}))
+    other = read(Alone(expert), "", QUESTIONS, "Say.", hot.model_copy(update={"seed": 1}))
     assert other.texts != together.texts
 
 
@@ -155,16 +156,16 @@ def test_out_of_memory_goes_on_with_smaller_batches(
             raise torch.OutOfMemoryError
         return generate_background(expert, questions, *args)
 
-    expected = read(expert, QUESTIONS, "Say.", SETTINGS)
+    expected = read(Alone(expert), "", QUESTIONS, "Say.", SETTINGS)
     monkeypatch.setattr("gag.readout.states.generate_background", few)
     roomy = SETTINGS.model_copy(update={"batch_tokens": 4096})
-    got = read(expert, QUESTIONS, "Say.", roomy)
+    got = read(Alone(expert), "", QUESTIONS, "Say.", roomy)
     assert max(sizes) == 5 and got.texts == expected.texts
     assert torch.allclose(got.slots, expected.slots, atol=1e-5)
     none = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())  # noqa: E731
     monkeypatch.setattr("gag.readout.states.generate_background", none)
     with pytest.raises(SettingsError, match="one question does not fit"):
-        read(expert, QUESTIONS, "Say.", roomy)
+        read(Alone(expert), "", QUESTIONS, "Say.", roomy)
 
 
 def test_shards_write_what_one_process_writes(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_layers_that_cannot_be_read_are_refused(
 def fake(examples: list[Example]) -> Readout:
     questions = [e.question for e in examples]
     slots = torch.tensor([[float(len(question))] for question in questions])[:, None, None]
-    return Readout(slots, list(questions), [False] * len(questions))
+    return Readout(slots, list(questions), [False] * len(questions), [()] * len(questions))
 
 
 def store(folder: Path, read=fake, key: str = "k") -> None:

@@ -18,10 +18,10 @@ from gag.project.project import load_project
 from gag.project.settings import ModelSettings
 from gag.projection.projector import GatedResidual
 from gag.readout.states import read, read_states
-from gag.readout.vocabulary import LIKELIEST, check_shared, load_table, predicted_embeddings
+from gag.readout.vocabulary import LIKELIEST, BaseVocabulary, check_shared, load_vocabulary, predicted_embeddings
 from gag.stages.adapt import adapt
 from gag.stages.build import build
-from tests.conftest import write_tiny_project
+from tests.conftest import Alone, write_tiny_project
 
 SETTINGS = ReadoutSettings(**PRESETS["vocabulary"]["readout"], max_new_tokens=6)
 
@@ -29,6 +29,10 @@ SETTINGS = ReadoutSettings(**PRESETS["vocabulary"]["readout"], max_new_tokens=6)
 def table_of(base: Backbone) -> torch.Tensor:
     model: Any = base.model
     return model.get_input_embeddings().weight
+
+
+def words_of(base: Backbone) -> BaseVocabulary:
+    return BaseVocabulary(base.table, base.prompts)
 
 
 def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(
@@ -52,20 +56,20 @@ def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(
 
 def test_a_readout_is_as_wide_as_the_base_and_batched_is_single(expert: Backbone, base: Backbone) -> None:
     questions = ["What is tin?", "Name the glow of zinc.", "Why?"]
-    batched = read(expert, questions, "Say.", SETTINGS, table_of(base))
-    singles = [read(expert, [question], "Say.", SETTINGS, table_of(base)) for question in questions]
+    batched = read(Alone(expert), "", questions, "Say.", SETTINGS, words_of(base))
+    singles = [read(Alone(expert), "", [question], "Say.", SETTINGS, words_of(base)) for question in questions]
     assert batched.slots.shape == (3, 1, 1, base.width)
     assert torch.allclose(batched.slots, torch.cat([single.slots for single in singles]), atol=1e-5)
 
 
 def test_the_table_is_the_bases_own_embedding(project: Any) -> None:
-    settings, root = project.settings, project.root
-    expert = load_backbone(settings.expert, root)
+    settings, root, device = project.settings, project.root, torch.device("cpu")
     assert torch.equal(
-        load_table(settings.base, root, expert).float(), table_of(load_backbone(settings.base, root))
+        load_vocabulary(settings.base, root, device).table.float(),
+        table_of(load_backbone(settings.base, root)),
     )
     with pytest.raises(SettingsError, match="the model nowhere cannot be loaded"):
-        load_table(ModelSettings(model="nowhere"), root, expert)
+        load_vocabulary(ModelSettings(model="nowhere"), root, device)
 
 
 def test_other_tokens_are_refused(expert: Backbone) -> None:

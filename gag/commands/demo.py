@@ -4,13 +4,17 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gag.errors import SettingsError
 from gag.pocket.world import ENTITIES
 from gag.pocket.write import PRESET, write_project
+from gag.pocket.write_trade import write_trade
+from gag.project.domain import TransferFacts
 from gag.project.memory import peak_bytes
 from gag.project.parsing import PROJECT_FILE
 from gag.project.progress import say
@@ -68,6 +72,7 @@ class DemoFigures:
     seconds: float
     peak_rss_mb: int
     domains: dict[str, DomainScores]
+    transfer: dict[str, TransferFacts]
     general: "GeneralFigures"
     routing: RoutingScores
     tokens_added: dict[str, float]  # to the prompt, by method
@@ -84,10 +89,17 @@ class TestRow:
     new_value: bool
 
 
-def demo(folder: Path, seed: int, preset: str = PRESET, entities: int = ENTITIES) -> DemoFigures:
-    """Make the project of a seed, build its domains, evaluate everything, and return the figures."""
+def demo(
+    folder: Path, seed: int, preset: str = PRESET, entities: int = ENTITIES, real: bool = False
+) -> DemoFigures:
+    """Make the project of a seed, build its domains, evaluate everything, and return the figures.
+
+    With `real`, the natural-English world for a real language model; else two domains for the pocket models.
+    """
     started = time.monotonic()
-    project = make_project(folder, seed, entities, preset)
+    project = (
+        make_project(folder, seed, entities, preset) if not real else make_real_project(folder, seed, preset)
+    )
     base_files = _base_files(project)
     from gag.engine.engine import ProjectGAG
     from gag.stages.build import build
@@ -96,7 +108,7 @@ def demo(folder: Path, seed: int, preset: str = PRESET, entities: int = ENTITIES
     stages = build(project, domains)
     clock = time.monotonic()
     gag = ProjectGAG(project)
-    scored = {domain: _evaluate_domain(gag, project, domain) for domain in domains}
+    scored = {domain: _evaluate_domain(gag, project, domain, apart=not real) for domain in domains}
     general = _evaluate_general(gag, project, base_files)
     routing = _evaluate_routing(gag, project, domains)
     stages["evaluate"] = round(time.monotonic() - clock, 2)
@@ -106,6 +118,7 @@ def demo(folder: Path, seed: int, preset: str = PRESET, entities: int = ENTITIES
         seconds=round(time.monotonic() - started, 1),
         peak_rss_mb=round(peak_bytes() / 2**20),
         domains={domain: scores for domain, (scores, _) in scored.items()},
+        transfer={domain: gag.domains.facts(domain).scores.transfer for domain in domains},
         general=general,
         routing=routing,
         tokens_added=_means([added for _, added in scored.values()]),
@@ -118,18 +131,34 @@ def make_project(
     folder: Path, seed: int, entities: int = ENTITIES, preset: str = PRESET, hard: bool = False
 ) -> Project:
     """Write the world's project, or the same one again over an earlier demo; anything else is left alone."""
+    header = f"{MARKER}{seed}, preset {preset}{', with hard questions' if hard else ''}\n"
+    with _demo_folder(folder, header):
+        write_project(folder, seed, entities, header, preset, hard)
+    return load_project(folder)
+
+
+def make_real_project(
+    folder: Path, seed: int, preset: str = "salient", variants: dict[str, Any] | None = None, stated: int = 1
+) -> Project:
+    """Write the natural-English world's project, or the same one again over an earlier demo."""
+    header = f"{MARKER}{seed}, natural English, preset {preset}, {stated} facts a text\n"
+    with _demo_folder(folder, header):
+        write_trade(folder, seed, header, preset, stated=stated, variants=variants)
+    return load_project(folder)
+
+
+@contextmanager
+def _demo_folder(folder: Path, header: str) -> Iterator[None]:
+    """Hold a demo's folder; what another world's runs left unfinished is cleared."""
     _check_folder(folder)
     from gag.project.artifacts import locked
 
     path = folder / PROJECT_FILE
     with locked(folder / "runs"):
-        header = f"{MARKER}{seed}, preset {preset}{', with hard questions' if hard else ''}\n"
-        another_world = path.is_file() and not path.read_text(encoding="utf-8").startswith(header)
-        if another_world:
+        if path.is_file() and not path.read_text(encoding="utf-8").startswith(header):
             for unfinished in (folder / "runs").glob("**/*.unfinished"):
                 shutil.rmtree(unfinished)
-        write_project(folder, seed, entities, header, preset, hard)
-    return load_project(folder)
+        yield
 
 
 def _check_folder(folder: Path) -> None:
@@ -145,20 +174,24 @@ def _check_folder(folder: Path) -> None:
 
 def _base_files(project: Project) -> dict[str, str]:
     """Hash every file of the base."""
-    folder = project.root / project.settings.base.model
-    return {path.name: digest(path) for path in sorted(folder.iterdir())}
+    named = project.root / project.settings.base.model
+    files = sorted(named.iterdir()) if named.is_dir() else [named] if named.is_file() else []
+    return {path.name: digest(path) for path in files}  # of the hub's cache none
 
 
 def _evaluate_domain(
-    gag: "ProjectGAG", project: Project, domain: str
+    gag: "ProjectGAG", project: Project, domain: str, apart: bool
 ) -> tuple[DomainScores, dict[str, float]]:
-    """Score every method on the domain's test questions -> scores, and the tokens that each method added."""
+    """Score every method on the domain's test questions -> scores, and the tokens that each method added.
+
+    `apart`: facts of a new value do not count among the seen and unseen wordings.
+    """
     say(f"evaluate {domain}")
     from gag.evaluation.answers import answer_cases
     from gag.evaluation.metrics import contains
 
     rows = _test_rows(project, domain)
-    corpus = read_passages(project.file(str(project.described(domain).corpus)))
+    corpus = read_passages(project.root / "data" / domain / "corpus.jsonl")
     results = answer_cases(gag, domain, _cases(rows, corpus), corpus)
     right = {
         name: [contains(t, r.example.answers) for t, r in zip(result.texts, rows, strict=True)]
@@ -173,8 +206,8 @@ def _evaluate_domain(
 
     new_values = shares([row.new_value for row in rows])
     scores = DomainScores(
-        seen_wordings=shares([not row.unseen_wording and not row.new_value for row in rows]),
-        unseen_wordings=shares([row.unseen_wording and not row.new_value for row in rows]),
+        seen_wordings=shares([not row.unseen_wording and not (apart and row.new_value) for row in rows]),
+        unseen_wordings=shares([row.unseen_wording and not (apart and row.new_value) for row in rows]),
         new_values=new_values,
         gag_new_values=new_values["gag"],
         questions=len(rows),
@@ -235,7 +268,7 @@ def _means(added: list[dict[str, float]]) -> dict[str, float]:
 def _samples(gag: "ProjectGAG", project: Project, domains: list[str]) -> list[Sample]:
     """Ask one question of each domain and a general one."""
     rows = [
-        next(r.example for r in _test_rows(project, d) if r.unseen_wording and not r.new_value)
+        min((r for r in _test_rows(project, d) if r.unseen_wording), key=lambda r: r.new_value).example
         for d in domains
     ]
     asked = [*rows[: SAMPLES - 1], _general_rows(project)[0]]

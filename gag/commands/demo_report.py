@@ -37,6 +37,8 @@ def show(figures: DemoFigures, folder: Path) -> None:
         "New values: facts whose value was never an answer in alignment, asked apart.[/dim]\n"
     )
     console.print(_routing_table(figures.routing))
+    for domain, arrived in figures.transfer.items():
+        console.print(f"{domain}: {arrived.line}.\n", soft_wrap=True)
     general = figures.general
     same = "bit for bit the stock base's" if general.identical else "[red]NOT the stock base's[/red]"
     console.print(

@@ -25,7 +25,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Preset = Literal["v1", "v4", "vocabulary"]
+Preset = Literal["v1", "v4", "vocabulary", "salient"]
 DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
 
 

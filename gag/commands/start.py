@@ -7,19 +7,32 @@ import typer
 
 from gag.commands.options import JsonOption, Preset, finish
 
-PRESET_HELP = "v1, v4: the paper's; vocabulary: one vector of the tokens that the expert predicts."
+PRESET_HELP = (
+    "v1, v4: the paper's; vocabulary: one vector of the tokens that the expert predicts; salient: its words "
+    "that are news, a vector for each token."
+)
 
 
 def demo(
     seed: Annotated[int, typer.Option(help="The seed of the private world.")] = 7,
-    folder: Annotated[Path, typer.Option("--dir", help="Where the demo's project goes.")] = Path("gag-demo"),
-    preset: Annotated[Preset, typer.Option(help=PRESET_HELP)] = "vocabulary",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where the demo's project goes (default: gag-demo, or gag-demo-real)."),
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help=f"{PRESET_HELP} Default: vocabulary; with --real: salient."),
+    ] = None,
+    real: Annotated[
+        bool, typer.Option("--real", help="A real model, SmolLM2-135M, and one domain in plain English.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build two private domains for the bundled pocket models on this machine, and show what changes."""
     from gag.commands.demo import demo as run
 
-    figures = run(folder, seed, preset)
+    folder = folder or Path("gag-demo-real" if real else "gag-demo")
+    figures = run(folder, seed, preset or ("salient" if real else "vocabulary"), real=real)
     if not as_json:
         from gag.commands.demo_report import show
 

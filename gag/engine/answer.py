@@ -15,10 +15,12 @@ class Knowledge:
     Attributes:
         vectors: what is injected [S, Db].
         text: what the expert wrote; it never reaches the base.
+        words: with `readout.select: salient`, the words of it that became vectors.
     """
 
     vectors: torch.Tensor
     text: str
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Protocol, overload
@@ -13,7 +13,7 @@ from gag.engine.answer import Answer, Knowledge
 from gag.engine.pool import DomainPool, Module
 from gag.errors import DataError, GagError, RoutingError
 from gag.models.backbone import Backbone
-from gag.models.experts import Experts
+from gag.models.experts import Experts, ExpertSource
 from gag.models.language_model import Generation, LanguageModel, Request, check_room, generate
 from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
@@ -21,16 +21,9 @@ from gag.project.rows import check_text
 from gag.project.settings import GENERAL, DecodingSettings
 from gag.projection.injection import inject
 from gag.readout.states import read
+from gag.readout.vocabulary import BaseVocabulary
 from gag.routing.router import Route, Router
 from gag.routing.state import open_router, project_encoder
-
-
-class ExpertSource(Protocol):
-    """Where experts come from; `Experts` holds them over one backbone."""
-
-    def using(self, name: str) -> AbstractContextManager[LanguageModel, bool | None]:
-        """Yield a domain's expert."""
-        ...
 
 
 class Domains(Protocol):
@@ -163,13 +156,13 @@ class GAG:
         if not questions:
             return []
         chosen = module or own
-        table = self.base.table if chosen.readout.space == "vocabulary" else None
-        with self.experts.using(domain) as expert:
-            readout = read(expert, list(questions), chosen.prompts.expert, chosen.readout, table)
+        words = BaseVocabulary(self.base.table, self.base.prompts)
+        readout = read(self.experts, domain, list(questions), chosen.prompts.expert, chosen.readout, words)
         with torch.no_grad():
             device = next(chosen.projector.parameters()).device
             vectors = chosen.projector(readout.slots.to(device))  # [B, S, Db]
-        return [Knowledge(v, text) for v, text in zip(vectors, readout.texts, strict=True)]
+        rows = zip(vectors, readout.texts, readout.words, strict=True)
+        return [Knowledge(*row) for row in rows]
 
     def prompt(self, question: str, domain: str, knowledge: Knowledge | None) -> torch.Tensor:
         """Build the base's input for one question: plain, or around its knowledge vectors -> [T, Db]."""

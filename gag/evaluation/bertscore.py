@@ -12,8 +12,9 @@ from gag.models.backbone import Backbone
 from gag.models.batching import in_length_batches
 from gag.models.encoder_loading import encoder_positions, with_safetensors
 from gag.models.language_model import pad_left
-from gag.models.loading import choose_device, locate_model, one_line
+from gag.models.loading import choose_device, one_line
 from gag.models.plain_text import plain_tokenizer
+from gag.models.source import locate_model
 from gag.routing.encoders import text_frame
 
 CHUNK = 500  # word pieces, or fewer where an encoder has fewer positions; longer texts are cut into chunks,

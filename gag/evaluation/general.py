@@ -10,7 +10,7 @@ from gag.engine.engine import ProjectGAG
 from gag.evaluation.metrics import share_right
 from gag.models.backbone import weights_hash
 from gag.models.language_model import pad_left
-from gag.models.loading import locate_model
+from gag.models.source import dequantised, model_source
 from gag.project.rows import Example
 from gag.project.settings import GENERAL, ModelSettings
 
@@ -30,16 +30,14 @@ class StockBase:
     """The base as transformers alone loads and prompts it."""
 
     def __init__(self, gag: ProjectGAG, settings: ModelSettings):
-        source = locate_model(settings.model, gag.project.root)
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=settings.revision, trust_remote_code=False, padding_side="left"
-        )
+        source, told = model_source(settings, gag.project.root)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **told)
         model: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            revision=settings.revision,
-            trust_remote_code=False,
             dtype=gag.base.model.dtype,
             attn_implementation=settings.attention,
+            **told,
+            **dequantised(settings.model),
         )
         self.model = model.to(gag.base.device)
         self.max_new_tokens = gag.project.settings.decoding.max_new_tokens

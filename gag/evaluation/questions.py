@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from gag.errors import DataError
 from gag.evaluation.labelled import LabelledQuestion, read_labelled, read_test_rows
-from gag.evaluation.metrics import tokens
 from gag.project.project import Project
 from gag.project.rows import Example, Passage
 from gag.project.settings import GENERAL
+from gag.project.words import tokens
 
 MOST, QUICK_MOST, SEEN_MOST, GENERAL_MOST = 500, 240, 100, 100
 COMMON = 20  # a word that stands in more than one statement of so many carries no content

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from gag.evaluation.bertscore import Pieces, TokenStates
-from gag.evaluation.metrics import tokens
 from gag.project.progress import say
 from gag.project.rows import Passage
+from gag.project.words import tokens
 from gag.routing.query_encoder import QueryEncoder
 
 TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)

@@ -6,14 +6,15 @@ With adapters off it is the backbone as published.
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from gag.errors import ArtifactError
 from gag.models.backbone import Backbone
+from gag.models.language_model import LanguageModel
 from gag.models.loading import load_backbone, one_line
 from gag.project.domain import ModelFacts
 from gag.project.settings import ModelSettings
@@ -29,6 +30,14 @@ _UNFIT = (  # what PEFT raises for an adapter that is not of this backbone, or n
     AttributeError,
     ArtifactError,
 )
+
+
+class ExpertSource(Protocol):
+    """Where experts come from; `Experts` holds them over one backbone."""
+
+    def using(self, name: str | None) -> AbstractContextManager[LanguageModel, bool | None]:
+        """Yield a domain's expert, or without a name the backbone as published."""
+        ...
 
 
 class Experts:
@@ -103,8 +112,11 @@ class Experts:
         self._drop(name)
 
     @contextmanager
-    def using(self, name: str) -> Iterator[Backbone]:
-        """Yield an expert that is loaded."""
+    def using(self, name: str | None) -> Iterator[Backbone]:
+        """Yield an expert that is loaded, or without a name the backbone as published."""
+        if name is None:
+            yield self._backbone
+            return
         if name in self._full:
             yield self._full[name]
             return

@@ -5,6 +5,7 @@ is whole, its weights are numbers, and `check_serves` has tried on it all that t
 """
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from transformers import (
 from gag.errors import MismatchError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.dry_run import check_serves
+from gag.models.source import dequantised, forget_gguf, is_gguf, model_source, portable_name, quietly
 from gag.project.settings import ModelSettings
 from gag.project.tensors import all_finite
 
@@ -38,6 +40,7 @@ _PACKAGES = {  # that transformers needs for a quantised model: (module, what to
     "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
     "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
     "eetq": ("eetq", "eetq"),
+    "gguf": ("gguf", "gguf"),
     "gptq": ("gptqmodel", "gptqmodel"),
     "hqq": ("hqq", "hqq"),
     "quanto": ("optimum.quanto", "optimum-quanto"),
@@ -47,24 +50,11 @@ _PACKAGES = {  # that transformers needs for a quantised model: (module, what to
 }
 
 
-def locate_model(name: str, root: Path) -> str:
-    """Return where transformers finds a model.
-
-    A folder under the project's root (or an absolute one), else its id.
-    """
-    folder = root / name
-    return str(folder) if folder.is_dir() else name
-
-
-def portable_name(model: str) -> str:
-    """Return the name by which a model is recorded: of an absolute path, its last part alone."""
-    return Path(model).name if Path(model).is_absolute() else model
-
-
 def load_tokenizer(settings: ModelSettings, root: Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer alone."""
     with _explained(settings, "the tokenizer of "):
-        return AutoTokenizer.from_pretrained(locate_model(settings.model, root), **_source(settings))
+        source, told = model_source(settings, root)
+        return AutoTokenizer.from_pretrained(source, **told)
 
 
 def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
@@ -76,7 +66,8 @@ def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
         MissingExtraError: the model is quantised, and the package for that is missing.
     """
     with _explained(settings):
-        config = AutoConfig.from_pretrained(locate_model(settings.model, root), **_source(settings))
+        source, told = model_source(settings, root)
+        config = AutoConfig.from_pretrained(source, **told)
     stated = getattr(config, "quantization_config", None) or {}
     method = stated.get("quant_method") if isinstance(stated, dict) else stated.quant_method
     module, package = _PACKAGES.get(str(method), ("transformers", ""))
@@ -117,21 +108,24 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
         and type(config) in AutoModelForImageTextToText._model_mapping
     ):
         loader = AutoModelForImageTextToText
-    with _explained(settings):
+    source, told = model_source(settings, root)
+    with _explained(settings), quietly(settings, root):
         model, report = with_attention(
             settings.attention,
             lambda attention: loader.from_pretrained(
-                locate_model(settings.model, root), dtype=dtype, attn_implementation=attention,
-                use_safetensors=True, output_loading_info=True, **_source(settings), **placed,
+                source, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+                output_loading_info=True, **told, **placed, **dequantised(settings.model),
             ),
         )  # fmt: skip
     _check_whole(settings.model, report)
+    if is_gguf(settings.model):
+        forget_gguf(model)
     model = _text_model(settings.model, model).eval().requires_grad_(False)
     _check_finite(settings.model, model)
     model.base_model_prefix = _body(model)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     model.generation_config = GenerationConfig(eos_token_id=stops)  # no penalty or sampling rule of its own
-    stated = PretrainedConfig.get_config_dict(locate_model(settings.model, root), **_source(settings))[0]
+    stated = PretrainedConfig.get_config_dict(source, **told)[0]
     backbone = Backbone(model, tokenizer, portable_name(settings.model), settings.revision, stated)
     check_serves(backbone)
     return backbone
@@ -181,10 +175,6 @@ def one_line(error: BaseException, length: int = 200) -> str:
     return shorten(str(error), length, placeholder=" ...")
 
 
-def _source(settings: ModelSettings) -> dict[str, Any]:
-    return {"revision": settings.revision, "trust_remote_code": False}
-
-
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
@@ -208,7 +198,7 @@ def _explained(settings: ModelSettings, what: str = "") -> Iterator[None]:
             "name another model"
         ) from error
     except (OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError,
-            ArithmeticError, SafetensorError, StrictDataclassError) as error:  # fmt: skip
+            ArithmeticError, SafetensorError, StrictDataclassError, struct.error) as error:  # fmt: skip
         cure = "name a whole model folder or id, and a device that is here"
         if "attention" in str(error) and settings.attention != "eager":
             cure = "set attention: eager"

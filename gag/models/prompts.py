@@ -93,6 +93,18 @@ class Prompts:
         """Decode generated ids without control tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Return the text that each token adds behind the one before it; joined, they are the whole text."""
+        pairs = [ids[max(0, i - 1) : i + 1] for i in range(len(ids))]
+        whole = self._tokenizer.batch_decode(pairs, skip_special_tokens=True)
+        first = self._tokenizer.batch_decode([pair[:-1] for pair in pairs], skip_special_tokens=True)
+        return [text[len(before) :] for text, before in zip(whole, first, strict=True)]
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """The tokenizer's tokens and their numbers: models that share them share ids."""
+        return self._tokenizer.get_vocab()
+
     @cached_property
     def end(self) -> int:
         """The token that ends an assistant's turn in the chat template, else the tokenizer's end of text."""

@@ -9,7 +9,7 @@ from gag.planning.passes import answer_states, blank, forward
 from gag.planning.stages import ADAM, Stage, hold_gradients
 from gag.planning.workload import Workload
 from gag.projection.losses import SemanticHead, label_loss
-from gag.projection.projector import GatedResidual, Projector
+from gag.projection.projector import Mlp, Projector, Residual
 
 CHECKPOINTS = 2  # on disk at a time, each beside the best projector until then
 
@@ -68,10 +68,10 @@ def _start(work: Workload, projector: Projector, meter: Meter, loaded: int) -> i
 def _start_in_closed_form(work: Workload, projector: Projector) -> None:
     slots = torch.empty(work.align_rows, *work.slots)  # [N, S, L, De]
     targets = torch.empty(work.align_rows, work.base.width)  # [N, Db]
-    if work.settings.align.start == "ridge":
-        projector.start_from_ridge(slots, targets)
-    elif isinstance(projector, GatedResidual):  # the settings allow identity for no other
+    if work.settings.align.start == "identity" and not isinstance(projector, Mlp):
         projector.start_from_identity(slots, targets)
+    elif not isinstance(projector, Residual):  # the settings allow no other start
+        projector.start_from_ridge(slots, targets)
 
 
 def _training_step(work: Workload, base: Backbone, modules: _Trained, rows: int) -> None:

@@ -37,7 +37,7 @@ def check_models(inputs: DomainInputs, base: Blueprint, expert: Blueprint) -> No
             f"readout.layers has {inner[0]}, where {expert.name} is {expert.state_width} wide and its "
             f"embeddings are {expert.width}; set readout.layers: [-1]"
         )
-    if settings.space == "vocabulary":
+    if settings.space == "vocabulary" and settings.select == "segments":
         check_shared(expert.name, expert.tokens, base.tokens)
 
 

@@ -104,7 +104,7 @@ def write_project(
     settings["evaluation"] = SETTINGS["evaluation"] | {
         "variants": {n: p for n, p in PRESETS.items() if n != preset}
     }
-    _write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
+    write_settings(root / PROJECT_FILE, header + yaml.safe_dump(settings, sort_keys=False))
     _copy_models(root / "models")
     _write_general(root / "data" / "general", random.Random(f"{seed}/general"))
     for name, domain in world.items():
@@ -114,7 +114,7 @@ def write_project(
     return parse_settings(settings)
 
 
-def _write_settings(path: Path, text: str) -> None:
+def write_settings(path: Path, text: str) -> None:
     """Write gag.yaml, first and at once: it marks the folder as a demo's, whatever is written after it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}")

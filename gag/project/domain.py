@@ -21,6 +21,8 @@ QUESTIONS = "questions.safetensors"  # only where a domain chose to carry its qu
 CARD = "README.md"
 EXPERT = "expert"
 ROUTING_PART = (BANK,)
+FAITHFUL = 0.5  # of the knowledge must arrive
+MANY_SLOTS = 16
 MODULE_PART = (PROJECTOR, EXPERT, CARD)
 
 
@@ -74,10 +76,57 @@ class BankFacts(Facts):
     added: tuple[str, ...] = ()  # hashes of the files that `gag prototypes --add` added
 
 
+class TransferFacts(Facts):
+    """How much of what the expert writes reaches the base's answers, on validation questions.
+
+    The shares are of the gold answer's words that the question does not hold.
+    """
+
+    questions: int
+    base: float  # alone
+    gag: float  # with its vectors
+    shuffled: float  # with another question's vectors
+    text: float  # with the expert's text in the vectors' place
+    transfer: float | None = None  # (gag - shuffled) / (text - base); None where the text adds nothing
+    interval: tuple[float, float] | None = None  # of 95 %
+
+    @property
+    def line(self) -> str:
+        """The figures in one line."""
+        asked = (
+            f"base {self.base:.2f}, GAG {self.gag:.2f}, with another question's vectors {self.shuffled:.2f}, "
+            f"with the expert's text {self.text:.2f}"
+        )
+        if self.transfer is None or self.interval is None:
+            return f"not measurable ({asked})"
+        low, high = self.interval
+        return f"{self.transfer:.2f} of the expert's knowledge arrives ({low:.2f} to {high:.2f}; {asked})"
+
+    def advice(self, readout: ReadoutSettings) -> str:
+        """Say what to try next; nothing where most of the knowledge arrives."""
+        if self.transfer is None:
+            return (
+                "the expert's text adds next to nothing to what the base says by itself: see whether the "
+                "expert writes the answers (the texts in runs/), and whether the base alone knows them"
+            )
+        if self.transfer >= FAITHFUL:
+            return ""
+        return f"WARNING: this domain will answer fluently and falsely; {_next_step(readout)}"
+
+
+def _next_step(readout: ReadoutSettings) -> str:
+    if readout.select != "salient":
+        return "set preset: salient in gag.yaml, and build again"
+    if readout.slots < MANY_SLOTS:
+        return f"set readout.slots: {2 * readout.slots}, and build again"
+    return "give alignment more rows, or raise align.epochs, and build again"
+
+
 class ScoreFacts(Facts):
     """What alignment reached."""
 
     val_loss: float
+    transfer: TransferFacts
 
 
 class DomainFacts(Facts):

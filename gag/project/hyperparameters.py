@@ -24,6 +24,10 @@ PRESETS: dict[str, dict[str, Any]] = {  # v1 and v4 are the paper's; v1 is the d
         "readout": {"space": "vocabulary", "layers": [-1], "pooling": "mean"},
         "align": {"projector": "gated_residual", "start": "identity"},
     },
+    "salient": {  # ours, docs/training.md
+        "readout": {"space": "vocabulary", "select": "salient", "layers": [-1], "slots": 8},
+        "align": {"projector": "residual", "start": "identity", "learning_rate": 2e-4},
+    },
 }
 
 
@@ -87,14 +91,20 @@ class ReadoutSettings(Settings):
         description="states as they are, or the tokens that they predict, in the embeddings of a base "
         "that shares them",
     )
+    select: Literal["segments", "salient"] = result(
+        "segments",
+        description="what makes the slots: the whole text, in segments; or its words that are news and "
+        "answer the question",
+    )
     layers: tuple[int, ...] = result(
         (-4,), min_length=1, description="into hidden_states; -1 is after the final norm"
     )
     slots: int = result(
-        1, ge=1, le=64, description="segments of the generated tokens, one injected vector each"
+        1, ge=1, le=64, description="segments of the generated tokens, or salient ones: injected vectors"
     )
     pooling: Literal["last", "mean", "norm", "relative"] = result(
         "last",
+        when=When("select", among=("segments",)),
         description="last token; or over each segment: mean, weights by state norm (v4), or by norm "
         "over the mean norm",
     )
@@ -130,7 +140,7 @@ class ReadoutSettings(Settings):
 
     @model_validator(mode="after")
     def _one_last_token(self) -> Self:
-        if self.pooling == "last" and self.slots > 1:
+        if self.select == "segments" and self.pooling == "last" and self.slots > 1:
             raise ValueError(f"pooling last makes 1 slot, not {self.slots}; choose mean, norm or relative")
         return self
 
@@ -151,8 +161,9 @@ class ReadoutSettings(Settings):
 class AlignSettings(Settings):
     """Stage II: how a projector is trained (paper: 6e-3, 5 epochs, batch 32)."""
 
-    projector: Literal["mlp", "gated_residual"] = result(
-        "mlp", description="v1's network, or v4's over several layers"
+    projector: Literal["mlp", "gated_residual", "residual"] = result(
+        "mlp",
+        description="v1's network; v4's over several layers; or ours, which begins as the identity exactly",
     )
     start: Literal["ridge", "identity", "random"] = result(
         "ridge",
@@ -195,5 +206,9 @@ class AlignSettings(Settings):
         if self.start == "identity" and self.projector == "mlp":
             raise ValueError(
                 "start identity needs a projector with a linear path; set projector: gated_residual"
+            )
+        if self.projector == "residual" and self.start != "identity":
+            raise ValueError(
+                f"projector residual starts as the identity, not {self.start}; set start: identity"
             )
         return self

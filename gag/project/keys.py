@@ -19,8 +19,10 @@ def stage_key(**inputs: Any) -> str:
 
 
 def model_key(settings: ModelSettings, root: Path) -> dict[str, Any]:
-    """Name a model without loading it: by id, or by the files of a folder (weights by samples), and dtype."""
+    """Name a model without loading it: by id, or by its files (weights by samples), and dtype."""
     folder = root / settings.model
+    if folder.is_file():  # a GGUF file
+        return {folder.name: _sampled(folder), "dtype": settings.dtype}
     if not folder.is_dir():
         return settings.key()
     files = [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES and not path.is_dir()]

@@ -221,7 +221,7 @@ class EvaluationSettings(Settings):
 class ProjectSettings(Settings):
     """Everything in gag.yaml."""
 
-    preset: Literal["v1", "v4", "vocabulary"] = computation(
+    preset: Literal["v1", "v4", "vocabulary", "salient"] = computation(
         "v1", description="version of the method whose settings lie under these"
     )
     base: ModelSettings
@@ -250,6 +250,11 @@ class ProjectSettings(Settings):
             raise ValueError(
                 f"the mlp projector reads one layer, readout.layers has {len(self.readout.layers)}; "
                 "name one, or set align.projector: gated_residual"
+            )
+        if self.align.projector == "residual" and self.readout.space != "vocabulary":
+            raise ValueError(
+                "the residual projector begins with the base's own embeddings; set readout.space: "
+                "vocabulary, or align.projector: gated_residual"
             )
         return self
 

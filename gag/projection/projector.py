@@ -1,6 +1,6 @@
 """The trained network from an expert's slots to the base's embedding space.
 
-V1's mlp and v4's gated residual.
+V1's mlp, v4's gated residual, and a residual that begins as the identity: of slots that the base can read.
 """
 
 from collections.abc import Callable, Iterator
@@ -120,18 +120,56 @@ class GatedResidual(nn.Module):
         self.outer.bias.mul_(0.0)
 
 
-Projector = Mlp | GatedResidual
+class Residual(nn.Module):
+    """Ours, for slots in the base's own embeddings: what is there, and a correction that starts at zero.
+
+    out = slot + shift_s + W2 GELU(W1 LN(slot));  an unused slot, which is all zeros, gives a learned vector.
+    """
+
+    def __init__(self, width: int, slots: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        self.shift = nn.Parameter(torch.zeros(slots, width))
+        self.unused = nn.Parameter(torch.zeros(width))
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """Project slots: [B, S, 1, Db] -> [B, S, Db]."""
+        features = slots[:, :, 0].to(self.shift)
+        moved = features + self.shift + self.outer(nn.functional.gelu(self.inner(self.norm(features))))
+        return torch.where(used(slots)[..., None], moved, self.unused)
+
+    @torch.no_grad()
+    def start_from_identity(self, slots: torch.Tensor, targets: torch.Tensor) -> None:
+        """Start as the identity, and with the mean of targets [N, Db] in the unused slots."""
+        if slots.shape[-1] != targets.shape[-1]:
+            raise MismatchError("the residual projector needs slots in the base's space; read them again")
+        self.unused[:] = targets.mean(0)
+
+
+def used(slots: torch.Tensor) -> torch.Tensor:
+    """Say which slots hold something: [B, S, L, D] -> [B, S]."""
+    return (slots != 0).flatten(2).any(-1)
+
+
+Projector = Mlp | GatedResidual | Residual
 
 
 def make_projector(kind: str, shape: tuple[int, int, int], base_width: int) -> Projector:
-    """Make a projector of a kind (`mlp`, `gated_residual`) for slots [S, L, De], float32, random."""
+    """Make a projector of a kind for slots [S, L, De], float32, with random weights."""
     slots, layers, expert_width = shape
     if kind == "mlp":
         return Mlp(expert_width, base_width)
     if kind == "gated_residual":
         return GatedResidual(expert_width, base_width, slots, layers)
+    if kind == "residual":
+        return Residual(base_width, slots)
     raise MismatchError(
-        f"there is no projector {kind!r}, only mlp and gated_residual; install the version that built it"
+        f"there is no projector {kind!r}, only mlp, gated_residual and residual; install the version that "
+        "built it"
     )
 
 

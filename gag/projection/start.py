@@ -6,7 +6,7 @@ from gag.models.backbone import Backbone
 from gag.project import distributed
 from gag.project.hyperparameters import AlignSettings
 from gag.projection.alignment import Split
-from gag.projection.projector import GatedResidual, Projector, make_projector
+from gag.projection.projector import Mlp, Projector, Residual, make_projector
 
 
 def new_projector(base: Backbone, train: Split, settings: AlignSettings) -> Projector:
@@ -24,9 +24,9 @@ def start_projector(projector: Projector, base: Backbone, train: Split, settings
     if settings.start != "random" and distributed.rank() == 0:
         answers = [base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]
         targets = torch.stack(answers).cpu()  # [N, Db]
-        if settings.start == "ridge":
-            projector.start_from_ridge(train.slots, targets)
-        elif isinstance(projector, GatedResidual):
+        if settings.start == "identity" and not isinstance(projector, Mlp):
             projector.start_from_identity(train.slots, targets)
+        elif not isinstance(projector, Residual):  # the settings allow no other start
+            projector.start_from_ridge(train.slots, targets)
     distributed.broadcast_tensors(list(projector.parameters()))  # so that all processes begin alike
     return projector

@@ -22,7 +22,7 @@ from gag.project.run import Run
 from gag.project.tensors import load_tensors, save_tensors
 from gag.projection.alignment import Reader, Split
 from gag.projection.losses import SemanticHead, diversity_loss, label_loss, semantic_loss
-from gag.projection.projector import Projector
+from gag.projection.projector import Projector, used
 from gag.projection.start import new_projector, start_projector
 
 LOGGED = 100  # rows of the log over a whole run, beside validation's
@@ -207,7 +207,8 @@ class Trainer:
         if self.settings.noise == 0:
             return slots
         generator = _generator(self.settings.seed, "noise", self.progress.step)
-        return slots + self.noise * torch.randn(slots.shape, generator=generator)
+        noise = self.noise * torch.randn(slots.shape, generator=generator)
+        return slots + noise * used(slots)[..., None, None]
 
     def _check_finite(self, loss: torch.Tensor, batch: list[int]) -> None:
         if not torch.isfinite(loss):

@@ -1,4 +1,4 @@
-"""Read an expert: it generates background, one forward gives the states, pooling makes slots."""
+"""Read an expert: it writes background, and the whole text or its salient words make slots."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,11 +8,13 @@ import torch
 
 from gag.errors import SettingsError
 from gag.models.batching import length_batches
+from gag.models.experts import ExpertSource
 from gag.models.language_model import LanguageModel, Request, check_room, free_memory, generate, pad_left
 from gag.models.sampling import seeded
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.progress import say
-from gag.readout.vocabulary import predicted_embeddings
+from gag.readout.salient import Word, rank_words
+from gag.readout.vocabulary import BaseVocabulary, predicted_embeddings
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Readout:
 
     slots: torch.Tensor  # [B, S, L, De], or Db wide in the base's vocabulary
     texts: list[str]
-    empty: list[bool]  # nothing was written: the slot is the prompt's last token
+    empty: list[bool]  # nothing was written: the slot is the prompt's last token, or unused
+    words: list[tuple[str, ...]]  # the salient words in the slots
 
 
 def check_layers(name: str, count: int, layers: tuple[int, ...]) -> None:
@@ -35,58 +38,113 @@ def check_layers(name: str, count: int, layers: tuple[int, ...]) -> None:
 
 
 def read(
-    expert: LanguageModel,
+    experts: ExpertSource,
+    name: str,
     questions: list[str],
     system: str,
     settings: ReadoutSettings,
-    table: torch.Tensor | None = None,
+    vocabulary: BaseVocabulary | None = None,
 ) -> Readout:
     """Read questions in batches of like length within the token budget; the order of the questions is kept.
 
-    `table` holds the base's token embeddings [V, Db], where `readout.space` is vocabulary.
+    Args:
+        experts: hold the expert, and the backbone that it was tuned from.
+        name: the expert's.
+        questions: what it is asked.
+        system: its system prompt.
+        settings: how it is read.
+        vocabulary: the base's, where `readout.space` is vocabulary.
 
     Raises:
         DataError: a question and the budget are longer than the expert's positions.
     """
-    prompts = [expert.prompts.ask_expert(question, system) for question in questions]
-    for question, prompt in zip(questions, prompts, strict=True):
-        check_room(expert, len(prompt) + settings.max_new_tokens, f"the question {shorten(question, 60)!r}")
+    with experts.using(name) as expert:
+        prompts = [expert.prompts.ask_expert(question, system) for question in questions]
+        for question, prompt in zip(questions, prompts, strict=True):
+            what = f"the question {shorten(question, 60)!r}"
+            check_room(expert, len(prompt) + settings.max_new_tokens, what)
+        decode = expert.prompts.decode
     waiting = length_batches(
         [len(prompt) + settings.max_new_tokens for prompt in prompts], settings.batch_tokens
     )
-    done: dict[int, tuple[torch.Tensor, list[int]]] = {}
+    done: dict[int, _Row] = {}
     while waiting:
         batch = waiting.pop()
-        rows = _read_batch(
-            expert, [questions[i] for i in batch], [prompts[i] for i in batch], settings, table
-        )
+        asked = [questions[i] for i in batch], [prompts[i] for i in batch]
+        rows = _read_batch(experts, name, *asked, settings, vocabulary)
         if rows is None:
             waiting += _halves(batch)
         else:
             done |= dict(zip(batch, rows, strict=True))
-    written = [done[i][1] for i in range(len(questions))]
-    slots = torch.stack([done[i][0] for i in range(len(questions))])
-    return Readout(slots, [expert.prompts.decode(ids) for ids in written], [not ids for ids in written])
+    rows = [done[i] for i in range(len(questions))]
+    return Readout(
+        slots=torch.stack([row.slots for row in rows]),
+        texts=[decode(row.ids) for row in rows],
+        empty=[not row.ids for row in rows],
+        words=[row.words for row in rows],
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one question gave."""
+
+    slots: torch.Tensor  # [S, L, De or Db]
+    ids: list[int]
+    words: tuple[str, ...]
 
 
 def _read_batch(
-    expert: LanguageModel,
+    experts: ExpertSource,
+    name: str,
     questions: list[str],
     prompts: list[list[int]],
     settings: ReadoutSettings,
-    table: torch.Tensor | None,
-) -> list[tuple[torch.Tensor, list[int]]] | None:
-    """Return each question's slots [S, L, De or Db] and ids, or None if they do not fit in memory."""
+    vocabulary: BaseVocabulary | None,
+) -> list[_Row] | None:
+    """Write and read each question, or return None if they do not fit in memory."""
     try:
-        written = generate_background(expert, questions, prompts, settings)
-        states = read_states(expert, prompts, written, settings.layers)
-        if table is not None:
-            states = [
-                predicted_embeddings(expert, rows[:, 0], table).to(rows.dtype)[:, None] for rows in states
-            ]
-        return [(pool(rows, settings), ids) for rows, ids in zip(states, written, strict=True)]
+        with experts.using(name) as expert:
+            written = generate_background(expert, questions, prompts, settings)
+            rows = _token_rows(expert, prompts, written, settings, vocabulary)
+        if settings.select == "segments":
+            return [_Row(pool(one, settings), ids, ()) for one, ids in zip(rows, written, strict=True)]
+        with experts.using(None) as backbone:
+            ranked = rank_words(backbone, questions, prompts, written, settings.batch_tokens)
+        if settings.space == "vocabulary" and vocabulary:
+            own = [vocabulary.rows(backbone.prompts, *one) for one in zip(written, ranked, strict=True)]
+            rows, ranked = [one.rows for one in own], [one.words for one in own]
+        return [_salient(*one, settings.slots) for one in zip(rows, written, ranked, strict=True)]
     except torch.OutOfMemoryError:
         return None  # the caller goes on outside of this block, so that the failed tensors can be freed
+
+
+def _token_rows(
+    expert: LanguageModel,
+    prompts: list[list[int]],
+    written: list[list[int]],
+    settings: ReadoutSettings,
+    vocabulary: BaseVocabulary | None,
+) -> list[torch.Tensor]:
+    """Return each written token's states, or the base's embeddings of what they predict: [T, L, De or Db]."""
+    if settings.space == "vocabulary" and settings.select == "salient":
+        return []  # the words themselves are embedded, once they are chosen
+    states = read_states(expert, prompts, written, settings.layers)
+    if settings.space == "vocabulary" and vocabulary:
+        return [
+            predicted_embeddings(expert, one[:, 0], vocabulary.table).to(one.dtype)[:, None] for one in states
+        ]
+    return states
+
+
+def _salient(rows: torch.Tensor, ids: list[int], words: list[Word], slots: int) -> _Row:
+    """Fill S slots with the first words' rows, in the order of the text; the others stay zero: [S, L, D]."""
+    places = [place for word in words for place in word.places][:slots]
+    chosen = sorted(places)
+    filled = rows.new_zeros(slots, *rows.shape[1:])
+    filled[: len(chosen)] = rows[chosen]
+    kept = [word for word in words if word.places[0] in set(chosen)]
+    return _Row(filled, ids, tuple(word.text.strip() for word in sorted(kept, key=lambda w: w.places)))
 
 
 def _halves(batch: list[int]) -> list[list[int]]:

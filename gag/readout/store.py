@@ -144,8 +144,8 @@ def _part(folder: Path, number: int) -> Path:
 def _write_part(part: Path, examples: list[Example], readout: Readout) -> None:
     """Write texts first and the tensor file last, by rename: a part counts once its tensor file stands."""
     rows = [
-        {"id": e.id, "question": e.question, "text": text, "empty": empty}
-        for e, text, empty in zip(examples, readout.texts, readout.empty, strict=True)
+        {"id": e.id, "question": e.question, "text": text, "empty": empty, "words": list(words)}
+        for e, text, empty, words in zip(examples, readout.texts, readout.empty, readout.words, strict=True)
     ]
     write_rows(part.with_suffix(".jsonl"), rows)
     with replacing(part) as fresh:

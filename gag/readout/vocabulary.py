@@ -7,6 +7,7 @@ base's embeddings. So a token that alignment never saw has its place in the base
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,48 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
 from gag.errors import MismatchError, SettingsError
-from gag.models.backbone import Backbone
 from gag.models.language_model import LanguageModel
-from gag.models.loading import load_config, locate_model, one_line, shell
+from gag.models.loading import load_backbone, load_config, load_tokenizer, one_line, shell
+from gag.models.prompts import Prompts
+from gag.models.source import is_gguf, locate_model
 from gag.project.settings import ModelSettings
+from gag.readout.salient import Word
 
 LIKELIEST = 64  # tokens of a distribution that are kept
 CHUNK = 256  # states turned into distributions at once
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class WordRows:
+    """A text's tokens in the base's embeddings, and where its words stand among them."""
+
+    rows: torch.Tensor  # [T, 1, Db]
+    words: list[Word]
+
+
+@dataclass(frozen=True)
+class BaseVocabulary:
+    """The base's tokens and their embeddings."""
+
+    table: torch.Tensor  # [V, Db]
+    prompts: Prompts
+
+    def rows(self, writer: Prompts, ids: list[int], words: list[Word]) -> WordRows:
+        """Embed a text that was written in a model's tokens; where the base has others, word by word."""
+        if writer.tokens != self.prompts.tokens:
+            ids, words = self._again(words)
+        return WordRows(self.table[torch.tensor(ids, dtype=torch.long)][:, None], words)
+
+    def _again(self, words: list[Word]) -> tuple[list[int], list[Word]]:
+        """Encode words in the base's tokens -> the ids in the text's order, and the words among them."""
+        ids: list[int] = []
+        places: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for word in sorted(words, key=lambda word: word.places):
+            own = min(self.prompts.text(word.text), self.prompts.text(word.text.strip()), key=len)
+            places[word.places] = tuple(range(len(ids), len(ids) + len(own)))
+            ids += own
+        return ids, [replace(word, places=places[word.places]) for word in words]
 
 
 @torch.no_grad()
@@ -49,8 +84,15 @@ def check_shared(expert: str, tokens: dict[str, int], base_tokens: dict[str, int
         )
 
 
-def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tensor:
-    """Load the base's token embeddings alone from its weight files, beside its expert [V, Db]."""
+def load_vocabulary(base: ModelSettings, root: Path, device: torch.device) -> BaseVocabulary:
+    """Load the base's tokenizer and token embeddings alone, for slots that are made of them."""
+    return BaseVocabulary(_load_table(base, root).to(device), Prompts(load_tokenizer(base, root)))
+
+
+def _load_table(base: ModelSettings, root: Path) -> torch.Tensor:
+    """Load the base's token embeddings alone from its weight files [V, Db]."""
+    if is_gguf(base.model):
+        return load_backbone(base, root).table
     source, known = locate_model(base.model, root), {"revision": base.revision}
     model: Any = shell(load_config(base, root), base.attention, torch.float32)
     table = model.get_input_embeddings().weight
@@ -67,7 +109,7 @@ def load_table(base: ModelSettings, root: Path, expert: Backbone) -> torch.Tenso
             found |= dict.fromkeys(alike, path)
         chosen = _called(name, list(found))
         with safe_open(found[chosen], "pt") as weights:
-            return weights.get_tensor(chosen).to(expert.device)
+            return weights.get_tensor(chosen)
 
 
 def _called(name: str, found: list[str]) -> str:

@@ -15,8 +15,9 @@ from gag.errors import DataError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone, weights_hash
 from gag.models.batching import in_length_batches
 from gag.models.encoder_loading import encoder_positions, with_safetensors
-from gag.models.loading import choose_device, locate_model, one_line
+from gag.models.loading import choose_device, one_line
 from gag.models.plain_text import plain_tokenizer, tokenizer_identity
+from gag.models.source import locate_model
 from gag.project.artifacts import recover, writing
 from gag.project.domain import EncoderSpec
 from gag.project.keys import model_key

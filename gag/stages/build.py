@@ -27,6 +27,7 @@ from gag.project.domain import (
     DomainFacts,
     ModelFacts,
     ScoreFacts,
+    TransferFacts,
     load_domain,
 )
 from gag.project.inputs import DomainInputs, check
@@ -41,6 +42,7 @@ from gag.routing.state import load_router, project_encoder
 from gag.stages import adapt, align, prototypes, readouts
 from gag.stages.align import try_alignment
 from gag.stages.card import card
+from gag.stages.transfer import transfer
 
 STAGES: dict[str, Callable[[Project, str], Path]] = {
     "adapt": adapt.adapt,
@@ -76,10 +78,13 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
             for name in ("adapt", "readouts", "align"):
                 with _timed(seconds, f"{name} {domain}"):
                     STAGES[name](project, domain)
+            with _timed(seconds, f"transfer {domain}"):
+                arrived = transfer(project, domain)
             inputs = project.inputs(domain)
             wanted = stage_key(align=align.key(inputs), bank=prototypes.key(project, domain))
             if distributed.rank() == 0:
-                _assemble(inputs, wanted, project.domain(domain), prototypes.folder(project, domain))
+                bank = prototypes.folder(project, domain)
+                _assemble(inputs, wanted, project.domain(domain), bank, arrived)
             distributed.barrier()
         if distributed.rank() == 0:
             with _timed(seconds, "router"):
@@ -101,7 +106,9 @@ def _is_aligned(inputs: DomainInputs) -> bool:
         return False
 
 
-def _assemble(inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path) -> None:
+def _assemble(
+    inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path, arrived: TransferFacts
+) -> None:
     """Put expert, projector, bank, description and card into the plug-in folder."""
     name = inputs.name
     if is_current(folder, wanted, DOMAIN):
@@ -127,7 +134,7 @@ def _assemble(inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path
         prompts=inputs.prompts,
         bank=BankFacts(**read_manifest(bank_folder)["bank"]),
         data=inputs.digests(),
-        scores=ScoreFacts(val_loss=aligned["val_loss"]),
+        scores=ScoreFacts(val_loss=aligned["val_loss"], transfer=arrived),
     )
     described = facts.model_dump(mode="json", exclude={"schema_version"})
     with writing(folder, described, DOMAIN) as temporary:

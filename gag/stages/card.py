@@ -1,6 +1,7 @@
 """The card of a domain: what it was built from, for whom, and what it cannot do."""
 
 from gag.project.domain import DomainFacts
+from gag.project.hyperparameters import ReadoutSettings
 
 
 def card(facts: DomainFacts) -> str:
@@ -17,9 +18,11 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 |---|---|
 | base | {base.model}, width {base.width}, fingerprint `{base.fingerprint[:12]}` |
 | expert | {tuned}, width {expert.width}, fingerprint `{expert.fingerprint[:12]}` |
-| readout | layers {list(facts.readout.layers)}, pooling {facts.readout.pooling} |
+| readout | {_readout(facts.readout)} |
+| projector | {facts.projector} |
 | router bank | {bank.centres} centres of {bank.count} questions; {bank.held_out} held out |
 | validation loss | {facts.scores.val_loss:.4f} per answer token |
+| transfer | {facts.scores.transfer.line} {facts.scores.transfer.advice(facts.readout)} |
 | built | {facts.created} |
 
 ## Data
@@ -39,3 +42,14 @@ away what they were made from: share this folder as you would share the data.
 Copy this folder into `domains/` of a project with the same base and expert, or run `gag domains add FOLDER`.
 Then `gag domains verify` checks it. `domain.json` holds the hashes of the files and of the data.
 """
+
+
+def _readout(readout: ReadoutSettings) -> str:
+    """Say what becomes vectors."""
+    vectors = "one vector" if readout.slots == 1 else f"{readout.slots} vectors"
+    if readout.select == "salient":
+        made = "embeddings" if readout.space == "vocabulary" else f"states of layers {list(readout.layers)}"
+        return f"{vectors} from the {made} of the words that are news and answer the question"
+    if readout.space == "vocabulary":
+        return f"{vectors} from the base's embeddings of the tokens that are foretold, {readout.pooling}"
+    return f"{vectors} from layers {list(readout.layers)}, pooling {readout.pooling}"

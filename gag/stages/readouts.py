@@ -23,7 +23,7 @@ from gag.project.project import Project
 from gag.project.rows import Example, fold_of
 from gag.readout.states import Readout, read
 from gag.readout.store import Shard, close_store, open_store, read_store, write_parts
-from gag.readout.vocabulary import load_table
+from gag.readout.vocabulary import load_vocabulary
 from gag.stages import adapt
 from gag.training.report import Curve, write_report
 
@@ -120,12 +120,14 @@ def _load_experts(inputs: DomainInputs) -> Experts:
 def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
     """Return what reads a part's rows: the domain's expert, or for alignment rows each fold's own."""
     settings, system = inputs.settings.readout, inputs.prompts.expert
-    predicts = settings.space == "vocabulary"
-    table = load_table(inputs.settings.base, inputs.root, experts.backbone) if predicts else None
+    vocabulary = (
+        load_vocabulary(inputs.settings.base, inputs.root, experts.backbone.device)
+        if settings.space == "vocabulary"
+        else None
+    )
 
     def plain(examples: list[Example], name: str = inputs.name) -> Readout:
-        with experts.using(name) as expert:
-            return read(expert, [example.question for example in examples], system, settings, table)
+        return read(experts, name, [example.question for example in examples], system, settings, vocabulary)
 
     def crossed(examples: list[Example]) -> Readout:
         by_fold: dict[int, list[int]] = {}
@@ -147,7 +149,8 @@ def _in_order(parts: list[Readout], order: list[int]) -> Readout:
     slots = torch.cat([part.slots for part in parts])[back]
     texts = [text for part in parts for text in part.texts]
     empty = [one for part in parts for one in part.empty]
-    return Readout(slots, [texts[i] for i in back], [empty[i] for i in back])
+    words = [one for part in parts for one in part.words]
+    return Readout(slots, [texts[i] for i in back], [empty[i] for i in back], [words[i] for i in back])
 
 
 def _fold_name(domain: str, fold: int) -> str:

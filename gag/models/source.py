@@ -1,0 +1,84 @@
+"""Where a model's files are: a folder of the project, an id on the hub, or one GGUF file of either."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from gag.errors import SettingsError
+from gag.project.settings import ModelSettings
+
+GGUF = ".gguf"
+
+
+def locate_model(name: str, root: Path) -> str:
+    """Return where transformers finds a model.
+
+    A folder under the project's root (or an absolute one), else its id.
+    """
+    folder = root / name
+    return str(folder) if folder.is_dir() else name
+
+
+def portable_name(model: str) -> str:
+    """Return the name by which a model is recorded: of an absolute path, its last part alone."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def model_source(settings: ModelSettings, root: Path) -> tuple[str, dict[str, Any]]:
+    """Return what transformers' `from_pretrained` is told: where the model is, and which files of it.
+
+    A GGUF file is named by its path (relative to gag.yaml), or on the hub as owner/repository/file.gguf.
+
+    Raises:
+        SettingsError: a GGUF file is not there.
+    """
+    told: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
+    if not is_gguf(settings.model):
+        return locate_model(settings.model, root), told
+    file, parts = root / settings.model, settings.model.split("/")
+    if file.is_file():
+        return str(file.parent), told | {"gguf_file": file.name}
+    if len(parts) < 3 or Path(settings.model).is_absolute() or file.parent.is_dir():
+        raise SettingsError(
+            f"there is no file {settings.model}; name a GGUF file by its path from gag.yaml, or on the hub "
+            "as owner/repository/file.gguf"
+        )
+    return "/".join(parts[:2]), told | {"gguf_file": "/".join(parts[2:])}
+
+
+def is_gguf(model: str) -> bool:
+    """Say whether a model is named by a GGUF file."""
+    return model.lower().endswith(GGUF)
+
+
+@contextmanager
+def quietly(settings: ModelSettings, root: Path) -> Iterator[None]:
+    """Hide transformers' progress bar over the tensors of a GGUF file that is here: it takes seconds."""
+    if not (is_gguf(settings.model) and (root / settings.model).is_file()):
+        yield
+        return
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
+def dequantised(model: str) -> dict[str, Any]:
+    """Return what `from_pretrained` is told of weights: those of a GGUF file become plain tensors."""
+    if not is_gguf(model) or not hasattr(transformers, "GgufConfig"):  # before 5.20: always so
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def forget_gguf(model: Any) -> None:
+    """Take the marks of a quantised model from one whose weights are plain now: it may be tuned and saved."""
+    for owner, name in (
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+        (model.config, "quantization_config"),
+    ):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False

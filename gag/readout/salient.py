@@ -1,0 +1,125 @@
+"""The salient readout: of what an expert wrote, the words that are news and that answer the question.
+
+A word is news where the backbone, without the expert's adapter, would not have written it. Where the text has
+several sentences, those count behind which the backbone is likely to ask the question. Words that stand in
+the question come last.
+"""
+
+from dataclasses import dataclass
+
+import regex
+import torch
+
+from gag.models.language_model import LanguageModel
+from gag.models.likelihood import log_probabilities
+from gag.models.prompts import Prompts
+from gag.project.words import UNSPACED, tokens
+
+_ASK = "Ask a question."
+_STARTS = regex.compile(rf"\s|[{UNSPACED}]", regex.V1)  # of a token that begins a word
+_ENDS = regex.compile(rf"\s$|[{UNSPACED}。！？]$", regex.V1)  # of a token behind which a word begins
+_CLOSES = regex.compile(r"([.!?。！？…][\"'”’)\]]*|\n)\s*$")  # of a word that ends its sentence
+_MUTE = regex.compile(r"[\s\p{Po}\p{Ps}\p{Pe}\p{Pi}\p{Pf}--[&%§@#*/\\]]*", flags=regex.V1)  # says nothing
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text."""
+
+    text: str
+    places: tuple[int, ...]  # of its tokens, without the punctuation around it
+    sentence: int
+
+
+@torch.no_grad()
+def rank_words(
+    backbone: LanguageModel,
+    questions: list[str],
+    prompts: list[list[int]],
+    written: list[list[int]],
+    batch_tokens: int,
+) -> list[list[Word]]:
+    """Rank the words of each text, the most telling first.
+
+    Args:
+        backbone: the expert's backbone, as published.
+        questions: what was asked.
+        prompts: the prompts behind which the texts were written.
+        written: the texts' tokens.
+        batch_tokens: of a forward pass.
+    """
+    embedded = [backbone.embed(prompt) for prompt in prompts]
+    nats = log_probabilities(backbone, embedded, written, batch_tokens)
+    words = [split_words(backbone.prompts, ids) for ids in written]
+    weights = _relevance(backbone, questions, words, written, batch_tokens)
+    return [
+        _ranked(question, some, -news, weight)
+        for question, some, news, weight in zip(questions, words, nats, weights, strict=True)
+    ]
+
+
+def split_words(prompts: Prompts, ids: list[int]) -> list[Word]:
+    """Split a text's tokens into words, and number their sentences."""
+    pieces = prompts.pieces(ids)
+    groups: list[list[int]] = []
+    for place, piece in enumerate(pieces):
+        fresh = not groups or _STARTS.match(piece) or _ENDS.search(pieces[place - 1])
+        groups.append([place]) if fresh else groups[-1].append(place)
+    words, sentence = [], 0
+    for group in groups:
+        text = "".join(pieces[place] for place in group)
+        loud = [place for place in group if not _MUTE.fullmatch(pieces[place])]
+        if loud:
+            places = tuple(place for place in group if loud[0] <= place <= loud[-1])
+            words.append(Word("".join(pieces[place] for place in places), places, sentence))
+        sentence += bool(_CLOSES.search(text))
+    return words
+
+
+def _ranked(question: str, words: list[Word], news: torch.Tensor, weights: dict[int, float]) -> list[Word]:
+    """Order words by their news [T], weighed by their sentence; those of the question come last."""
+    said = set(tokens(question))
+
+    def value(word: Word) -> tuple[float, float]:
+        weight = weights.get(word.sentence, 1.0)
+        told = 0.0 if said.issuperset(tokens(word.text)) else max(0.0, float(news[list(word.places)].sum()))
+        return weight * told, weight
+
+    return sorted(words, key=value, reverse=True)
+
+
+def _relevance(
+    model: LanguageModel,
+    questions: list[str],
+    words: list[list[Word]],
+    written: list[list[int]],
+    batch_tokens: int,
+) -> list[dict[int, float]]:
+    """Weigh the sentences of each text by how likely the question is behind each of them alone.
+
+    Returns:
+        For each text its sentences' shares, which add up to 1; nothing for a single sentence.
+    """
+    prompts = model.prompts
+    sentences = [_sentences(some, ids) for some, ids in zip(words, written, strict=True)]
+    asked = [(i, number) for i, found in enumerate(sentences) if len(found) > 1 for number in found]
+    behind = [prompts.ask_expert(prompts.decode(sentences[i][number]), _ASK) for i, number in asked]
+    texts = [prompts.text(questions[i]) for i, _ in asked]
+    likely = log_probabilities(model, [model.embed(row) for row in behind], texts, batch_tokens)
+    scores: list[dict[int, float]] = [{} for _ in questions]
+    for (i, number), found in zip(asked, likely, strict=True):
+        scores[i][number] = float(found.sum())
+    return [_shares(found) for found in scores]
+
+
+def _sentences(words: list[Word], ids: list[int]) -> dict[int, list[int]]:
+    """Return the tokens of each sentence, from its first word to its last."""
+    spans: dict[int, list[int]] = {}
+    for word in words:
+        spans.setdefault(word.sentence, []).extend(word.places)
+    return {number: ids[min(places) : max(places) + 1] for number, places in spans.items()}
+
+
+def _shares(scores: dict[int, float]) -> dict[int, float]:
+    shares = torch.tensor(list(scores.values())).softmax(0).tolist() if scores else []
+    return dict(zip(scores, shares, strict=True))

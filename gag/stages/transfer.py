@@ -1,0 +1,151 @@
+"""Behind stage II: how much of what the expert writes reaches the base's answers.
+
+Validation questions are asked four ways: the base alone, with their vectors, with another question's
+vectors, and with the expert's text in the vectors' place. An answer counts by the gold answer's words that
+the question does not hold. The transfer is what the vectors add over another question's, as a share of what
+the text adds to the base: 1 where they carry what the text carries, 0 where nothing of the question's own.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gag.models.backbone import Backbone
+from gag.models.language_model import Request, generate
+from gag.models.loading import load_backbone
+from gag.project import distributed
+from gag.project.artifacts import is_current, read_manifest, writing
+from gag.project.domain import TransferFacts
+from gag.project.inputs import DomainInputs
+from gag.project.keys import stage_key
+from gag.project.progress import bar, say
+from gag.project.project import Project
+from gag.project.rows import Example
+from gag.project.words import tokens
+from gag.projection.injection import inject
+from gag.projection.modules import load_projector
+from gag.readout.store import StoredReadouts, read_store
+from gag.stages import align, readouts
+
+MOST = 128  # questions asked
+ROUNDS = 2000  # of the bootstrap
+LEAST = 0.1  # that the text must add to the base, or nothing can be said
+SEED = 7
+
+
+def transfer(project: Project, domain: str) -> TransferFacts:
+    """Measure the transfer of a domain that is aligned; it is kept until its projector changes.
+
+    Raises:
+        ArtifactError: the projector or the readouts are not there, or were made from other inputs.
+    """
+    inputs = project.inputs(domain)
+    folder, wanted = inputs.run("transfer"), stage_key(align=align.key(inputs), most=MOST)
+    if not distributed.broadcast(lambda: is_current(folder, wanted)):
+        if distributed.rank() == 0:
+            found = _measure(inputs)
+            with writing(folder, {"key": wanted, "transfer": found.model_dump(mode="json")}):
+                pass
+        distributed.barrier()
+    found = TransferFacts(**read_manifest(folder)["transfer"])
+    say(f"transfer {domain}: {found.line}")
+    if advice := found.advice(inputs.settings.readout):
+        say(f"  {advice}")
+    return found
+
+
+def _measure(inputs: DomainInputs) -> TransferFacts:
+    model = load_backbone(inputs.settings.base, inputs.root)
+    stored = read_store(inputs.run("readouts") / "val", readouts.key(inputs))
+    order = random.Random(SEED).sample(range(len(stored.ids)), min(MOST, len(stored.ids)))
+    rows = [inputs.splits.val[i] for i in order]
+    vectors = _vectors(inputs, model, stored, order)
+    answers = _answers(inputs, model, rows, vectors, [stored.texts[i] for i in order])
+    scores = {
+        way: np.array([told(row, text) for row, text in zip(rows, texts, strict=True)])
+        for way, texts in answers.items()
+    }
+    base, gag, shuffled, text = (
+        round(float(scores[way].mean()), 4) for way in ("base", "gag", "shuffled", "text")
+    )
+    carried, possible = scores["gag"] - scores["shuffled"], scores["text"] - scores["base"]
+    found = TransferFacts(questions=len(rows), base=base, gag=gag, shuffled=shuffled, text=text)
+    if possible.mean() < LEAST:
+        return found
+    share = round(float(carried.mean() / possible.mean()), 4)
+    return found.model_copy(update={"transfer": share, "interval": _interval(carried, possible)})
+
+
+def told(row: Example, answer: str) -> float:
+    """Return the share of the gold answer's words that an answer holds, beyond those of the question.
+
+    Of several gold answers the best one counts; one that adds no word to its question counts whole.
+    """
+    said, asked = set(tokens(answer)), set(tokens(row.question))
+    shares = []
+    for gold in row.answers:
+        words = {word for word in tokens(gold) if any(map(str.isalnum, word))}
+        fresh = words - asked or words
+        shares.append(len(fresh & said) / len(fresh) if fresh else 0.0)
+    return max(shares)
+
+
+def _vectors(
+    inputs: DomainInputs, base: Backbone, stored: StoredReadouts, order: Sequence[int]
+) -> torch.Tensor:
+    """Project the stored readouts of some rows -> [N, S, Db]."""
+    settings, width = inputs.settings, stored.facts["expert"]["width"]
+    kind = settings.align.projector
+    projector = load_projector(inputs.run("align"), kind, settings.readout, width, base.width)
+    with torch.no_grad():
+        return projector.to(base.device)(stored.slots[list(order)].to(base.device))
+
+
+def _answers(
+    inputs: DomainInputs, base: Backbone, rows: list[Example], vectors: torch.Tensor, texts: list[str]
+) -> dict[str, list[str]]:
+    """Answer the rows four ways, each as long as its gold answer may be."""
+    prompts, instruction = base.prompts, inputs.prompts.answer
+    around = [prompts.with_knowledge(row.question, instruction) for row in rows]
+    others = _others(rows)
+    budget = min(
+        inputs.settings.decoding.max_new_tokens, max(len(prompts.answer(row.answers[0])) for row in rows) + 8
+    )
+    ways = {
+        "base": [base.embed(prompts.plain(row.question)) for row in rows],
+        "gag": [inject(base, one, own) for one, own in zip(around, vectors, strict=True)],
+        "shuffled": [inject(base, one, vectors[other]) for one, other in zip(around, others, strict=True)],
+        "text": [
+            base.embed(prompts.with_text(row.question, instruction, text))
+            for row, text in zip(rows, texts, strict=True)
+        ],
+    }
+    size, answers = inputs.settings.decoding.batch_size, {}
+    with bar(f"transfer {inputs.name}", len(ways) * len(rows)) as advance:
+        for way, embedded in ways.items():
+            answers[way] = []
+            for start in range(0, len(rows), size):
+                requests = [Request(row, budget) for row in embedded[start : start + size]]
+                answers[way] += [prompts.decode(written.ids) for written in generate(base, requests)]
+                advance(len(requests))
+    return answers
+
+
+def _others(rows: list[Example]) -> list[int]:
+    """Return for each row another one whose answer is another; itself, where all have one answer."""
+    rng = random.Random(SEED)
+    found = []
+    for place, row in enumerate(rows):
+        others = [i for i, other in enumerate(rows) if other.answers != row.answers]
+        found.append(rng.choice(others) if others else place)
+    return found
+
+
+def _interval(carried: np.ndarray, possible: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a ratio of means, by bootstrap over the questions."""
+    draws = np.random.default_rng(0).integers(0, len(carried), (ROUNDS, len(carried)))
+    ratios = carried[draws].mean(1) / np.maximum(possible[draws].mean(1), 1e-9)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return round(float(low), 4), round(float(high), 4)
