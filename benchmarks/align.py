@@ -134,7 +134,7 @@ def main() -> None:
 
 def make_width(shapes: str) -> int:
     """Return the expert's width."""
-    return 2048 if shapes == "qwen3" else 256
+    return {"qwen3": 2048, "smollm2": 576}.get(shapes, 256)
 
 
 def peak_memory(work: Any, device: str) -> float:

@@ -36,6 +36,16 @@ QWEN3 = {  # the published architecture numbers
         "tie_word_embeddings": True,
     },
 }
+_SMOLLM2 = {  # SmolLM2-135M, base and expert
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
 SMALL = {  # for a CPU
     "base": {
         "vocab_size": 8000,
@@ -60,6 +70,9 @@ SMALL = {  # for a CPU
 }
 
 
+SHAPES = {"small": SMALL, "smollm2": {"base": _SMOLLM2, "expert": _SMOLLM2}, "qwen3": QWEN3}
+
+
 class Ids:
     """What the hot loops ask of a tokenizer: ids for padding and for the end of a turn, and text from ids."""
 
@@ -76,7 +89,7 @@ def make_backbone(role: str, shapes: str, device: str, window: int | None = None
     Every other layer may have a window.
     """
     torch.manual_seed(0)
-    shape: dict[str, Any] = (QWEN3 if shapes == "qwen3" else SMALL)[role]
+    shape: dict[str, Any] = SHAPES[shapes][role]
     if window:
         kinds = ["sliding_attention", "full_attention"] * (shape["num_hidden_layers"] // 2)
         shape = shape | {"use_sliding_window": True, "sliding_window": window, "layer_types": kinds}
@@ -101,7 +114,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--shapes", default="small", choices=["small", "qwen3"])
+    parser.add_argument("--shapes", default="small", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     return parser
 

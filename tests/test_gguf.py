@@ -1,4 +1,4 @@
-"""Models in GGUF files: loaded as transformers loads them, plain afterwards, and refused where they cannot be."""
+"""Models in GGUF files: loaded as transformers loads them, plain afterwards, or refused in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ from gag.models.source import model_source
 from gag.project.keys import model_key
 from gag.project.project import load_project
 from gag.project.settings import ModelSettings
+from gag.readout.vocabulary import load_vocabulary
 from gag.stages.build import build
 from tests.conftest import TOKENIZER, write_tiny_project
 
 gguf = pytest.importorskip("gguf")
 WIDTH, LAYERS, HEADS = 32, 2, 2
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def write_gguf(path: Path, kind: Any = None, architecture: str = "llama") -> Path:
@@ -64,7 +68,10 @@ def write_gguf(path: Path, kind: Any = None, architecture: str = "llama") -> Pat
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
-    tensors = {"token_embd.weight": weights["model.embed_tokens.weight"], "output.weight": weights["lm_head.weight"]}
+    tensors = {
+        "token_embd.weight": weights["model.embed_tokens.weight"],
+        "output.weight": weights["lm_head.weight"],
+    }
     tensors["output_norm.weight"] = weights["model.norm.weight"]
     for layer in range(LAYERS):
         for name, short in inner.items():
@@ -72,7 +79,11 @@ def write_gguf(path: Path, kind: Any = None, architecture: str = "llama") -> Pat
     for name, tensor in tensors.items():
         values = tensor.numpy()
         quantised = kind is not None and values.ndim == 2 and "embd" not in name
-        writer.add_tensor(name, gguf.quants.quantize(values, kind) if quantised else values, raw_dtype=kind if quantised else None)
+        writer.add_tensor(
+            name,
+            gguf.quants.quantize(values, kind) if quantised else values,
+            raw_dtype=kind if quantised else None,
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -98,6 +109,8 @@ def test_a_gguf_file_is_loaded_as_transformers_loads_it_and_is_plain(
     assert not hasattr(model.model.config, "quantization_config")
     model.model.save_pretrained(tmp_path / "saved")  # what is quantised cannot be saved
     assert model.facts.model == "models/m.gguf"
+    settings = ModelSettings(model="models/m.gguf")
+    assert torch.equal(load_vocabulary(settings, tmp_path, torch.device("cpu")).table, model.table)
 
 
 def test_a_project_of_gguf_files_builds_and_answers(tmp_path: Path) -> None:
@@ -106,7 +119,9 @@ def test_a_project_of_gguf_files_builds_and_answers(tmp_path: Path) -> None:
     root = write_tiny_project(tmp_path)
     write_gguf(root / "models" / "m.gguf")
     text = (root / "gag.yaml").read_text()
-    text = text.replace("model: models/base", "model: models/m.gguf").replace("models/expert", "models/m.gguf")
+    text = text.replace("model: models/base", "model: models/m.gguf").replace(
+        "models/expert", "models/m.gguf"
+    )
     (root / "gag.yaml").write_text(text)
     project = load_project(root, ("preset=vocabulary",))
     build(project, ["metals"])
@@ -123,7 +138,9 @@ def test_the_key_follows_the_file(tmp_path: Path) -> None:
 
 def test_a_file_on_the_hub_is_named_with_its_repository(tmp_path: Path) -> None:
     where, told = model_source(ModelSettings(model="owner/name/q4/model.gguf"), tmp_path)
-    assert where == "owner/name" and told["gguf_file"] == "q4/model.gguf" and told["trust_remote_code"] is False
+    assert (
+        where == "owner/name" and told["gguf_file"] == "q4/model.gguf" and told["trust_remote_code"] is False
+    )
 
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "/nowhere/at/all.gguf", "models/nowhere.gguf"])
@@ -140,6 +157,8 @@ def test_a_file_cut_short_or_of_no_known_architecture_is_refused_in_one_line(tmp
     (tmp_path / "text.gguf").write_text("no model")
     write_gguf(tmp_path / "odd.gguf", architecture="martian")
     for name in ("cut", "head", "text", "odd"):
-        with pytest.raises(SettingsError, match=f"{name}.gguf cannot be loaded: .*; name a whole model") as caught:
+        with pytest.raises(
+            SettingsError, match=f"{name}.gguf cannot be loaded: .*; name a whole model"
+        ) as caught:
             load_backbone(ModelSettings(model=f"{name}.gguf"), tmp_path)
         assert "\n" not in str(caught.value)

@@ -12,8 +12,8 @@ from gag.errors import SettingsError
 from gag.evaluation.bertscore import BackboneStates, BertScorer, TransformerStates, sentence_similarity
 from gag.evaluation.intervals import grouped_interval, interval, paired
 from gag.evaluation.metrics import contains, exact, f1, normal
-from gag.project.words import tokens
 from gag.models.plain_text import plain_tokenizer
+from gag.project.words import tokens
 from gag.routing.encoders import text_frame
 
 WORDS = [

@@ -62,7 +62,9 @@ def test_states_are_those_of_the_written_tokens(expert: Backbone) -> None:
 
 
 def test_nothing_written_reads_the_prompts_last_token(expert: Backbone) -> None:
-    readout = read(Alone(expert), "", QUESTIONS[:2], "Say.", SETTINGS.model_copy(update={"max_new_tokens": 0}))
+    readout = read(
+        Alone(expert), "", QUESTIONS[:2], "Say.", SETTINGS.model_copy(update={"max_new_tokens": 0})
+    )
     assert readout.empty == [True, True] and readout.texts == ["", ""]
     last = read_states(expert, [expert.prompts.ask_expert(QUESTIONS[1], "Say.")], [[]], (-1, 1))[0]
     assert torch.allclose(readout.slots[1], last, atol=1e-5)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from gag.engine.engine import GAG
 from gag.errors import SettingsError
@@ -33,8 +34,8 @@ def test_words_are_cut_at_spaces_and_lose_the_signs_around_them(expert: Backbone
     text = 'Tin melts at 2.5 degrees, says "Vax-Bado". It is red!'
     words = split_words(expert.prompts, expert.prompts.text(text))
     found = [word.text.strip() for word in words]
-    assert "".join(found).replace(" ", "") == 'Tinmeltsat2.5degreessaysVax-BadoItisred'
-    assert [word.sentence for word in words][0] == 0 and words[-1].sentence == 1
+    assert "".join(found).replace(" ", "") == "Tinmeltsat2.5degreessaysVax-BadoItisred"
+    assert words[0].sentence == 0 and words[-1].sentence == 1
     places = [place for word in words for place in word.places]
     assert places == sorted(set(places))
 
@@ -43,12 +44,16 @@ def test_words_are_cut_at_spaces_and_lose_the_signs_around_them(expert: Backbone
 def test_pieces_of_any_tokenizer_add_up_to_the_text(kind: str) -> None:
     prompts = Prompts(KINDS[kind]())
     ids = prompts.text("Ceria holds platinum at 300 degrees.")
-    assert "".join(prompts.pieces(ids)).split() == prompts.decode(ids).split()
+    pieces = prompts.pieces(ids)
+    assert "".join(text for _, text in pieces).split() == prompts.decode(ids).split()
+    assert [place for places, _ in pieces for place in places] == list(range(len(ids)))
 
 
-def test_scripts_without_spaces_have_a_word_for_each_character(expert: Backbone) -> None:
-    words = split_words(expert.prompts, expert.prompts.text("锡在232度熔化。它是银色的。"))
-    assert len(words) >= 8 and {word.sentence for word in words} == {0, 1}
+def test_scripts_without_spaces_have_a_word_for_each_character() -> None:
+    prompts = Prompts(KINDS["gemma_like"]())
+    words = split_words(prompts, prompts.text("锡在232度熔化。它是银色的。"))
+    assert [word.text for word in words] == [*"锡在", "232", *"度熔化它是银色的"]
+    assert [word.sentence for word in words] == [0] * 6 + [1] * 5
 
 
 def test_log_probabilities_are_those_of_the_plain_forward(expert: Backbone) -> None:
@@ -75,7 +80,9 @@ def test_the_sentence_that_makes_the_question_likely_counts(expert: Backbone) ->
     sentences = ["lead glows red.", "zinc is cold."]
     written = prompts.text(" ".join(sentences))
     behind = [expert.embed(prompts.ask_expert(s, "Ask a question.")) for s in sentences]
-    likely = [float(row.sum()) for row in log_probabilities(expert, behind, [prompts.text(question)] * 2, 4096)]
+    likely = [
+        float(row.sum()) for row in log_probabilities(expert, behind, [prompts.text(question)] * 2, 4096)
+    ]
     weights = torch.tensor(likely).softmax(0)
     ranked = rank_words(expert, [question], [prompts.plain(question)], [written], 4096)[0]
     nats = log_probabilities(expert, [expert.embed(prompts.plain(question))], [written], 4096)[0]
@@ -117,7 +124,9 @@ def test_states_can_be_salient_too(expert: Backbone) -> None:
     assert found.slots.shape == (1, 3, 2, expert.width)
 
 
-@pytest.mark.parametrize("text", ["", "tin", "tin tin tin tin tin tin tin tin tin tin", ". . .", "What is tin?"])
+@pytest.mark.parametrize(
+    "text", ["", "tin", "tin tin tin tin tin tin tin tin tin tin", ". . .", "What is tin?"]
+)
 def test_odd_texts_give_slots(
     text: str, expert: Backbone, base: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,8 +183,9 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 def test_the_preset_builds_and_answers(tmp_path: Path) -> None:
     root = write_tiny_project(tmp_path)
-    text = (root / "gag.yaml").read_text().replace("pooling: mean", "slots: 3").replace("layers:\n  - -1\n", "")
-    (root / "gag.yaml").write_text(text.replace("  - -1\n", "").replace("layers:", "temperature: 0") + "preset: salient\n")
+    content = yaml.safe_load((root / "gag.yaml").read_text())
+    content |= {"preset": "salient", "readout": {"slots": 3, "max_new_tokens": 6, "batch_tokens": 150}}
+    (root / "gag.yaml").write_text(yaml.safe_dump(content))
     project = load_project(root)
     assert project.settings.readout.select == "salient" and project.settings.align.projector == "residual"
     build(project, ["metals"])

@@ -15,7 +15,9 @@ from gag.stages.build import build
 from gag.stages.transfer import told, transfer
 from tests.conftest import write_tiny_project
 
-LITTLE = TransferFacts(questions=9, base=0.0, gag=0.1, shuffled=0.1, text=0.9, transfer=0.0, interval=(-0.1, 0.1))
+LITTLE = TransferFacts(
+    questions=9, base=0.0, gag=0.1, shuffled=0.1, text=0.9, transfer=0.0, interval=(-0.1, 0.1)
+)
 
 
 def row(question: str, *answers: str) -> Example:
@@ -44,9 +46,7 @@ def test_the_best_of_several_golds_counts() -> None:
     assert told(row("Where?", "Port Brack", "Peraldo"), "Peraldo") == 1.0
 
 
-def test_a_build_measures_records_and_tells_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_build_measures_records_and_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     project = load_project(write_tiny_project(tmp_path))
     build(project, ["metals"])
     said = capsys.readouterr().err

@@ -18,7 +18,13 @@ from gag.project.project import load_project
 from gag.project.settings import ModelSettings
 from gag.projection.projector import GatedResidual
 from gag.readout.states import read, read_states
-from gag.readout.vocabulary import LIKELIEST, BaseVocabulary, check_shared, load_vocabulary, predicted_embeddings
+from gag.readout.vocabulary import (
+    LIKELIEST,
+    BaseVocabulary,
+    check_shared,
+    load_vocabulary,
+    predicted_embeddings,
+)
 from gag.stages.adapt import adapt
 from gag.stages.build import build
 from tests.conftest import Alone, write_tiny_project
@@ -57,7 +63,9 @@ def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(
 def test_a_readout_is_as_wide_as_the_base_and_batched_is_single(expert: Backbone, base: Backbone) -> None:
     questions = ["What is tin?", "Name the glow of zinc.", "Why?"]
     batched = read(Alone(expert), "", questions, "Say.", SETTINGS, words_of(base))
-    singles = [read(Alone(expert), "", [question], "Say.", SETTINGS, words_of(base)) for question in questions]
+    singles = [
+        read(Alone(expert), "", [question], "Say.", SETTINGS, words_of(base)) for question in questions
+    ]
     assert batched.slots.shape == (3, 1, 1, base.width)
     assert torch.allclose(batched.slots, torch.cat([single.slots for single in singles]), atol=1e-5)
 

@@ -8,6 +8,9 @@ import typer
 from gag.commands.options import JsonOption, ProjectOption, SetOption, finish, open_project, routed
 from gag.errors import SettingsError
 
+BEFORE = ("base", "text", "bm25", "gag", "untrained", "words")  # of --real: the methods before the variants
+BEHIND = ("shuffled", "zero", "expert")
+
 if TYPE_CHECKING:
     from gag.evaluation.labelled import LabelledQuestion
     from gag.project.project import Project
@@ -58,21 +61,35 @@ def compare(
     demo: Annotated[
         bool, typer.Option("--demo", help="On the bundled world, which is built first where it is not there.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="With --demo: the seed of the world.")] = 7,
-    folder: Annotated[Path, typer.Option("--dir", help="With --demo: where its project is.")] = Path(
-        "gag-compare"
-    ),
+    real: Annotated[
+        bool, typer.Option("--real", help="On the natural-English world with a real model, SmolLM2-135M.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="With --demo or --real: the seed of the world.")] = 7,
+    facts: Annotated[
+        int, typer.Option(min=1, max=12, help="With --real: facts in each of the expert's texts.")
+    ] = 1,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="With --demo or --real: where its project is (default: gag-compare...)."),
+    ] = None,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put GAG, its controls, retrieval and tuning to the same questions, and write a report."""
-    opened, domain = _of_demo(folder, seed, domain) if demo else _of_project(project, settings, domain)
+    if real:
+        opened, domain = _of_real(folder or Path(f"gag-compare-real-{facts}"), seed, facts)
+    elif demo:
+        opened, domain = _of_demo(folder or Path("gag-compare"), seed, domain)
+    else:
+        opened, domain = _of_project(project, settings, domain)
     opened.require(domain)
     from gag.evaluation.compare import run_comparison
     from gag.evaluation.report import compare_lines
 
     chosen = [name.strip() for name in methods.split(",")] if methods else None
+    if real and not chosen:
+        chosen = [*BEFORE, *opened.settings.evaluation.variants, *BEHIND]
     found, page = run_comparison(opened, domain, chosen, quick)
     where = str(page.relative_to(opened.root))
     shown = "\n".join([*compare_lines(found), f"[{where}]"])
@@ -120,3 +137,15 @@ def _of_demo(folder: Path, seed: int, domain: str | None) -> tuple["Project", st
 
     build(opened, domains)
     return opened, chosen
+
+
+def _of_real(folder: Path, seed: int, facts: int) -> tuple["Project", str]:
+    """Build the natural-English world, or take it where it stands."""
+    from gag.commands.demo import make_real_project
+    from gag.pocket.write_trade import real_variants
+    from gag.stages.build import build
+
+    opened = make_real_project(folder, seed, variants=real_variants(facts), stated=facts)
+    domains = list(opened.settings.domains)
+    build(opened, domains)
+    return opened, domains[0]

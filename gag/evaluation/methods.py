@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gag.engine.answer import Knowledge
 from gag.engine.engine import ProjectGAG
@@ -30,6 +30,7 @@ from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import Passage
 from gag.projection.modules import load_projector
+from gag.projection.projector import make_projector
 
 BASE_AND_GAG = {"base": "base alone", "gag": "GAG"}
 CONTROLS = {
@@ -37,6 +38,7 @@ CONTROLS = {
     "zero": "GAG, zero vectors",
     "other": "GAG, another domain's module",
 }
+SALIENT = {"untrained": "GAG, untrained", "words": "GAG's words as text"}  # of a salient readout
 EXPERT = {"expert": "expert alone", "text": "expert's text in the prompt"}
 RETRIEVAL = {
     "bm25": "BM25",
@@ -45,7 +47,7 @@ RETRIEVAL = {
     "late": "late interaction",
 }
 TUNED = {"lora": "base tuned with LoRA", "prefix": "trained prefix"}
-METHODS = BASE_AND_GAG | CONTROLS | EXPERT | RETRIEVAL | TUNED  # and a project's variants of GAG
+METHODS = BASE_AND_GAG | SALIENT | CONTROLS | EXPERT | RETRIEVAL | TUNED  # and a project's variants of GAG
 SEED = 7  # of the ring of shuffled vectors
 
 Answering = Callable[[list[str], int | None], MethodResult]
@@ -72,7 +74,8 @@ def known_methods(project: Project) -> dict[str, str]:
         raise SettingsError(
             f"evaluation.variants has {min(both)!r}, which is a method of its own; choose another name"
         )
-    return BASE_AND_GAG | variants | CONTROLS | EXPERT | RETRIEVAL | TUNED
+    salient = SALIENT if project.settings.readout.select == "salient" else {}
+    return BASE_AND_GAG | salient | variants | CONTROLS | EXPERT | RETRIEVAL | TUNED
 
 
 def methods_of(
@@ -83,7 +86,7 @@ def methods_of(
     for name in names:
         if name == "other" and len(gag.domains.names) == 1:
             say(f"compare {domain}: no other domain is present, so its module cannot be a control")
-        elif name in BASE_AND_GAG | CONTROLS | EXPERT:
+        elif name in BASE_AND_GAG | SALIENT | CONTROLS | EXPERT:
             yield _of_domain(project, gag, domain, name, knowledge)
         elif name in RETRIEVAL:
             yield from _retrieval(project, gag, domain, name, QUICK_TOP if quick else TOP)
@@ -129,6 +132,8 @@ def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowle
         "other": lambda q, new: injected(gag, domain, q, knowledge_of(gag, q, others[0]), new),
         "expert": lambda q, new: MethodResult([k.text for k in knowledge(q)], 0.0),
         "text": lambda q, new: with_text(gag, domain, q, [k.text for k in knowledge(q)], new),
+        "words": lambda q, new: with_text(gag, domain, q, [" ".join(k.words) for k in knowledge(q)], new),
+        "untrained": lambda q, new: injected(gag, domain, q, _untrained(gag, domain, q), new),
     }
     built = build_cost(project, domain, folder_bytes(project.domain(domain)))
     return Method(
@@ -140,6 +145,15 @@ def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowle
         routed=name == "gag",
         context=(lambda questions: [k.text for k in knowledge(questions)]) if name == "text" else None,
     )
+
+
+def _untrained(gag: ProjectGAG, domain: str, questions: list[str]) -> list[Knowledge]:
+    """Read a domain's expert with a projector as alignment found it: the identity."""
+    own = gag.domains.module(domain)
+    trained = own.projector.state_dict()
+    start = make_projector("residual", own.readout.shape(gag.base.width, gag.base.width), gag.base.width)
+    start.load_state_dict(start.state_dict() | {"unused": trained["unused"]})
+    return knowledge_of(gag, questions, domain, replace(own, projector=start.to(gag.base.device)))
 
 
 def _shuffled(knowledge: list[Knowledge]) -> list[Knowledge]:

@@ -93,12 +93,24 @@ class Prompts:
         """Decode generated ids without control tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def pieces(self, ids: list[int]) -> list[str]:
-        """Return the text that each token adds behind the one before it; joined, they are the whole text."""
-        pairs = [ids[max(0, i - 1) : i + 1] for i in range(len(ids))]
-        whole = self._tokenizer.batch_decode(pairs, skip_special_tokens=True)
-        first = self._tokenizer.batch_decode([pair[:-1] for pair in pairs], skip_special_tokens=True)
-        return [text[len(before) :] for text, before in zip(whole, first, strict=True)]
+    def pieces(self, ids: list[int]) -> list[tuple[list[int], str]]:
+        """Cut a text's tokens where its characters are whole -> the places of each piece, and its text.
+
+        Most pieces are one token; some characters take several.
+        """
+        found: list[tuple[list[int], str]] = []
+        before, start = 0, 0  # the piece behind which a token is read, and where the open piece begins
+        for place in range(len(ids)):
+            known = self._raw(ids[before:start])
+            text = self._raw(ids[before : place + 1])
+            if text.endswith(_CUT) and place + 1 < len(ids) and place - start < _LONGEST:
+                continue
+            found.append((list(range(start, place + 1)), text[len(known) :]))
+            before, start = start, place + 1
+        return found
+
+    def _raw(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -192,3 +204,4 @@ class Prompts:
 
 
 _ANSWER = Piece(ANSWER, plain=False)
+_CUT, _LONGEST = "\ufffd", 16  # what a character that is not whole decodes to; tokens of one character

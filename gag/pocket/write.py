@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
         "micro_batch_size": 8,
         "block_tokens": 256,
     },
-    "readout": {"pooling": "mean", "max_new_tokens": 40, "batch_tokens": 8192},
+    "readout": {"max_new_tokens": 40, "batch_tokens": 8192},
     "align": {"learning_rate": 1e-3, "batch_size": 32, "weight_decay": 0.1, "noise": 0.3},
     "decoding": {"max_new_tokens": 12, "batch_size": 64},
     "evaluation": {
@@ -58,11 +58,11 @@ SETTINGS: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "v1": {
-        "readout": {"space": "hidden", "layers": [-1], "slots": 1},
+        "readout": {"space": "hidden", "layers": [-1], "slots": 1, "pooling": "mean"},
         "align": {"projector": "mlp", "start": "ridge", "epochs": 8, "semantic": 0.0, "diversity": 0.0},
     },
     "v4": {
-        "readout": {"space": "hidden", "layers": [-1, -2, -4], "slots": 4},
+        "readout": {"space": "hidden", "layers": [-1, -2, -4], "slots": 4, "pooling": "mean"},
         "align": {
             "projector": "gated_residual",
             "start": "ridge",
@@ -72,11 +72,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "vocabulary": {
-        "readout": {"space": "vocabulary", "layers": [-1], "slots": 1},
+        "readout": {"space": "vocabulary", "layers": [-1], "slots": 1, "pooling": "mean"},
         "align": {
             "projector": "gated_residual",
             "start": "identity",
             "epochs": 4,
+            "semantic": 0.0,
+            "diversity": 0.0,
+        },
+    },
+    "salient": {
+        "readout": {"space": "vocabulary", "select": "salient", "layers": [-1], "slots": 4},
+        "align": {
+            "projector": "residual",
+            "start": "identity",
+            "epochs": 4,
+            "noise": 0.0,
             "semantic": 0.0,
             "diversity": 0.0,
         },

@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
         "max_tokens": 512,
         "gradient_checkpointing": False,
     },
+    "router": {"held_out": 0.5},  # of few general questions: enough of them for the promise of 1 %
     "decoding": {"max_new_tokens": 24, "batch_size": 64},
     "evaluation": {
         "metrics": {"general": ["contains"], "*": ["contains"]},
@@ -60,6 +61,12 @@ def real_settings(preset: str, stated: int, slots: int | None = None) -> dict[st
         "readout": readout | ({"slots": slots} if slots else {}),
         "align": chosen.get("align", {}) | ALIGN,
     }
+
+
+def real_variants(stated: int) -> dict[str, dict[str, Any]]:
+    """Return what `gag compare --real` puts beside the salient preset with its 8 vectors."""
+    presets = {name: real_settings(name, stated) for name in ("v1", "v4", "vocabulary")}
+    return presets | {f"salient-{s}": real_settings("salient", stated, s) for s in (1, 2, 4, 16)}
 
 
 def write_trade(

@@ -6,6 +6,7 @@ the question come last.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import regex
 import torch
@@ -61,18 +62,18 @@ def rank_words(
 def split_words(prompts: Prompts, ids: list[int]) -> list[Word]:
     """Split a text's tokens into words, and number their sentences."""
     pieces = prompts.pieces(ids)
-    groups: list[list[int]] = []
-    for place, piece in enumerate(pieces):
-        fresh = not groups or _STARTS.match(piece) or _ENDS.search(pieces[place - 1])
-        groups.append([place]) if fresh else groups[-1].append(place)
+    groups: list[list[int]] = []  # of pieces
+    for i, (_, text) in enumerate(pieces):
+        fresh = not groups or _STARTS.match(text) or _ENDS.search(pieces[i - 1][1])
+        groups.append([i]) if fresh else groups[-1].append(i)
     words, sentence = [], 0
     for group in groups:
-        text = "".join(pieces[place] for place in group)
-        loud = [place for place in group if not _MUTE.fullmatch(pieces[place])]
+        loud = [i for i in group if not _MUTE.fullmatch(pieces[i][1])]
         if loud:
-            places = tuple(place for place in group if loud[0] <= place <= loud[-1])
-            words.append(Word("".join(pieces[place] for place in places), places, sentence))
-        sentence += bool(_CLOSES.search(text))
+            kept = pieces[loud[0] : loud[-1] + 1]
+            places = tuple(place for some, _ in kept for place in some)
+            words.append(Word("".join(text for _, text in kept), places, sentence))
+        sentence += bool(_CLOSES.search("".join(pieces[i][1] for i in group)))
     return words
 
 
@@ -113,11 +114,12 @@ def _relevance(
 
 
 def _sentences(words: list[Word], ids: list[int]) -> dict[int, list[int]]:
-    """Return the tokens of each sentence, from its first word to its last."""
-    spans: dict[int, list[int]] = {}
+    """Return the tokens of each sentence, from its first word to the next one's."""
+    starts: dict[int, int] = {}
     for word in words:
-        spans.setdefault(word.sentence, []).extend(word.places)
-    return {number: ids[min(places) : max(places) + 1] for number, places in spans.items()}
+        starts.setdefault(word.sentence, word.places[0])
+    bounds = [*starts.values(), len(ids)]
+    return {number: ids[a:b] for number, (a, b) in zip(starts, pairwise(bounds), strict=True)}
 
 
 def _shares(scores: dict[int, float]) -> dict[int, float]:

@@ -17,9 +17,9 @@ from transformers.utils.hub import cached_file
 
 from gag.errors import MismatchError, SettingsError
 from gag.models.language_model import LanguageModel
-from gag.models.loading import load_backbone, load_config, load_tokenizer, one_line, shell
+from gag.models.loading import load_config, load_tokenizer, one_line, shell
 from gag.models.prompts import Prompts
-from gag.models.source import is_gguf, locate_model
+from gag.models.source import is_gguf, locate_model, model_source
 from gag.project.settings import ModelSettings
 from gag.readout.salient import Word
 
@@ -92,7 +92,7 @@ def load_vocabulary(base: ModelSettings, root: Path, device: torch.device) -> Ba
 def _load_table(base: ModelSettings, root: Path) -> torch.Tensor:
     """Load the base's token embeddings alone from its weight files [V, Db]."""
     if is_gguf(base.model):
-        return load_backbone(base, root).table
+        return _gguf_table(base, root)
     source, known = locate_model(base.model, root), {"revision": base.revision}
     model: Any = shell(load_config(base, root), base.attention, torch.float32)
     table = model.get_input_embeddings().weight
@@ -110,6 +110,18 @@ def _load_table(base: ModelSettings, root: Path) -> torch.Tensor:
         chosen = _called(name, list(found))
         with safe_open(found[chosen], "pt") as weights:
             return weights.get_tensor(chosen)
+
+
+def _gguf_table(base: ModelSettings, root: Path) -> torch.Tensor:
+    """Take the embeddings alone out of a GGUF file."""
+    source, told = model_source(base, root)
+    load_config(base, root)  # says what is missing or wrong
+    with _explained(base):
+        from gguf import GGUFReader, dequantize
+
+        path = cached_file(source, told["gguf_file"], revision=base.revision)
+        found = {tensor.name: tensor for tensor in GGUFReader(str(path)).tensors}["token_embd.weight"]
+        return torch.from_numpy(dequantize(found.data, found.tensor_type)).float()
 
 
 def _called(name: str, found: list[str]) -> str:

@@ -7,6 +7,7 @@ import torch
 THIRD_PARTY = (  # said by transformers 5.23 and PEFT 0.21 about what TRL and PEFT do
     "`gradient_checkpointing` is deprecated",
     "`is_gradient_checkpointing` is deprecated",
+    "Could not find a config file in",  # beside a GGUF file, which holds it
     "The following (rank|alpha)_pattern keys did not match",  # of a mixture's experts
 )
 

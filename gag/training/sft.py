@@ -96,7 +96,7 @@ def tune(model: ModelSettings, root: Path, run: Run, tuning: Tuning, start: Path
         )
         trainer = _trainer(_prepared(backbone, tuning, adapter), backbone, tuning, scratch, lora, watch)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    _save(trainer, backbone, dtype, folder, key)
+        _save(trainer, backbone, dtype, folder, key)
     if distributed.rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
     distributed.barrier()
