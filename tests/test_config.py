@@ -24,7 +24,7 @@ MODELS = {"base": {"model": "b"}, "expert": {"model": "e"}}
         ({"readout": {"pooling": "max"}}, "'last', 'mean', 'norm' or 'relative'"),
         ({"readout": {"slots": 2}}, "pooling last makes 1 slot"),
         ({"readout": {"layers": [-1, -2]}}, "the mlp projector reads one layer"),
-        ({"preset": "v9"}, "'v1', 'v4' or 'vocabulary'"),
+        ({"preset": "v9"}, "'v1', 'v4', 'vocabulary' or 'salient'"),
         ({"domains": {"general": {}}}, "no domain may be called general"),
         ({"domains": {"../up": {}}}, "cannot name a domain"),
     ],

@@ -137,10 +137,13 @@ def test_the_key_follows_the_file(tmp_path: Path) -> None:
 
 
 def test_a_file_on_the_hub_is_named_with_its_repository(tmp_path: Path) -> None:
-    where, told = model_source(ModelSettings(model="owner/name/q4/model.gguf"), tmp_path)
-    assert (
-        where == "owner/name" and told["gguf_file"] == "q4/model.gguf" and told["trust_remote_code"] is False
-    )
+    found = model_source(ModelSettings(model="owner/name/q4/model.gguf"), tmp_path)
+    assert found.where == "owner/name" and found.gguf == "q4/model.gguf"
+    assert found.load(lambda where, **told: told) == {
+        "revision": None,
+        "trust_remote_code": False,
+        "gguf_file": "q4/model.gguf",
+    }
 
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "/nowhere/at/all.gguf", "models/nowhere.gguf"])

@@ -110,5 +110,5 @@ def test_paper_size_of_gated_residual() -> None:
     with torch.device("meta"):
         projector = make_projector("gated_residual", (4, 4, 2048), 4096)
     assert sum(p.numel() for p in projector.parameters()) == pytest.approx(58.75e6, rel=1e-3)
-    with pytest.raises(MismatchError, match="only mlp and gated_residual"):
+    with pytest.raises(MismatchError, match="only mlp, gated_residual and residual"):
         make_projector("cnn", (1, 1, 1), 1)

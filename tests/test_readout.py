@@ -194,7 +194,9 @@ def test_layers_that_cannot_be_read_are_refused(
 def fake(examples: list[Example]) -> Readout:
     questions = [e.question for e in examples]
     slots = torch.tensor([[float(len(question))] for question in questions])[:, None, None]
-    return Readout(slots, list(questions), [False] * len(questions), [()] * len(questions))
+    return Readout(
+        slots, list(questions), [False] * len(questions), [()] * len(questions), [[1]] * len(questions)
+    )
 
 
 def store(folder: Path, read=fake, key: str = "k") -> None:

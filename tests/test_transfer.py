@@ -1,15 +1,18 @@
 """The transfer check: what counts, what is recorded, and what a user is told."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from gag.project.artifacts import read_manifest
 from gag.project.domain import TransferFacts, load_domain
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.project import Project, load_project
 from gag.project.rows import Example
+from gag.stages import readouts
 from gag.stages import transfer as stage
 from gag.stages.build import build
 from gag.stages.transfer import told, transfer
@@ -51,7 +54,9 @@ def test_a_build_measures_records_and_tells_it(tmp_path: Path, capsys: pytest.Ca
     build(project, ["metals"])
     said = capsys.readouterr().err
     facts = load_domain(project.domain("metals")).facts.scores.transfer
-    assert facts == TransferFacts(**read_manifest(project.run("metals", "transfer"))["transfer"])
+    assert facts == TypeAdapter(TransferFacts).validate_python(
+        read_manifest(project.run("metals", "transfer"))["transfer"]
+    )
     assert f"transfer metals: {facts.line}" in said
     assert facts.line in (project.domain("metals") / "README.md").read_text()
     assert transfer(project, "metals") == facts  # it is kept
@@ -68,7 +73,7 @@ def test_vectors_that_are_the_text_carry_all_and_wrong_ones_nothing(
         nothing = [""] * len(golds)
         given = {"base": nothing, "gag": gag, "shuffled": nothing, "text": text}
         monkeypatch.setattr(stage, "_answers", lambda *_: given)
-        return stage._measure(inputs)
+        return stage._measure(inputs, readouts.key(inputs))
 
     monkeypatch.setattr(stage.random.Random, "sample", lambda self, places, count: list(places)[:count])
     whole = measured(golds, golds)
@@ -84,7 +89,7 @@ def test_the_advice_names_the_setting_to_try_next() -> None:
     assert "preset: salient" in LITTLE.advice(ReadoutSettings())
     assert "readout.slots: 16" in LITTLE.advice(ReadoutSettings(select="salient", slots=8))
     assert "align.epochs" in LITTLE.advice(ReadoutSettings(select="salient", slots=16))
-    assert json.loads(LITTLE.model_dump_json())["interval"] == [-0.1, 0.1]
+    assert json.loads(json.dumps(asdict(LITTLE)))["interval"] == [-0.1, 0.1]
 
 
 def test_another_question_has_another_answer() -> None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from gag.commands.ask import ask
-from gag.commands.build import adapt, align, build, export_app, plan, prototypes, readouts
+from gag.commands.build import adapt, align, bridge, build, export_app, plan, prototypes, readouts
 from gag.commands.domains import domains_app
 from gag.commands.evaluate import compare, evaluate
 from gag.commands.router import route, router_app
@@ -23,7 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, init, build, plan, adapt, readouts, align, prototypes, ask, route, evaluate, compare):
+for verb in (
+    demo, init, build, plan, adapt, readouts, align, bridge, prototypes, ask, route, evaluate, compare
+):  # fmt: skip
     app.command()(verb)
 app.add_typer(domains_app, name="domains")
 app.add_typer(router_app, name="router")

@@ -116,6 +116,26 @@ def align(
     _stage(opened, run, domain, as_json)
 
 
+def bridge(
+    texts: Annotated[Path, typer.Argument(help='Plain text to learn from: {"text": ...} per line.')],
+    name: Annotated[str, typer.Option(help="The bridge's name: bridges/NAME in the project.")] = "bridge",
+    licence: Annotated[str, typer.Option(help="Of the texts, for the bridge's card.")] = "not stated",
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a projector for base and backbone on plain text, from which domains start (align.bridge)."""
+    opened = open_project(project, settings)
+    from gag.project.artifacts import locked
+    from gag.project.settings import check_name
+    from gag.stages.bridge import bridge as run
+
+    with locked(opened.root / "runs"):
+        folder = run(opened, texts, opened.root / "bridges" / check_name(name), licence)
+    written = str(folder.relative_to(opened.root))
+    finish(as_json, {"bridge": written}, f"{written}; now: set align.bridge: {written}")
+
+
 def prototypes(
     domain: Annotated[str, typer.Argument(help="A domain that gag.yaml describes, or general.")],
     add: Annotated[

@@ -71,6 +71,6 @@ def finish(as_json: bool, result: "dict[str, Any] | DataclassInstance", shown: s
         return
     if as_json:
         plain = result if isinstance(result, dict) else asdict(result)
-        print(json.dumps(plain, ensure_ascii=False, default=lambda facts: facts.model_dump(mode="json")))
+        print(json.dumps(plain, ensure_ascii=False))
     elif shown is not None:
         print(shown)

@@ -50,7 +50,9 @@ def evaluate(
     run = Run(folder, inputs)
     _take_answers(folder, inputs)
     answers = answer_rows(gag, rows, run.folder / ANSWERS, evidence)
-    summary = summarise(rows, answers, scorer, project, str(folder.relative_to(project.root)))
+    asked = sorted({answer.route for answer in answers} & set(gag.domains.names))
+    transfer = {name: gag.domains.facts(name).scores.transfer for name in asked}
+    summary = summarise(rows, answers, scorer, project, str(folder.relative_to(project.root)), transfer)
     write_json(run.folder / SUMMARY, summary.as_json())
     return summary
 

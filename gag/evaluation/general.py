@@ -10,7 +10,7 @@ from gag.engine.engine import ProjectGAG
 from gag.evaluation.metrics import share_right
 from gag.models.backbone import weights_hash
 from gag.models.language_model import pad_left
-from gag.models.source import dequantised, model_source
+from gag.models.source import model_source
 from gag.project.rows import Example
 from gag.project.settings import GENERAL, ModelSettings
 
@@ -30,14 +30,12 @@ class StockBase:
     """The base as transformers alone loads and prompts it."""
 
     def __init__(self, gag: ProjectGAG, settings: ModelSettings):
-        source, told = model_source(settings, gag.project.root)
-        self.tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **told)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+        source = model_source(settings, gag.project.root)
+        self.tokenizer = source.load(AutoTokenizer.from_pretrained, padding_side="left")
+        model: Any = source.load_weights(
+            AutoModelForCausalLM.from_pretrained,
             dtype=gag.base.model.dtype,
             attn_implementation=settings.attention,
-            **told,
-            **dequantised(settings.model),
         )
         self.model = model.to(gag.base.device)
         self.max_new_tokens = gag.project.settings.decoding.max_new_tokens

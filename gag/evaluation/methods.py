@@ -47,7 +47,7 @@ RETRIEVAL = {
     "late": "late interaction",
 }
 TUNED = {"lora": "base tuned with LoRA", "prefix": "trained prefix"}
-METHODS = BASE_AND_GAG | SALIENT | CONTROLS | EXPERT | RETRIEVAL | TUNED  # and a project's variants of GAG
+METHODS = BASE_AND_GAG | CONTROLS | EXPERT | RETRIEVAL | TUNED  # and a project's variants of GAG
 SEED = 7  # of the ring of shuffled vectors
 
 Answering = Callable[[list[str], int | None], MethodResult]
@@ -74,7 +74,8 @@ def known_methods(project: Project) -> dict[str, str]:
         raise SettingsError(
             f"evaluation.variants has {min(both)!r}, which is a method of its own; choose another name"
         )
-    salient = SALIENT if project.settings.readout.select == "salient" else {}
+    chosen = project.settings.readout.select, project.settings.align.projector
+    salient = SALIENT if chosen == ("salient", "residual") else {}
     return BASE_AND_GAG | salient | variants | CONTROLS | EXPERT | RETRIEVAL | TUNED
 
 
@@ -138,7 +139,7 @@ def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowle
     built = build_cost(project, domain, folder_bytes(project.domain(domain)))
     return Method(
         name=name,
-        label=METHODS[name],
+        label=(METHODS | SALIENT)[name],
         answer=answers[name],
         cost=NOTHING if name == "base" else built,
         made_from=(gag.domains.facts(others[0]).key,) if name == "other" else (),

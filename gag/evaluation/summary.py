@@ -10,6 +10,7 @@ from gag.errors import DataError
 from gag.evaluation.intervals import Estimate, estimate
 from gag.evaluation.labelled import AnsweredQuestion, LabelledQuestion
 from gag.evaluation.scoring import Scorer
+from gag.project.domain import TransferFacts
 from gag.project.project import Project
 from gag.project.settings import GENERAL
 
@@ -54,6 +55,7 @@ class EvaluationSummary:
     support: Quantiles | None  # of the answers that vectors went into, in nats per token
     metrics: Encoders
     folder: str  # of its files, in the project
+    transfer: dict[str, TransferFacts]  # as the builds of the domains that were asked measured it
 
     def as_json(self) -> dict[str, Any]:
         """Turn it into what summary.json holds; a data set without true routes has no `oracle`."""
@@ -70,6 +72,7 @@ def summarise(
     scorer: Scorer,
     project: Project,
     folder: str,
+    transfer: dict[str, TransferFacts],
 ) -> EvaluationSummary:
     """Score both routes by data set; rows without a gold answer are counted and left out."""
     groups: dict[str, list[tuple[LabelledQuestion, AnsweredQuestion]]] = {}
@@ -92,6 +95,7 @@ def summarise(
         support=_quantiles(support) if support else None,
         metrics=Encoders(chosen.bertscore, chosen.similarity),
         folder=folder,
+        transfer=transfer,
     )
 
 
@@ -112,6 +116,7 @@ def evaluation_lines(summary: EvaluationSummary) -> list[str]:
         lines.append(f"routed right: {summary.routing:.4f}")
     if summary.without_gold:
         lines.append(f"{summary.without_gold} rows have no gold answer and are left out")
+    lines += [f"transfer {name}: {facts.line}" for name, facts in summary.transfer.items()]
     if summary.support:
         spread = "  ".join(f"{name} {value:+.2f}" for name, value in asdict(summary.support).items())
         lines.append(f"how much likelier the vectors make an answer, log per token: {spread}")

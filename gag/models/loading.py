@@ -29,7 +29,7 @@ from transformers import (
 from gag.errors import MismatchError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.dry_run import check_serves
-from gag.models.source import dequantised, forget_gguf, is_gguf, model_source, portable_name, quietly
+from gag.models.source import forget_gguf, is_gguf, model_source, portable_name, quietly
 from gag.project.settings import ModelSettings
 from gag.project.tensors import all_finite
 
@@ -53,8 +53,7 @@ _PACKAGES = {  # that transformers needs for a quantised model: (module, what to
 def load_tokenizer(settings: ModelSettings, root: Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer alone."""
     with _explained(settings, "the tokenizer of "):
-        source, told = model_source(settings, root)
-        return AutoTokenizer.from_pretrained(source, **told)
+        return model_source(settings, root).load(AutoTokenizer.from_pretrained)
 
 
 def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
@@ -66,8 +65,7 @@ def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
         MissingExtraError: the model is quantised, and the package for that is missing.
     """
     with _explained(settings):
-        source, told = model_source(settings, root)
-        config = AutoConfig.from_pretrained(source, **told)
+        config = model_source(settings, root).load(AutoConfig.from_pretrained)
     stated = getattr(config, "quantization_config", None) or {}
     method = stated.get("quant_method") if isinstance(stated, dict) else stated.quant_method
     module, package = _PACKAGES.get(str(method), ("transformers", ""))
@@ -108,13 +106,13 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
         and type(config) in AutoModelForImageTextToText._model_mapping
     ):
         loader = AutoModelForImageTextToText
-    source, told = model_source(settings, root)
+    source = model_source(settings, root)
     with _explained(settings), quietly(settings, root):
         model, report = with_attention(
             settings.attention,
-            lambda attention: loader.from_pretrained(
-                source, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-                output_loading_info=True, **told, **placed, **dequantised(settings.model),
+            lambda attention: source.load_weights(
+                loader.from_pretrained, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+                output_loading_info=True, **placed,
             ),
         )  # fmt: skip
     _check_whole(settings.model, report)
@@ -125,7 +123,7 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     model.base_model_prefix = _body(model)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     model.generation_config = GenerationConfig(eos_token_id=stops)  # no penalty or sampling rule of its own
-    stated = PretrainedConfig.get_config_dict(source, **told)[0]
+    stated = source.load(PretrainedConfig.get_config_dict)[0]
     backbone = Backbone(model, tokenizer, portable_name(settings.model), settings.revision, stated)
     check_serves(backbone)
     return backbone

@@ -1,8 +1,9 @@
 """Where a model's files are: a folder of the project, an id on the hub, or one GGUF file of either."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,45 @@ def portable_name(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def model_source(settings: ModelSettings, root: Path) -> tuple[str, dict[str, Any]]:
-    """Return what transformers' `from_pretrained` is told: where the model is, and which files of it.
+@dataclass(frozen=True)
+class ModelSource:
+    """Where transformers finds a model."""
+
+    where: str  # a folder, or an id
+    revision: str | None
+    gguf: str | None  # the file in it that holds the whole model
+
+    def load(self, loader: Callable[..., Any], **more: Any) -> Any:
+        """Call one of transformers' `from_pretrained` on it; no remote code."""
+        file = {"gguf_file": self.gguf} if self.gguf else {}
+        return loader(self.where, revision=self.revision, trust_remote_code=False, **file, **more)
+
+    def load_weights(self, loader: Callable[..., Any], **more: Any) -> Any:
+        """Load a model; what a GGUF file holds in quantised blocks becomes plain tensors."""
+        if self.gguf and hasattr(transformers, "GgufConfig"):  # before 5.20: always so
+            more["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        return self.load(loader, **more)
+
+
+def model_source(settings: ModelSettings, root: Path) -> ModelSource:
+    """Find a model.
 
     A GGUF file is named by its path (relative to gag.yaml), or on the hub as owner/repository/file.gguf.
 
     Raises:
         SettingsError: a GGUF file is not there.
     """
-    told: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
     if not is_gguf(settings.model):
-        return locate_model(settings.model, root), told
+        return ModelSource(locate_model(settings.model, root), settings.revision, None)
     file, parts = root / settings.model, settings.model.split("/")
     if file.is_file():
-        return str(file.parent), told | {"gguf_file": file.name}
+        return ModelSource(str(file.parent), settings.revision, file.name)
     if len(parts) < 3 or Path(settings.model).is_absolute() or file.parent.is_dir():
         raise SettingsError(
             f"there is no file {settings.model}; name a GGUF file by its path from gag.yaml, or on the hub "
             "as owner/repository/file.gguf"
         )
-    return "/".join(parts[:2]), told | {"gguf_file": "/".join(parts[2:])}
+    return ModelSource("/".join(parts[:2]), settings.revision, "/".join(parts[2:]))
 
 
 def is_gguf(model: str) -> bool:
@@ -63,13 +83,6 @@ def quietly(settings: ModelSettings, root: Path) -> Iterator[None]:
         return
     with redirect_stderr(io.StringIO()):
         yield
-
-
-def dequantised(model: str) -> dict[str, Any]:
-    """Return what `from_pretrained` is told of weights: those of a GGUF file become plain tensors."""
-    if not is_gguf(model) or not hasattr(transformers, "GgufConfig"):  # before 5.20: always so
-        return {}
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def forget_gguf(model: Any) -> None:

@@ -42,7 +42,6 @@ SETTINGS: dict[str, Any] = {
         "max_tokens": 512,
         "gradient_checkpointing": False,
     },
-    "router": {"held_out": 0.5},  # of few general questions: enough of them for the promise of 1 %
     "decoding": {"max_new_tokens": 24, "batch_size": 64},
     "evaluation": {
         "metrics": {"general": ["contains"], "*": ["contains"]},
@@ -50,7 +49,7 @@ SETTINGS: dict[str, Any] = {
         "similarity": "expert",
     },
 }
-ALIGN = {"batch_size": 16, "micro_batch_size": 16, "epochs": 3, "steps": None, "learning_rate": 1.5e-3}
+ALIGN = {"batch_size": 16, "micro_batch_size": 16, "epochs": 4, "steps": None, "learning_rate": 1.5e-3}
 
 
 def real_settings(preset: str, stated: int, slots: int | None = None) -> dict[str, Any]:

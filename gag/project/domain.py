@@ -76,7 +76,8 @@ class BankFacts(Facts):
     added: tuple[str, ...] = ()  # hashes of the files that `gag prototypes --add` added
 
 
-class TransferFacts(Facts):
+@dataclass(frozen=True)
+class TransferFacts:
     """How much of what the expert writes reaches the base's answers, on validation questions.
 
     The shares are of the gold answer's words that the question does not hold.

@@ -150,6 +150,11 @@ class ReadoutSettings(Settings):
             raise ValueError("space vocabulary reads the layer that predicts tokens; set layers: [-1]")
         return self
 
+    def writing_key(self) -> dict[str, Any]:
+        """Return the settings that decide what the expert writes, whatever is read of it."""
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "folds")
+        return {name: value for name, value in self.key().items() if name in names}
+
     def shape(self, expert: int, base: int) -> tuple[int, int, int]:
         """Return the shape of a question's slots from the models' widths.
 
@@ -168,6 +173,9 @@ class AlignSettings(Settings):
     start: Literal["ridge", "identity", "random"] = result(
         "ridge",
         description="closed form, towards the answers' embeddings; identity: for readout.space vocabulary",
+    )
+    bridge: str | None = result(
+        None, description="a bridge's folder (`gag bridge`) to start from, in place of the closed form"
     )
     learning_rate: float = result(1e-3, gt=0, description="peak rate of the fp32 projector")
     epochs: int = result(5, ge=1, when=When("steps"), description="passes over the rows")

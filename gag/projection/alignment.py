@@ -43,6 +43,7 @@ class Split:
     rows: list[Row]
     slots: torch.Tensor  # [N, S, L, De]
     meanings: torch.Tensor | None = None  # [N, E], sentence embeddings of the gold answers
+    start: dict[str, torch.Tensor] | None = None  # a projector's weights to begin from
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ def new_projector(base: Backbone, train: Split, settings: AlignSettings) -> Proj
 
 
 def start_projector(projector: Projector, base: Backbone, train: Split, settings: AlignSettings) -> Projector:
-    """Start in closed form, towards the mean of the base's own embeddings of each answer.
+    """Start from given weights, or in closed form towards the mean of the base's embeddings of each answer.
 
     Or leave it random.
     """
-    if settings.start != "random" and distributed.rank() == 0:
+    if train.start is not None:
+        projector.load_state_dict(train.start)
+    elif settings.start != "random" and distributed.rank() == 0:
         answers = [base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]
         targets = torch.stack(answers).cpu()  # [N, Db]
         if settings.start == "identity" and not isinstance(projector, Mlp):

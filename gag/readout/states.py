@@ -25,6 +25,7 @@ class Readout:
     texts: list[str]
     empty: list[bool]  # nothing was written: the slot is the prompt's last token, or unused
     words: list[tuple[str, ...]]  # the salient words in the slots
+    ids: list[list[int]]  # what was written, as the expert's tokens
 
 
 def check_layers(name: str, count: int, layers: tuple[int, ...]) -> None:
@@ -39,21 +40,23 @@ def check_layers(name: str, count: int, layers: tuple[int, ...]) -> None:
 
 def read(
     experts: ExpertSource,
-    name: str,
+    name: str | None,
     questions: list[str],
     system: str,
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None = None,
+    written: list[list[int]] | None = None,
 ) -> Readout:
     """Read questions in batches of like length within the token budget; the order of the questions is kept.
 
     Args:
         experts: hold the expert, and the backbone that it was tuned from.
-        name: the expert's.
+        name: the expert's; None: the backbone itself.
         questions: what it is asked.
         system: its system prompt.
         settings: how it is read.
         vocabulary: the base's, where `readout.space` is vocabulary.
+        written: what the expert wrote to each before, if it is known.
 
     Raises:
         DataError: a question and the budget are longer than the expert's positions.
@@ -71,7 +74,8 @@ def read(
     while waiting:
         batch = waiting.pop()
         asked = [questions[i] for i in batch], [prompts[i] for i in batch]
-        rows = _read_batch(experts, name, *asked, settings, vocabulary)
+        known = [written[i] for i in batch] if written else None
+        rows = _read_batch(experts, name, *asked, settings, vocabulary, known)
         if rows is None:
             waiting += _halves(batch)
         else:
@@ -82,6 +86,7 @@ def read(
         texts=[decode(row.ids) for row in rows],
         empty=[not row.ids for row in rows],
         words=[row.words for row in rows],
+        ids=[row.ids for row in rows],
     )
 
 
@@ -96,16 +101,19 @@ class _Row:
 
 def _read_batch(
     experts: ExpertSource,
-    name: str,
+    name: str | None,
     questions: list[str],
     prompts: list[list[int]],
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None,
+    known: list[list[int]] | None,
 ) -> list[_Row] | None:
     """Write and read each question, or return None if they do not fit in memory."""
     try:
         with experts.using(name) as expert:
-            written = generate_background(expert, questions, prompts, settings)
+            written = known
+            if written is None:
+                written = generate_background(expert, questions, prompts, settings)
             rows = _token_rows(expert, prompts, written, settings, vocabulary)
         if settings.select == "segments":
             return [_Row(pool(one, settings), ids, ()) for one, ids in zip(rows, written, strict=True)]

@@ -40,6 +40,7 @@ class StoredReadouts:
 
     ids: list[str]
     texts: list[str]
+    written: list[list[int]]  # tokens of the expert
     slots: torch.Tensor  # [N, S, L, De]
     facts: dict[str, Any]
 
@@ -89,7 +90,8 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
         raise ArtifactError(
             f"{folder.name} holds {len(slots)} readouts for {len(rows)} rows; run `gag readouts` again"
         )
-    return StoredReadouts([row["id"] for row in rows], [row["text"] for row in rows], slots, facts)
+    ids, texts, written = ([row[name] for row in rows] for name in ("id", "text", "ids"))
+    return StoredReadouts(ids, texts, written, slots, facts)
 
 
 def open_store(folder: Path, key: str, rows: int, workers: int = 1) -> None:
@@ -143,9 +145,10 @@ def _part(folder: Path, number: int) -> Path:
 
 def _write_part(part: Path, examples: list[Example], readout: Readout) -> None:
     """Write texts first and the tensor file last, by rename: a part counts once its tensor file stands."""
+    columns = (readout.texts, readout.empty, readout.words, readout.ids)
     rows = [
-        {"id": e.id, "question": e.question, "text": text, "empty": empty, "words": list(words)}
-        for e, text, empty, words in zip(examples, readout.texts, readout.empty, readout.words, strict=True)
+        {"id": e.id, "question": e.question, "text": text, "empty": empty, "words": list(words), "ids": ids}
+        for e, text, empty, words, ids in zip(examples, *columns, strict=True)
     ]
     write_rows(part.with_suffix(".jsonl"), rows)
     with replacing(part) as fresh:

@@ -114,14 +114,14 @@ def _load_table(base: ModelSettings, root: Path) -> torch.Tensor:
 
 def _gguf_table(base: ModelSettings, root: Path) -> torch.Tensor:
     """Take the embeddings alone out of a GGUF file."""
-    source, told = model_source(base, root)
+    source = model_source(base, root)
     load_config(base, root)  # says what is missing or wrong
     with _explained(base):
         from gguf import GGUFReader, dequantize
 
-        path = cached_file(source, told["gguf_file"], revision=base.revision)
+        path = cached_file(source.where, str(source.gguf), revision=base.revision)
         found = {tensor.name: tensor for tensor in GGUFReader(str(path)).tensors}["token_embd.weight"]
-        return torch.from_numpy(dequantize(found.data, found.tensor_type)).float()
+        return torch.from_numpy(dequantize(found.data, found.tensor_type).copy()).float()
 
 
 def _called(name: str, found: list[str]) -> str:

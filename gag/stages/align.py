@@ -13,7 +13,7 @@ from gag.models.backbone import Backbone
 from gag.models.dry_run import PROBE, tried
 from gag.models.loading import load_backbone
 from gag.project import distributed
-from gag.project.artifacts import writing
+from gag.project.artifacts import read_manifest, writing
 from gag.project.domain import PROJECTOR, ModelFacts
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.inputs import DomainInputs
@@ -31,6 +31,7 @@ from gag.projection.trainer import train_projector
 from gag.readout.store import StoredReadouts, read_store
 from gag.routing.encoders import BackboneEncoder, SentenceEncoder
 from gag.stages import readouts
+from gag.stages.bridge import bridge_folder, open_bridge
 from gag.training.report import curves, write_report
 from gag.training.tracking import tracker
 
@@ -42,7 +43,11 @@ def made_from(inputs: DomainInputs) -> dict[str, Any]:
         "settings": inputs.settings.align.key(),
         "base": inputs.base_key,
         "prompt": inputs.prompts.answer,
-    }
+    } | ({"bridge": _bridge_key(inputs)} if inputs.settings.align.bridge else {})
+
+
+def _bridge_key(inputs: DomainInputs) -> str:
+    return read_manifest(bridge_folder(inputs.root, str(inputs.settings.align.bridge)))["key"]
 
 
 def key(inputs: DomainInputs) -> str:
@@ -70,6 +75,12 @@ def align(project: Project, domain: str) -> Path:
     }
     train = _split(inputs, base, inputs.splits.align, stored["align"])
     val = _split(inputs, base, inputs.splits.val, stored["val"])
+    if settings.bridge:
+        expert = ModelFacts(**stored["align"].facts["expert"])
+        weights = open_bridge(
+            bridge_folder(inputs.root, settings.bridge), base.facts, expert, inputs.settings.readout
+        )
+        train = replace(train, start=weights)
     if settings.semantic:
         train = replace(train, meanings=_meanings(inputs))
     run = Run(unfinished, wanted, tracker(inputs.settings.tracking, domain, "align", folder.parent))

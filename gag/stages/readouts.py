@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from gag.errors import ArtifactError
+from gag.errors import ArtifactError, DataError
 from gag.models.experts import Experts
 from gag.models.loading import load_backbone
 from gag.planning.limits import check_limits
 from gag.project import distributed
-from gag.project.artifacts import is_current, locked, read_manifest
+from gag.project.artifacts import MANIFEST, is_current, locked, read_manifest
 from gag.project.inputs import DomainInputs
 from gag.project.keys import stage_key
 from gag.project.memory import peak_bytes
@@ -76,6 +76,7 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
     seconds = round(time.monotonic() - started, 1)
     facts = {
         "settings": inputs.settings.readout.model_dump(),
+        "writing": _writing_key(inputs),
         "expert": experts.facts.model_dump(),
         "seconds": seconds,
         "peak_bytes": peak_bytes(),
@@ -117,6 +118,29 @@ def _load_experts(inputs: DomainInputs) -> Experts:
     return experts
 
 
+def _writing_key(inputs: DomainInputs) -> str:
+    """Name what the texts alone are made from: readouts that differ in what they read of them share them."""
+    return stage_key(
+        expert=_expert_weights(inputs),
+        backbone=inputs.expert_key,
+        prompt=inputs.prompts.expert,
+        rows=inputs.split_key,
+        settings=inputs.settings.readout.writing_key(),
+    )
+
+
+def _written_before(inputs: DomainInputs, split: str, wanted: str) -> dict[str, list[int]]:
+    """Return what the expert wrote to a split's rows, where other readouts of this domain have it."""
+    for manifest in sorted(inputs.run("adapt").parent.glob(f"**/readouts/{split}/{MANIFEST}")):
+        try:
+            stored = read_store(manifest.parent)
+        except (ArtifactError, DataError):
+            continue  # harmed, or being written
+        if stored.facts.get("writing") == wanted:
+            return dict(zip(stored.ids, stored.written, strict=True))
+    return {}
+
+
 def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
     """Return what reads a part's rows: the domain's expert, or for alignment rows each fold's own."""
     settings, system = inputs.settings.readout, inputs.prompts.expert
@@ -126,8 +150,12 @@ def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
         else None
     )
 
+    known = _written_before(inputs, split, _writing_key(inputs))
+
     def plain(examples: list[Example], name: str = inputs.name) -> Readout:
-        return read(experts, name, [example.question for example in examples], system, settings, vocabulary)
+        questions = [example.question for example in examples]
+        written = [known[example.id] for example in examples] if known else None
+        return read(experts, name, questions, system, settings, vocabulary, written)
 
     def crossed(examples: list[Example]) -> Readout:
         by_fold: dict[int, list[int]] = {}
@@ -150,7 +178,14 @@ def _in_order(parts: list[Readout], order: list[int]) -> Readout:
     texts = [text for part in parts for text in part.texts]
     empty = [one for part in parts for one in part.empty]
     words = [one for part in parts for one in part.words]
-    return Readout(slots, [texts[i] for i in back], [empty[i] for i in back], [words[i] for i in back])
+    ids = [one for part in parts for one in part.ids]
+    return Readout(
+        slots=slots,
+        texts=[texts[i] for i in back],
+        empty=[empty[i] for i in back],
+        words=[words[i] for i in back],
+        ids=[ids[i] for i in back],
+    )
 
 
 def _fold_name(domain: str, fold: int) -> str:

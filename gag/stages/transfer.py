@@ -8,9 +8,11 @@ the text adds to the base: 1 where they carry what the text carries, 0 where not
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from gag.models.backbone import Backbone
 from gag.models.language_model import Request, generate
@@ -42,23 +44,24 @@ def transfer(project: Project, domain: str) -> TransferFacts:
         ArtifactError: the projector or the readouts are not there, or were made from other inputs.
     """
     inputs = project.inputs(domain)
+    read_from = readouts.key(inputs)  # all processes ask for it together
     folder, wanted = inputs.run("transfer"), stage_key(align=align.key(inputs), most=MOST)
     if not distributed.broadcast(lambda: is_current(folder, wanted)):
         if distributed.rank() == 0:
-            found = _measure(inputs)
-            with writing(folder, {"key": wanted, "transfer": found.model_dump(mode="json")}):
+            found = _measure(inputs, read_from)
+            with writing(folder, {"key": wanted, "transfer": asdict(found)}):
                 pass
         distributed.barrier()
-    found = TransferFacts(**read_manifest(folder)["transfer"])
+    found = TypeAdapter(TransferFacts).validate_python(read_manifest(folder)["transfer"])
     say(f"transfer {domain}: {found.line}")
     if advice := found.advice(inputs.settings.readout):
         say(f"  {advice}")
     return found
 
 
-def _measure(inputs: DomainInputs) -> TransferFacts:
+def _measure(inputs: DomainInputs, readouts_key: str) -> TransferFacts:
     model = load_backbone(inputs.settings.base, inputs.root)
-    stored = read_store(inputs.run("readouts") / "val", readouts.key(inputs))
+    stored = read_store(inputs.run("readouts") / "val", readouts_key)
     order = random.Random(SEED).sample(range(len(stored.ids)), min(MOST, len(stored.ids)))
     rows = [inputs.splits.val[i] for i in order]
     vectors = _vectors(inputs, model, stored, order)
@@ -75,7 +78,7 @@ def _measure(inputs: DomainInputs) -> TransferFacts:
     if possible.mean() < LEAST:
         return found
     share = round(float(carried.mean() / possible.mean()), 4)
-    return found.model_copy(update={"transfer": share, "interval": _interval(carried, possible)})
+    return replace(found, transfer=share, interval=_interval(carried, possible))
 
 
 def told(row: Example, answer: str) -> float:

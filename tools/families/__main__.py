@@ -26,7 +26,7 @@ HEAD = """\
 # Models
 
 Any decoder that transformers {transformers} runs from embeddings with a cache can be a base or an expert: a
-Hugging Face id or a folder, safetensors, a tokenizer of the fast kind with a chat template. Of a model with a
+Hugging Face id, a folder or a GGUF file, a tokenizer of the fast kind with a chat template. Of a model with a
 vision tower its text model is taken. A model is tried when it is loaded (`gag/models/dry_run.py`) and refused
 in one line if it cannot serve.
 
