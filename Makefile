@@ -42,5 +42,5 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.align
 
 clean:
-	rm -rf .venv gag-demo .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv gag-demo gag-demo-real .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,9 @@ from gag.readout.states import read_states
 from gag.readout.vocabulary import CHUNK
 
 
+SENTENCE = 20  # tokens of one, about
+
+
 def readouts(work: Workload) -> Stage:
     """Plan the readouts: for each row the expert writes its budget, and one forward reads the states."""
     settings, requests = work.settings.readout, work.align.requests
@@ -26,6 +29,8 @@ def readouts(work: Workload) -> Stage:
         read_states(expert, [[0] * request] * rows, [[0] * new] * rows, settings.layers)
     beside = work.expert_bytes * (work.folds + (work.rank is None)) + _vocabulary_bytes(work)
     tokens = 2 * sum(requests) + len(requests) * new  # a request is read twice, before and after the writing
+    if settings.select == "salient":  # and each sentence once more, with the question behind it
+        tokens += len(requests) * new + math.ceil(new / SENTENCE) * sum(requests)
     seconds = work.computing(tokens, meter.flops, rows * (2 * request + new))
     seconds += sum(work.decoding(work.expert, len(batch), new, cache) for batch in batches)
     return Stage(
@@ -40,10 +45,12 @@ def readouts(work: Workload) -> Stage:
 
 
 def _vocabulary_bytes(work: Workload) -> int:
-    """Return what `readout.space: vocabulary` adds: the base's embeddings, and a chunk's distributions."""
-    if work.settings.readout.space != "vocabulary":
+    """Return what the base's embeddings add where slots are made of them, and a chunk's distributions."""
+    settings = work.settings.readout
+    if settings.space != "vocabulary" and settings.select != "salient":
         return 0
-    embeddings = work.base.vocabulary * work.base.width * work.base.dtype.itemsize
+    shared = settings.space == "vocabulary"
+    embeddings = work.base.vocabulary * work.base.width * work.base.dtype.itemsize if shared else 0
     entry = 3 * torch.float32.itemsize  # a token's logit, its probability and its place in their order
     return embeddings + entry * CHUNK * work.expert.vocabulary
 

@@ -58,11 +58,17 @@ SETTINGS: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "v1": {
-        "readout": {"space": "hidden", "layers": [-1], "slots": 1, "pooling": "mean"},
+        "readout": {"space": "hidden", "layers": [-1], "slots": 1, "pooling": "mean", "select": "segments"},
         "align": {"projector": "mlp", "start": "ridge", "epochs": 8, "semantic": 0.0, "diversity": 0.0},
     },
     "v4": {
-        "readout": {"space": "hidden", "layers": [-1, -2, -4], "slots": 4, "pooling": "mean"},
+        "readout": {
+            "space": "hidden",
+            "layers": [-1, -2, -4],
+            "slots": 4,
+            "pooling": "mean",
+            "select": "segments",
+        },
         "align": {
             "projector": "gated_residual",
             "start": "ridge",
@@ -72,7 +78,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "vocabulary": {
-        "readout": {"space": "vocabulary", "layers": [-1], "slots": 1, "pooling": "mean"},
+        "readout": {
+            "space": "vocabulary",
+            "layers": [-1],
+            "slots": 1,
+            "pooling": "mean",
+            "select": "segments",
+        },
         "align": {
             "projector": "gated_residual",
             "start": "identity",

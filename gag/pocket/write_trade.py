@@ -16,7 +16,7 @@ import yaml
 from gag.pocket.trade import ANSWER_PROMPT, EXPERT_PROMPT, Trade, make_trade
 from gag.pocket.world import Fact
 from gag.pocket.write import write_settings
-from gag.project.hyperparameters import PRESETS
+from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.parsing import PROJECT_FILE, parse_settings
 from gag.project.rows import read_rows, write_rows
 from gag.project.settings import ProjectSettings
@@ -63,9 +63,16 @@ def real_settings(preset: str, stated: int, slots: int | None = None) -> dict[st
 
 
 def real_variants(stated: int) -> dict[str, dict[str, Any]]:
-    """Return what `gag compare --real` puts beside the salient preset with its 8 vectors."""
-    presets = {name: real_settings(name, stated) for name in ("v1", "v4", "vocabulary")}
-    return presets | {f"salient-{s}": real_settings("salient", stated, s) for s in (1, 2, 4, 16)}
+    """Return what `gag compare --real` puts beside the salient preset with its 8 vectors, each in full."""
+    chosen = {name: real_settings(name, stated) for name in ("v1", "v4", "vocabulary")}
+    chosen |= {f"salient-{slots}": real_settings("salient", stated, slots) for slots in (1, 2, 4, 16)}
+    return {
+        name: {
+            "readout": ReadoutSettings(**each["readout"]).model_dump(mode="json"),
+            "align": AlignSettings(**each["align"]).model_dump(mode="json"),
+        }
+        for name, each in chosen.items()
+    }
 
 
 def write_trade(
@@ -89,8 +96,9 @@ def write_trade(
         variants: other readouts and projectors, for a comparison.
     """
     trade = make_trade(seed, cheeses, stated)
-    model = {"model": _take_model(root)}
-    settings = {"preset": preset, "base": model, "expert": model} | SETTINGS | real_settings(preset, stated)
+    model = _take_model(root)
+    models = {"base": {"model": model}, "expert": {"model": model}}
+    settings = {"preset": preset} | models | SETTINGS | real_settings(preset, stated)
     settings["evaluation"] = SETTINGS["evaluation"] | {"variants": variants or {}}
     data = {role: f"data/{trade.name}/{role}.jsonl" for role in ("adapt", "align", "val", "test")}
     prompts = {"expert": EXPERT_PROMPT, "answer": ANSWER_PROMPT}
