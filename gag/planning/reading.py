@@ -12,7 +12,6 @@ from gag.planning.workload import Workload
 from gag.readout.states import read_states
 from gag.readout.vocabulary import CHUNK
 
-
 SENTENCE = 20  # tokens of one, about
 
 
