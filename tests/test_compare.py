@@ -120,7 +120,8 @@ def test_a_comparison_goes_on_with_the_answers_that_stand(compared, monkeypatch:
     (kept / "text.json").write_bytes((kept / "text.json").read_bytes()[:40])  # cut
     asked = []
     monkeypatch.setattr(
-        "gag.evaluation.compare._speed", lambda gag, method, texts: asked.append(method.name) or (1.0, None)
+        "gag.evaluation.method_answers._speed",
+        lambda gag, method, texts: asked.append(method.name) or (1.0, None),
     )
     again, _ = run_comparison(project, "metals", ["base", "gag", "text", "rich"], quick=True)
     assert asked == ["base", "text"]
@@ -171,6 +172,7 @@ def figures(quality: float, tokens: float, label: str, lead: Estimate | None = N
         in_context=None,
         tokens_added=tokens,
         general=None,
+        general_forced=None,
         build_seconds=None,
         build_mb=None,
         disk_mb=None,

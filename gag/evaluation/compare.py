@@ -2,14 +2,13 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from gag.engine.engine import ProjectGAG
 from gag.errors import SettingsError
-from gag.evaluation.answers import times_of
 from gag.evaluation.comparison import (
     Comparison,
     MethodFigures,
@@ -21,7 +20,8 @@ from gag.evaluation.comparison import (
 from gag.evaluation.costs import Cost, Resident, resident
 from gag.evaluation.intervals import interval, paired
 from gag.evaluation.labelled import LabelledQuestion
-from gag.evaluation.methods import CONTROLS, RETRIEVAL, Method, known_methods, methods_of, passages_of
+from gag.evaluation.method_answers import MethodAnswers, method_answers
+from gag.evaluation.methods import RETRIEVAL, Method, known_methods, methods_of, passages_of
 from gag.evaluation.questions import Questions, draw_questions, slices_of
 from gag.evaluation.report import REPORT, write_report
 from gag.evaluation.scoring import Scorer
@@ -33,21 +33,8 @@ from gag.project.rows import write_rows
 from gag.stages.align import align
 from gag.stages.readouts import readouts
 
-FURTHER = 5  # tokens after the first, that are timed
 WORST = 8
 FIGURES = "compare.json"
-
-
-@dataclass(frozen=True)
-class MethodAnswers:
-    """What a method answered and how fast, as its file keeps it; `key` names what it depends on."""
-
-    key: str
-    texts: list[str]
-    tokens_added: float
-    first_token_ms: float
-    per_token_ms: float | None
-    general: list[str]
 
 
 @dataclass(frozen=True)
@@ -60,6 +47,7 @@ class Outcome:
     scores: list[float]
     in_context: list[float] | None  # whether a gold stands in the text that the method adds
     general: list[float]
+    forced: list[float]
 
 
 def run_comparison(
@@ -97,7 +85,7 @@ def compare(project: Project, domain: str, names: list[str], quick: bool) -> Com
     folder = project.run(domain, "compare")
     outcomes: dict[str, Outcome] = {}
     for method in methods_of(project, gag, domain, names, quick):
-        answers = _answers(folder / "methods", gag, domain, method, asked)
+        answers = method_answers(folder / "methods", gag, domain, method, asked)
         outcome = outcomes[method.name] = _outcome(method, answers, asked, scorer, metric)
         say(f"compare {domain}: {method.label} {_mean(outcome.scores[: asked.tested]):.3f}")
     figures = _all_figures(outcomes, asked.tested)
@@ -117,66 +105,6 @@ def compare(project: Project, domain: str, names: list[str], quick: bool) -> Com
     return comparison
 
 
-def _answers(folder: Path, gag: ProjectGAG, domain: str, method: Method, asked: Questions) -> MethodAnswers:
-    """Let a method answer everything and time it, or take what it did before on the same inputs."""
-    general = [row.question for row in asked.general]
-    key = stage_key(method=method.name, made_from=method.made_from, domain=gag.domains.facts(domain).key,
-                    questions=asked.texts, general=general,
-                    decoding=gag.project.settings.decoding.model_dump())  # fmt: skip
-    path = folder / f"{method.name}.json"
-    kept = _kept(path)
-    if kept and kept.key == key:
-        return kept
-    result = method.answer(asked.texts, None)
-    first, each = _speed(gag, method, asked.texts)
-    sees_general = bool(general) and method.name not in (*CONTROLS, "expert")
-    answers = MethodAnswers(
-        key=key,
-        texts=result.texts,
-        tokens_added=result.tokens_added,
-        first_token_ms=first,
-        per_token_ms=each,
-        general=_answer_general(gag, method, general) if sees_general else [],
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kept:  # of other inputs: it stays beside
-        path.replace(folder / f"{method.name}-{kept.key[:8]}.json")
-    write_json(path, asdict(answers))
-    return answers
-
-
-def _kept(path: Path) -> MethodAnswers | None:
-    """Read what a method did before; a file that was cut or edited counts for nothing."""
-    try:
-        return MethodAnswers(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-    except (ValueError, TypeError):
-        return None
-
-
-def _answer_general(gag: ProjectGAG, method: Method, questions: list[str]) -> list[str]:
-    """Answer general questions as a user meets the method: GAG has its router, the others are always on."""
-    if method.routed:
-        return [answer.text for answer in gag.ask(questions)]
-    return method.answer(questions, None).texts
-
-
-def _speed(gag: ProjectGAG, method: Method, questions: list[str]) -> tuple[float, float | None]:
-    """Measure one question alone -> milliseconds to the first token, and for each further one.
-
-    What writes its whole text before the first token, as the expert alone does here, has no time for further
-    ones. That time is of the fastest rounds: noise would drown the difference.
-    """
-    one = questions[:1]
-    first = times_of(lambda: method.answer(one, 1))
-    more = times_of(lambda: method.answer(one, 1 + FURTHER))
-    to_first = round(1000 * first[len(first) // 2], 2)
-    text = method.answer(one, 1 + FURTHER).texts[0]
-    written = min(FURTHER, len(gag.base.prompts.text(text)))  # its end, too, is a token
-    if method.name == "expert" or written == 0:
-        return to_first, None
-    return to_first, round(1000 * max(0.0, more[0] - first[0]) / written, 2)
-
-
 def _outcome(
     method: Method, answers: MethodAnswers, asked: Questions, scorer: Scorer, metric: str
 ) -> Outcome:
@@ -187,10 +115,13 @@ def _outcome(
         answers=answers,
         scores=scorer.score(metric, answers.texts, asked.golds),
         in_context=None if context is None else scorer.score("contains", context, asked.golds),
-        general=scorer.score("contains", answers.general, [row.answers for row in asked.general])
-        if answers.general
-        else [],
+        general=_general(scorer, answers.general, asked),
+        forced=_general(scorer, answers.forced or answers.general, asked),
     )
+
+
+def _general(scorer: Scorer, texts: list[str], asked: Questions) -> list[float]:
+    return scorer.score("contains", texts, [row.answers for row in asked.general]) if texts else []
 
 
 def _all_figures(outcomes: dict[str, Outcome], tested: int) -> dict[str, MethodFigures]:
@@ -212,6 +143,7 @@ def _figures(outcome: Outcome, tested: int) -> MethodFigures:
         in_context=None if outcome.in_context is None else _mean(outcome.in_context[:tested]),
         tokens_added=round(answers.tokens_added, 2),
         general=_mean(outcome.general) if outcome.general else None,
+        general_forced=_mean(outcome.forced) if outcome.forced else None,
         build_seconds=cost.seconds,
         build_mb=None if cost.peak_bytes is None else round(cost.peak_bytes / 1e6, 1),
         disk_mb=None if cost.disk_bytes is None else round(cost.disk_bytes / 1e6, 2),

@@ -19,7 +19,8 @@ class MethodFigures:
     interval: Interval
     in_context: float | None  # share of questions whose gold stands in the text that the method adds
     tokens_added: float
-    general: float | None  # share of general questions answered right
+    general: float | None  # share of general questions answered right, as a user meets the method
+    general_forced: float | None  # the same with the method always on: without GAG's router
     build_seconds: float | None
     build_mb: float | None  # peak memory of the process in the heaviest stage
     disk_mb: float | None

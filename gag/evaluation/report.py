@@ -16,6 +16,7 @@ LEGEND = (
     "on the same questions, base and decoding. In context: share of questions whose gold stands in the "
     "text that the method adds to the prompt. Tokens: how many it adds. General: share of general "
     "questions answered right where the method meets them; GAG has its router, all others are always on. "
+    "Forced: the same with GAG's vectors always on. "
     "Build MB: the most memory that the process held in the heaviest stage, as its manifest records it. A "
     "lead whose interval holds 0 is no difference."
 )
@@ -79,13 +80,14 @@ def slice_verdicts(found: Comparison) -> list[str]:
 
 def compare_lines(found: Comparison) -> list[str]:
     """Say the comparison to a terminal."""
-    header = f"{'method':<34}{found.metric:>10}{'95 % interval':>18}{'general':>9}"
+    header = f"{'method':<34}{found.metric:>10}{'95 % interval':>18}{'general':>9}{'forced':>8}"
     lines = [header + f"{'tokens':>8}{'build s':>9}{'ttft ms':>9}"]
     for figures in found.methods.values():
         general = f"{figures.general:.3f}" if figures.general is not None else "-"
+        forced = f"{figures.general_forced:.3f}" if figures.general_forced is not None else "-"
         build = f"{figures.build_seconds:.0f}" if figures.build_seconds is not None else "-"
         lines.append(
-            f"{figures.label:<34}{figures.quality:>10.3f}{_ends(figures.interval):>18}{general:>9}"
+            f"{figures.label:<34}{figures.quality:>10.3f}{_ends(figures.interval):>18}{general:>9}{forced:>8}"
             f"{figures.tokens_added:>8.1f}{build:>9}{figures.first_token_ms:>9.1f}"
         )
     return [*lines, *slice_verdicts(found), verdict(found)]
@@ -94,8 +96,9 @@ def compare_lines(found: Comparison) -> list[str]:
 def _add_methods(page: Page, found: Comparison) -> None:
     page.heading("Methods")
     names = list(found.methods)
-    header = ["method", found.metric, "95 % interval", "in context", "tokens", "general", "first token ms",
-              "each token ms", "build s", "build MB", "disk MB", "GAG leads by"]  # fmt: skip
+    header = ["method", found.metric, "95 % interval", "in context", "tokens", "general",
+              "forced", "first token ms", "each token ms", "build s", "build MB", "disk MB",
+              "GAG leads by"]  # fmt: skip
     rows = [_cells(figures) for figures in found.methods.values()]
     page.table(header, rows, names.index("gag") if "gag" in names else None)
     page.text(f"Quality is {found.metric}, 0 to 1, {LEGEND}", "note")
@@ -155,8 +158,8 @@ def _cells(figures: MethodFigures) -> list[Any]:
     each = None if figures.per_token_ms is None else f"{figures.per_token_ms:.1f}"
     built = None if figures.build_seconds is None else f"{figures.build_seconds:.0f}"
     return [figures.label, figures.quality, _ends(figures.interval), figures.in_context,
-            f"{figures.tokens_added:.0f}", figures.general, f"{figures.first_token_ms:.0f}", each, built,
-            figures.build_mb, figures.disk_mb, led]  # fmt: skip
+            f"{figures.tokens_added:.0f}", figures.general, figures.general_forced,
+            f"{figures.first_token_ms:.0f}", each, built, figures.build_mb, figures.disk_mb, led]  # fmt: skip
 
 
 def _slice_columns(found: Comparison) -> list[str]:

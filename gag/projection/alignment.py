@@ -148,7 +148,8 @@ class Reader:
         closing, answers = rows[0].prompt.after, [row.answer for row in rows]
         longest = max(map(len, answers))
         padded = [answer + answer[:1] * (longest - len(answer)) for answer in answers]  # nothing reads these
-        tokens = torch.stack([self._base.embed(closing + answer[:-1]) for answer in padded])
+        ids = [token for answer in padded for token in closing + answer[:-1]]  # embedded in one call
+        tokens = self._base.embed(ids).view(len(rows), len(closing) + longest - 1, -1)
         embeds = torch.cat([vectors.to(tokens), tokens], 1)  # [B, S + closing + A - 1, Db]
         mask = torch.cat([mask, mask.new_ones(embeds.shape[:2])], 1)
         return _answers_in(self._run(embeds, mask, cache), rows, longest)
@@ -164,8 +165,10 @@ class Reader:
         if all(kept):
             return self._laid_out(padding, longest, [row for row in kept if row]), mask
         cache = self._laid_out(padding, opening)
-        questions = pad_left([self._base.embed(before[-(longest - opening) :]) for before in befores])
-        self._run(questions.embeds, mask, cache)  # and of a short row the end of the opening
+        # of a short row the end of the opening too
+        behind = [before[-(longest - opening) :] for before in befores]
+        embedded = self._base.embed([token for ids in behind for token in ids])
+        self._run(pad_left(embedded.split([len(ids) for ids in behind])).embeds, mask, cache)
         return cache, mask
 
     def _laid_out(

@@ -121,7 +121,7 @@ class Trainer:
     def train_one_step(self) -> None:
         """Take one optimiser step; at an epoch's end validate, and now and then write a checkpoint."""
         batch = self._batch()
-        loss = self._accumulate(batch)
+        loss = self._accumulate(batch).item()  # the one time in a step that the host waits for the device
         self._check_finite(loss, batch)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.modules.parameters(), self.settings.clip)
@@ -133,7 +133,7 @@ class Trainer:
         self.progress = replace(
             done,
             step=done.step + 1,
-            total=done.total + loss.item() * len(batch),
+            total=done.total + loss * len(batch),
             count=done.count + len(batch),
         )
         self._report()
@@ -176,11 +176,11 @@ class Trainer:
         """
         noisy = dict(zip(batch, self._noisy(batch), strict=True))
         tokens = sum(len(self.train.rows[i].answer) for i in batch)
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.base.device)
         for chosen in _micro_batches(self.train, batch, self.settings.micro_batch_size):
             loss = self._loss(chosen, torch.stack([noisy[i] for i in chosen]), tokens, len(batch))
             loss.backward()
-            total += loss.detach().cpu()
+            total += loss.detach()
         gradients = []
         for parameter in self.modules.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -210,11 +210,11 @@ class Trainer:
         noise = self.noise * torch.randn(slots.shape, generator=generator)
         return slots + noise * used(slots)[..., None, None]
 
-    def _check_finite(self, loss: torch.Tensor, batch: list[int]) -> None:
-        if not torch.isfinite(loss):
+    def _check_finite(self, loss: float, batch: list[int]) -> None:
+        if not math.isfinite(loss):
             names = ", ".join(str(i) for i in batch[:8])
             raise DataError(
-                f"the loss is {loss.item()} at step {self.progress.step + 1} (align rows {names}, ...); "
+                f"the loss is {loss} at step {self.progress.step + 1} (align rows {names}, ...); "
                 "lower align.learning_rate, or set align.clip: 1.0"
             )
 
