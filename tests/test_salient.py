@@ -87,9 +87,9 @@ def test_the_sentence_that_makes_the_question_likely_counts(expert: Backbone) ->
     ranked = rank_words(expert, [question], [prompts.plain(question)], [written], 4096)[0]
     nats = log_probabilities(expert, [expert.embed(prompts.plain(question))], [written], 4096)[0]
 
-    def value(word: Word) -> float:
-        fresh = word.text.strip() not in ("is",)
-        return float(weights[word.sentence] * -nats[list(word.places)].sum()) * fresh
+    def value(word: Word) -> tuple[bool, float]:
+        weight, fresh = float(weights[word.sentence]), word.text.strip() not in ("is",)
+        return weight >= float(weights.max()) / 2, weight * float(-nats[list(word.places)].sum()) * fresh
 
     values = [value(word) for word in ranked]
     assert values == sorted(values, reverse=True)

@@ -16,6 +16,7 @@ from gag.models.likelihood import log_probabilities
 from gag.models.prompts import Prompts
 from gag.project.words import UNSPACED, tokens
 
+NEAR = 0.5
 _ASK = "Ask a question."
 _STARTS = regex.compile(rf"\s|[{UNSPACED}]", regex.V1)  # of a token that begins a word
 _ENDS = regex.compile(rf"\s$|[{UNSPACED}。！？]$", regex.V1)  # of a token behind which a word begins
@@ -78,13 +79,16 @@ def split_words(prompts: Prompts, ids: list[int]) -> list[Word]:
 
 
 def _ranked(question: str, words: list[Word], news: torch.Tensor, weights: dict[int, float]) -> list[Word]:
-    """Order words by their news [T], weighed by their sentence; those of the question come last."""
-    said = set(tokens(question))
+    """Order words: the best sentences' before all others, by their news [T]; the question's words last.
 
-    def value(word: Word) -> tuple[float, float]:
+    A sentence is among the best with at least `NEAR` of the best one's share.
+    """
+    said, best = set(tokens(question)), max(weights.values(), default=1.0)
+
+    def value(word: Word) -> tuple[bool, float, float]:
         weight = weights.get(word.sentence, 1.0)
         told = 0.0 if said.issuperset(tokens(word.text)) else max(0.0, float(news[list(word.places)].sum()))
-        return weight * told, weight
+        return weight >= NEAR * best, weight * told, weight
 
     return sorted(words, key=value, reverse=True)
 
