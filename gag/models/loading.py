@@ -111,8 +111,8 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
         model, report = with_attention(
             settings.attention,
             lambda attention: source.load_weights(
-                loader.from_pretrained, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-                output_loading_info=True, **placed,
+                loader.from_pretrained, config=config, dtype=dtype, attn_implementation=attention,
+                use_safetensors=True, output_loading_info=True, **placed,
             ),
         )  # fmt: skip
     _check_whole(settings.model, report)
@@ -123,7 +123,8 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     model.base_model_prefix = _body(model)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     model.generation_config = GenerationConfig(eos_token_id=stops)  # no penalty or sampling rule of its own
-    stated = source.load(PretrainedConfig.get_config_dict)[0]
+    # the header of a GGUF file takes seconds to read: of such a model the config itself says what it states
+    stated = config.to_diff_dict() if source.gguf else source.load(PretrainedConfig.get_config_dict)[0]
     backbone = Backbone(model, tokenizer, portable_name(settings.model), settings.revision, stated)
     check_serves(backbone)
     return backbone
