@@ -94,5 +94,16 @@ def test_the_advice_names_the_setting_to_try_next() -> None:
 
 def test_another_question_has_another_answer() -> None:
     rows = [row("a", "x"), row("b", "x"), row("c", "y")]
-    assert all(rows[other].answers != rows[i].answers for i, other in enumerate(stage._others(rows)))
-    assert stage._others(rows[:2]) == [0, 1]
+    found = stage._others(rows, rows)
+    assert all(rows[other].answers != rows[i].answers for i, other in enumerate(found))
+    assert set(stage._others(rows[:2], rows[:2])) <= {0, 1}
+
+
+def test_texts_longer_than_the_bases_positions_are_left_out(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On such a base the build would end in an error at its last step."""
+    inputs = project.inputs("metals")
+    monkeypatch.setattr("gag.models.backbone.token_limit", lambda config: 24)
+    found = stage._measure(inputs, readouts.key(inputs))
+    assert found.questions == 0 and found.transfer is None and "positions" in found.advice(ReadoutSettings())

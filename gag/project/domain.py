@@ -107,7 +107,8 @@ class TransferFacts:
         """Say what to try next; nothing where most of the knowledge arrives."""
         if self.transfer is None:
             return (
-                "the expert's text adds next to nothing to what the base says by itself: see whether the "
+                "the expert's text adds next to nothing to what the base says by itself, or the validation "
+                "rows' texts are longer than the base's positions: see whether the "
                 "expert writes the answers (the texts in runs/), and whether the base alone knows them"
             )
         if self.transfer >= FAITHFUL:

@@ -61,11 +61,15 @@ def transfer(project: Project, domain: str) -> TransferFacts:
 
 def _measure(inputs: DomainInputs, readouts_key: str) -> TransferFacts:
     model = load_backbone(inputs.settings.base, inputs.root)
-    stored = read_store(inputs.run("readouts") / "val", readouts_key)
-    order = random.Random(SEED).sample(range(len(stored.ids)), min(MOST, len(stored.ids)))
+    stored, aligned = (read_store(inputs.run("readouts") / split, readouts_key) for split in ("val", "align"))
+    fits = _fitting(inputs, model, stored.texts)
+    order = random.Random(SEED).sample(fits, min(MOST, len(fits)))
     rows = [inputs.splits.val[i] for i in order]
+    if not rows:
+        return TransferFacts(questions=0, base=0.0, gag=0.0, shuffled=0.0, text=0.0)
     vectors = _vectors(inputs, model, stored, order)
-    answers = _answers(inputs, model, rows, vectors, [stored.texts[i] for i in order])
+    wrong = _vectors(inputs, model, aligned, _others(rows, inputs.splits.align))
+    answers = _answers(inputs, model, rows, vectors, wrong, [stored.texts[i] for i in order])
     scores = {
         way: np.array([told(row, text) for row, text in zip(rows, texts, strict=True)])
         for way, texts in answers.items()
@@ -107,19 +111,21 @@ def _vectors(
 
 
 def _answers(
-    inputs: DomainInputs, base: Backbone, rows: list[Example], vectors: torch.Tensor, texts: list[str]
+    inputs: DomainInputs,
+    base: Backbone,
+    rows: list[Example],
+    vectors: torch.Tensor,
+    wrong: torch.Tensor,
+    texts: list[str],
 ) -> dict[str, list[str]]:
     """Answer the rows four ways, each as long as its gold answer may be."""
     prompts, instruction = base.prompts, inputs.prompts.answer
     around = [prompts.with_knowledge(row.question, instruction) for row in rows]
-    others = _others(rows)
-    budget = min(
-        inputs.settings.decoding.max_new_tokens, max(len(prompts.answer(row.answers[0])) for row in rows) + 8
-    )
+    budget = _budget(base, rows)
     ways = {
         "base": [base.embed(prompts.plain(row.question)) for row in rows],
         "gag": [inject(base, one, own) for one, own in zip(around, vectors, strict=True)],
-        "shuffled": [inject(base, one, vectors[other]) for one, other in zip(around, others, strict=True)],
+        "shuffled": [inject(base, one, other) for one, other in zip(around, wrong, strict=True)],
         "text": [
             base.embed(prompts.with_text(row.question, instruction, text))
             for row, text in zip(rows, texts, strict=True)
@@ -136,13 +142,31 @@ def _answers(
     return answers
 
 
-def _others(rows: list[Example]) -> list[int]:
-    """Return for each row another one whose answer is another; itself, where all have one answer."""
+def _fitting(inputs: DomainInputs, base: Backbone, texts: list[str]) -> list[int]:
+    """Return the rows whose prompt with the expert's text has room in the base's positions."""
+    rows, prompts = inputs.splits.val, base.prompts
+    if base.positions is None:
+        return list(range(len(rows)))
+    room = base.positions - _budget(base, rows) - inputs.settings.readout.slots
+    lengths = [
+        len(prompts.with_text(row.question, inputs.prompts.answer, text))
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    return [i for i, length in enumerate(lengths) if length <= room]
+
+
+def _budget(base: Backbone, rows: list[Example]) -> int:
+    """Return how long an answer may be: as the longest gold, and a little more."""
+    return max(len(base.prompts.answer(row.answers[0])) for row in rows) + 8
+
+
+def _others(rows: list[Example], aligned: list[Example]) -> list[int]:
+    """Return for each row an alignment row whose answer is another; any, where all have one answer."""
     rng = random.Random(SEED)
     found = []
-    for place, row in enumerate(rows):
-        others = [i for i, other in enumerate(rows) if other.answers != row.answers]
-        found.append(rng.choice(others) if others else place)
+    for row in rows:
+        others = [i for i, other in enumerate(aligned) if other.answers != row.answers]
+        found.append(rng.choice(others or range(len(aligned))))
     return found
 
 
