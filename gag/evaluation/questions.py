@@ -44,7 +44,7 @@ def draw_questions(project: Project, domain: str, quick: bool) -> Questions:
         raise DataError(f"no test row of {domain} has a gold answer; add answers")
     most = QUICK_MOST if quick else MOST
     rows = rng.sample(rows, most) if len(rows) > most else rows
-    align = project.inputs(domain).splits.align
+    align = [example for example in project.inputs(domain).splits.align if example.answers]
     seen = [_seen(example, domain) for example in rng.sample(align, min(SEEN_MOST, len(align)))]
     return Questions(rows + seen, len(rows), _general(project))
 

@@ -95,7 +95,8 @@ def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> 
     """
     target = project.run(domain, "compare") / "prefix"
     inputs = project.inputs(domain)
-    align_rows, val_rows = inputs.splits.align, inputs.splits.val
+    align_rows = [example for example in inputs.splits.align if example.answers]
+    val_rows = inputs.splits.val
     rates, epochs = (PREFIX_RATES[:1], 1) if quick else (PREFIX_RATES, PREFIX_EPOCHS)
     instruction, seed = project.described(domain).prompts.answer, project.settings.align.seed
     key = stage_key(

@@ -19,9 +19,8 @@ def check_limits(inputs: DomainInputs) -> None:
     """
     base = Blueprint(inputs.settings.base, inputs.root, "cpu")
     expert = Blueprint(inputs.settings.expert, inputs.root, "cpu")
-    rows = [*inputs.splits.align, *inputs.splits.val]
     check_models(inputs, base, expert)
-    align = align_lengths(rows, base.prompts, expert.prompts, inputs.prompts)
+    align = align_lengths(inputs, base.prompts, expert.prompts)
     check_lengths(inputs, base, expert, align, adapt_lengths(inputs.taught, expert.prompts, inputs.prompts))
 
 

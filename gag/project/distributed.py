@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gag.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # for a process whose share of the work takes longer than the others'
 
 
@@ -33,13 +34,13 @@ def barrier() -> None:
         _group().wait_for_everyone()
 
 
-def broadcast(question: Callable[[], bool]) -> bool:
+def broadcast(question: Callable[[], T]) -> T:
     """Ask on the first process, answer on all: files may change between two looks at them."""
     if world_size() == 1:
         return question()
     import torch
 
-    answer = [question() if rank() == 0 else False]
+    answer: list[Any] = [question() if rank() == 0 else None]
     _group()
     torch.distributed.broadcast_object_list(answer)
     return answer[0]

@@ -35,7 +35,7 @@ VAL_SHARE = 0.1
 class Splits:
     """Rows that train the projector, and rows that choose the best one.
 
-    No group is in both, nor in the test file.
+    No group is in both, nor in the test file. With `align.distill`, rows that train may have no answer.
     """
 
     align: list[Example]
@@ -65,12 +65,15 @@ class DomainInputs:
     @cached_property
     def splits(self) -> Splits:
         """The rows of alignment and of its validation."""
-        align = read_examples(self.align)
+        align = read_examples(
+            self.align, unanswered=self.settings.align.distill > 0 and self.adapt != self.align
+        )
         if self.val:
             val = read_examples(self.val)
             check_disjoint(align, val, ("align", "val"))
         else:
-            align, val = split_groups(align, VAL_SHARE, self.settings.align.seed)
+            align, held_out = split_groups(align, VAL_SHARE, self.settings.align.seed)
+            val = [example for example in held_out if example.answers]
         if not align or not val:
             raise DataError(
                 f"{self.name} has too few groups in its align rows for training and validation; add rows"

@@ -27,7 +27,10 @@ READ = {"question", "instruction", "input", "answer", "output", "text", "id", "g
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its answers (the first is learned, all count) and the group that no split may cut."""
+    """A question with its answers (the first is learned, all count) and the group that no split may cut.
+
+    Alignment by distillation may have no answers.
+    """
 
     id: str
     question: str
@@ -43,10 +46,13 @@ class Passage:
     text: str
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read question-answer rows: {"question", "answer"} or Alpaca's {"instruction", "input", "output"}."""
+def read_examples(path: Path, unanswered: bool = False) -> list[Example]:
+    """Read question-answer rows: {"question", "answer"} or Alpaca's {"instruction", "input", "output"}.
+
+    `unanswered` lets rows be without an answer.
+    """
     rows = list(read_rows(path))
-    examples = [_example(row, f"{path.name}:{line}", line) for line, row in rows]
+    examples = [_example(row, f"{path.name}:{line}", line, unanswered) for line, row in rows]
     if not examples:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
     if unread := unread_columns([row for _, row in rows]):
@@ -197,11 +203,13 @@ def row_name(row: dict[str, Any], key: str, default: str, place: str) -> str:
     return default if value is None else str(value)
 
 
-def _example(row: dict[str, Any], place: str, line: int) -> Example:
+def _example(row: dict[str, Any], place: str, line: int, unanswered: bool) -> Example:
     question = read_question(row, place)
     answers = row.get("answer", row.get("output"))
     answers = [answers] if isinstance(answers, str) else answers
-    if (
+    if unanswered and answers is None:
+        answers = []
+    elif (
         not isinstance(answers, list)
         or not answers
         or not all(isinstance(a, str) and a.strip() for a in answers)

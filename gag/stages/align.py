@@ -10,7 +10,9 @@ import torch
 
 from gag.errors import MismatchError
 from gag.models.backbone import Backbone
+from gag.models.batching import in_length_batches
 from gag.models.dry_run import PROBE, tried
+from gag.models.language_model import Request, generate
 from gag.models.loading import load_backbone
 from gag.project import distributed
 from gag.project.artifacts import read_manifest, writing
@@ -43,7 +45,16 @@ def made_from(inputs: DomainInputs) -> dict[str, Any]:
         "settings": inputs.settings.align.key(),
         "base": inputs.base_key,
         "prompt": inputs.prompts.answer,
-    } | ({"bridge": _bridge_key(inputs)} if inputs.settings.align.bridge else {})
+    } | _more(inputs)
+
+
+def _more(inputs: DomainInputs) -> dict[str, Any]:
+    align, found = inputs.settings.align, {}
+    if align.bridge:
+        found["bridge"] = _bridge_key(inputs)
+    if align.distill:  # a row without an answer learns what the base writes
+        found["decoding"] = inputs.settings.decoding.max_new_tokens
+    return found
 
 
 def _bridge_key(inputs: DomainInputs) -> str:
@@ -82,7 +93,7 @@ def align(project: Project, domain: str) -> Path:
         )
         train = replace(train, start=weights)
     if settings.semantic:
-        train = replace(train, meanings=_meanings(inputs))
+        train = replace(train, meanings=_meanings(inputs, base, train))
     run = Run(unfinished, wanted, tracker(inputs.settings.tracking, domain, "align", folder.parent))
     projector, val_loss = train_projector(base, train, val, settings, run, f"align {domain}")
     facts = {
@@ -138,20 +149,37 @@ def _split(inputs: DomainInputs, base: Backbone, examples: list[Example], stored
             f"the readouts are {stored.slots.shape[-1]} wide, not {width}; run `gag readouts` again"
         )
     prompts, instruction = base.prompts, inputs.prompts.answer
-    rows = [
-        Row(
-            prompts.with_knowledge(example.question, instruction),
-            prompts.answer(example.answers[0]),
-            prompts.with_text(example.question, instruction, text) if inputs.settings.align.distill else [],
-        )
-        for example, text in zip(examples, stored.texts, strict=True)
-    ]
-    return Split(rows, stored.slots)
+    around = [prompts.with_knowledge(example.question, instruction) for example in examples]
+    if not inputs.settings.align.distill:
+        answers = [prompts.answer(example.answers[0]) for example in examples]
+        return Split([Row(*row, []) for row in zip(around, answers, strict=True)], stored.slots)
+    pairs = zip(examples, stored.texts, strict=True)
+    taught = [prompts.with_text(example.question, instruction, text) for example, text in pairs]
+    answers = _learned(inputs, base, examples, taught)
+    return Split([Row(*row) for row in zip(around, answers, taught, strict=True)], stored.slots)
 
 
-def _meanings(inputs: DomainInputs) -> torch.Tensor:
-    """Embed gold answers -> [N, E]: by a sentence encoder, or the expert backbone's mean state."""
-    answers = [example.answers[0] for example in inputs.splits.align]
+def _learned(
+    inputs: DomainInputs, base: Backbone, examples: list[Example], taught: list[list[int]]
+) -> list[list[int]]:
+    """Return the tokens that rows learn: the gold answer, or else the base's own with the expert's text."""
+    prompts, decoding = base.prompts, inputs.settings.decoding
+    asked = [prompt for example, prompt in zip(examples, taught, strict=True) if not example.answers]
+
+    def write(batch: list[list[int]]) -> list[list[int]]:
+        written = generate(base, [Request(base.embed(ids), decoding.max_new_tokens) for ids in batch])
+        return [one.ids + [prompts.end] * (one.finish == "stop") for one in written]
+
+    if asked:
+        say(f"align {inputs.name}: {len(asked)} rows have no answer; they learn the base's own from the text")
+    own = iter(distributed.broadcast(lambda: in_length_batches(asked, write, rows=decoding.batch_size)))
+    return [prompts.answer(example.answers[0]) if example.answers else next(own) for example in examples]
+
+
+def _meanings(inputs: DomainInputs, base: Backbone, train: Split) -> torch.Tensor:
+    """Embed answers -> [N, E]: by a sentence encoder, or the expert backbone's mean state."""
+    pairs = zip(inputs.splits.align, train.rows, strict=True)
+    answers = [one.answers[0] if one.answers else base.prompts.decode(row.answer) for one, row in pairs]
     name, router = inputs.settings.align.semantic_encoder, inputs.settings.router
     if name is None:
         backbone = load_backbone(inputs.settings.expert, inputs.root)

@@ -200,8 +200,9 @@ def _report(inputs: DomainInputs, rows: dict[str, list[Example]]) -> None:
     folder, shares, counts, lines = inputs.run("readouts"), [], {}, []
     for split, examples in rows.items():
         texts = read_store(folder / split).texts
-        held = [_held(text, example.answers[0]) for text, example in zip(texts, examples, strict=True)]
-        shares.append(sum(held) / len(held))
+        pairs = zip(texts, examples, strict=True)
+        held = [_held(text, example.answers[0]) for text, example in pairs if example.answers]
+        shares.append(sum(held) / max(1, len(held)))
         counts[split] = {"rows": len(texts), "share of the answers' words in the texts": shares[-1]}
         lengths = sorted(len(text.split()) for text in texts)
         lines.append(Curve(split, [i / len(lengths) for i in range(len(lengths))], lengths))
