@@ -80,9 +80,7 @@ def curve(base: Backbone, loss_of: Any, slots: torch.Tensor, rows: list[Row]) ->
 def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
-    parser.add_argument(
-        "--batch", type=int, default=32, help="rows in a micro-batch (the default of align.micro_batch_size)"
-    )
+    parser.add_argument("--batch", type=int, default=32, help="rows in a forward pass")
     parser.add_argument("--window", type=int, help="tokens that every other layer sees, such as 64")
     args = parser.parse_args()
     base = make_backbone("base", args.shapes, args.device, args.window)

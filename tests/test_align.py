@@ -104,7 +104,7 @@ def test_fast_path_is_the_plain_forward_in_loss_and_gradient(
 def test_kept_questions_change_nothing(base: Backbone, rows: list[Row], budget: int, kept: int) -> None:
     vectors = torch.randn(len(rows), 2, base.width)
     plain, fast = Reader(base, rows), Reader(base, rows)
-    assert fast.keep_questions(rows, budget, 3) == kept
+    assert fast.keep_questions(rows, budget, 90) == kept
     for chosen in ([0, 1, 2, 3], [2], [0, 2], [3, 1]):
         picked = [rows[i] for i in chosen]
         a, b = plain.read(vectors[chosen], picked), fast.read(vectors[chosen], picked)
@@ -164,7 +164,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(
 
 def test_the_rich_preset_trains(base: Backbone, rich: Split, tmp_path: Path) -> None:
     settings = AlignSettings(
-        projector="gated_residual", steps=60, batch_size=3, micro_batch_size=2, learning_rate=1e-2, clip=1.0,
+        projector="gated_residual", steps=60, batch_size=3, batch_tokens=50, learning_rate=1e-2, clip=1.0,
         semantic=0.1, diversity=0.1, distill=0.1, noise=0.1,
     )  # fmt: skip
     start = mean_loss(Reader(base, rich.rows), base, started(base, rich, settings), rich, 4)
@@ -265,23 +265,25 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Backbone, split: Split, tm
 
 def test_micro_batches_and_batch_size_do_not_matter(base: Backbone, rich: Split, tmp_path: Path) -> None:
     results = []
-    for size in (1, 3, 32):
+    for tokens in (1, 80, 8192):
         settings = AlignSettings(
             projector="gated_residual",
             epochs=2,
             batch_size=4,
-            micro_batch_size=size,
+            batch_tokens=tokens,
             semantic=0.1,
             diversity=0.1,
             noise=0.1,
         )
-        results.append(train_projector(base, rich, rich, settings, run(tmp_path / str(size)))[0].state_dict())
+        results.append(
+            train_projector(base, rich, rich, settings, run(tmp_path / str(tokens)))[0].state_dict()
+        )
     for other in results[1:]:
         assert all(torch.allclose(results[0][n], other[n], rtol=1e-4, atol=1e-5) for n in other)
     projector = make_projector("mlp", (1, 1, 24), base.width)
     single = Split(rich.rows, rich.slots[:, :1, :1])
     reader = Reader(base, rich.rows)
-    losses = [mean_loss(reader, base, copy.deepcopy(projector), single, size) for size in (1, 4)]
+    losses = [mean_loss(reader, base, copy.deepcopy(projector), single, tokens) for tokens in (1, 8192)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -48,12 +48,10 @@ for name in sys.argv[2:]:
 
 def write_project(root: Path, tuning: str = "lora") -> Path:
     """A project whose models weigh 50 MB each, with long answers."""
-    batch = {"batch_size": 8, "micro_batch_size": 8}
+    batch, tuned = {"batch_size": 8}, {"micro_batch_size": 8, "rank": 8, "tuning": tuning}
     readout = {"batch_tokens": 2400, "max_new_tokens": 8, "layers": [-1, -2], "pooling": "norm", "slots": 2}
     align = {"projector": "gated_residual", "epochs": 1}
-    write_tiny_project(
-        root, adapt=batch | {"rank": 8, "tuning": tuning}, readout=readout, align=batch | align
-    )
+    write_tiny_project(root, adapt=batch | tuned, readout=readout, align=batch | align)
     for name, seed in (("base", 0), ("expert", 1)):
         shutil.rmtree(root / "models" / name)
         make_model(root / "models" / name, 512, seed, **SHAPE)

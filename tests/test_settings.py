@@ -63,7 +63,7 @@ def test_a_number_counts_by_its_value(written: Any) -> None:
         (AdaptSettings(micro_batch_size=8, gradient_checkpointing=False, checkpoint_minutes=1), True),
         (AdaptSettings(learning_rate=1e-3), False),
         (AdaptSettings(rank=4), False),
-        (AlignSettings(micro_batch_size=1, cache_gb=3, checkpoint_minutes=0), True),
+        (AlignSettings(batch_tokens=1, cache_gb=3, checkpoint_minutes=0), True),
         (AlignSettings(semantic_encoder="x"), True),  # acts only with semantic
         (AlignSettings(seed=1), False),
         (ReadoutSettings(batch_tokens=5, top_p=0.5, top_k=3, seed=7, pooling_temperature=3), True),
@@ -127,7 +127,7 @@ def test_stage_keys_follow_from_the_marks_and_from_the_experts_own_weights(proje
         "adapt.micro_batch_size=2",
         "adapt.gradient_checkpointing=true",
         "readout.batch_tokens=99",
-        "align.micro_batch_size=3",
+        "align.batch_tokens=3",
         "align.cache_gb=1",
         "router.batch_size=1",
         "decoding.batch_size=1",

@@ -29,7 +29,7 @@ class _Trained(torch.nn.Module):
 def align(work: Workload) -> Stage:
     """Plan the training of the projector."""
     lengths, modules, base = work.align, _Trained(work), work.base.shell()
-    batch, loaded = work.micro_batch(work.settings.align, work.align_rows), _loaded(work)
+    batch, loaded = work.align_micro_batch(), _loaded(work)
     with dry_run(base.model, modules) as meter:
         trained = trained_bytes(modules)
         weights = meter.live - trained

@@ -90,7 +90,7 @@ STAGES = {
     "corpus": StageKind(corpus, "corpus.micro_batch_size", _TUNING_LADDER),
     "adapt": StageKind(adapt, "adapt.micro_batch_size", _TUNING_LADDER),
     "readouts": StageKind(readouts, "readout.batch_tokens"),
-    "align": StageKind(align, "align.micro_batch_size"),
+    "align": StageKind(align, "align.batch_tokens"),
     "prototypes": StageKind(prototypes, "router.batch_size"),
     "ask": StageKind(ask, "decoding.batch_size"),
 }

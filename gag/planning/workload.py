@@ -99,10 +99,21 @@ class Workload:
         with torch.device("meta"):
             return make_projector(self.settings.align.projector, self.slots, self.base.width)
 
-    def micro_batch(self, group: AdaptSettings | PretrainSettings | AlignSettings, rows: int) -> MicroBatch:
-        """Return a forward pass of training on so many rows, shared among the devices."""
+    def micro_batch(self, group: AdaptSettings | PretrainSettings, rows: int) -> MicroBatch:
+        """Return a forward pass of tuning on so many rows, shared among the devices."""
+        return self._micro_batch(group, rows, group.micro_batch_size)
+
+    def align_micro_batch(self) -> MicroBatch:
+        """Return a forward pass of alignment on its longest rows."""
+        longest = self.align.longest_before + self.slots[0] + self.align.after + self.align.longest_answer
+        most = max(1, self.settings.align.batch_tokens // longest)
+        return self._micro_batch(self.settings.align, self.align_rows, most)
+
+    def _micro_batch(
+        self, group: AdaptSettings | PretrainSettings | AlignSettings, rows: int, most: int
+    ) -> MicroBatch:
         share = max(1, min(group.batch_size, rows) // self.machine.count)
-        return MicroBatch(min(group.micro_batch_size, share), share > group.micro_batch_size)
+        return MicroBatch(min(most, share), share > most)
 
     def computing(self, tokens: int, flops: int, metered: int) -> float:
         """Return one device's seconds for tokens, from the operations of a dry run on `metered` tokens."""

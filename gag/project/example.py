@@ -33,7 +33,7 @@ preset: {preset}   # the paper's: v1 (one vector), v4 (several); ours: vocabular
 # What one usually changes; what is not named here follows the preset:
 adapt: {{tuning: lora, rank: 32, learning_rate: 2.0e-4, epochs: 8, batch_size: 128, micro_batch_size: 16}}
 readout: {{max_new_tokens: {budget}, batch_tokens: 65536}}
-align: {{learning_rate: {rate}, batch_size: 32, micro_batch_size: 32}}
+align: {{learning_rate: {rate}, batch_size: 32, batch_tokens: 8192}}
 decoding: {{max_new_tokens: 256}}
 """
 

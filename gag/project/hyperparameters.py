@@ -181,7 +181,9 @@ class AlignSettings(Settings):
     epochs: int = result(5, ge=1, when=When("steps"), description="passes over the rows")
     steps: int | None = result(None, ge=1, description="optimiser steps, in place of epochs")
     batch_size: int = result(32, ge=1, description="rows per optimiser step, over all processes")
-    micro_batch_size: int = computation(32, ge=1, description="rows per forward pass, of like length")
+    batch_tokens: int = computation(
+        8192, ge=1, description="tokens and vectors of a forward pass, over rows of like length"
+    )
     warmup: float = result(0.03, ge=0, le=1, description="share of the steps")
     weight_decay: float = result(0.0, ge=0, description="of AdamW")
     clip: float | None = result(None, gt=0, description="largest norm of the gradient")

@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from gag.models.backbone import Backbone
+from gag.models.batching import length_batches
 from gag.models.dry_run import CLOSE
 from gag.models.language_model import pad_left
 from gag.models.prompts import KnowledgePrompt
@@ -88,7 +89,7 @@ class Reader:
                 f"  {base.name}: alignment runs whole rows, which is slower: its layers keep more than keys"
             )
 
-    def keep_questions(self, rows: list[Row], budget: int, batch_size: int) -> int:
+    def keep_questions(self, rows: list[Row], budget: int, tokens: int) -> int:
         """Keep the keys and values of questions for all epochs, within a budget of bytes.
 
         Return how many are kept.
@@ -98,9 +99,8 @@ class Reader:
         """
         if self._whole:
             return 0
-        order = sorted(range(len(rows)), key=lambda i: (rows[i].length, i))
-        for start in range(0, len(order), batch_size):
-            chosen = [rows[i] for i in order[start : start + batch_size]]
+        for batch in length_batches([row.length for row in rows], tokens):
+            chosen = [rows[i] for i in batch]
             cache, _ = self._run_questions(chosen)
             for i, row in enumerate(chosen):
                 length = len(row.prompt.before) - len(self._opening)

@@ -13,6 +13,7 @@ import torch
 
 from gag.errors import DataError
 from gag.models.backbone import Backbone
+from gag.models.batching import length_batches
 from gag.project import distributed
 from gag.project.artifacts import replacing
 from gag.project.hyperparameters import AlignSettings
@@ -54,13 +55,11 @@ def train_projector(
     return trainer.best()
 
 
-def mean_loss(
-    reader: Reader, base: Backbone, projector: Projector, split: Split, micro_batch_size: int
-) -> float:
+def mean_loss(reader: Reader, base: Backbone, projector: Projector, split: Split, batch_tokens: int) -> float:
     """Return the mean cross-entropy per answer token over a split, shared among the processes."""
     total = torch.zeros(2)
     with torch.no_grad():
-        for chosen in _micro_batches(split, list(range(len(split.rows))), micro_batch_size):
+        for chosen in _micro_batches(split, list(range(len(split.rows))), batch_tokens):
             vectors = projector(split.slots[chosen].to(base.device))
             states = reader.read(vectors, [split.rows[i] for i in chosen])
             loss = label_loss(base, states.before, states.labels).item()
@@ -153,7 +152,7 @@ class Trainer:
         )
         if settings.cache_gb:
             budget = int(settings.cache_gb * 1e9)
-            kept = self.reader.keep_questions(self.train.rows, budget, settings.micro_batch_size)
+            kept = self.reader.keep_questions(self.train.rows, budget, settings.batch_tokens)
             say(f"  {kept} of {len(self.train.rows)} rows have their questions' keys and values kept")
 
     def _rate(self, step: int) -> float:
@@ -177,7 +176,7 @@ class Trainer:
         noisy = dict(zip(batch, self._noisy(batch), strict=True))
         tokens = sum(len(self.train.rows[i].answer) for i in batch)
         total = torch.zeros((), device=self.base.device)
-        for chosen in _micro_batches(self.train, batch, self.settings.micro_batch_size):
+        for chosen in _micro_batches(self.train, batch, self.settings.batch_tokens):
             loss = self._loss(chosen, torch.stack([noisy[i] for i in chosen]), tokens, len(batch))
             loss.backward()
             total += loss.detach()
@@ -233,8 +232,8 @@ class Trainer:
         self.progress = replace(done, total=0.0, count=0)
 
     def _validate(self) -> None:
-        size = self.settings.micro_batch_size
-        val_loss = mean_loss(self.reader, self.base, self.projector, self.val, size)
+        tokens = self.settings.batch_tokens
+        val_loss = mean_loss(self.reader, self.base, self.projector, self.val, tokens)
         if not math.isfinite(val_loss):
             raise DataError(
                 f"the validation loss is {val_loss} at step {self.progress.step}: no projector can be "
@@ -279,12 +278,13 @@ def linear_schedule(step: int, steps: int, warmup: float) -> float:
     return min((step + 1) / rise, (steps - step) / max(1, steps - rise))
 
 
-def _micro_batches(split: Split, chosen: list[int], size: int) -> Iterator[list[int]]:
-    """Yield this process's rows in groups of like length."""
+def _micro_batches(split: Split, chosen: list[int], tokens: int) -> Iterator[list[int]]:
+    """Yield this process's rows in groups of like length, each within so many tokens and vectors."""
     order = sorted(chosen, key=lambda i: split.rows[i].length)
     mine = order[distributed.rank() :: distributed.world_size()]
-    for start in range(0, len(mine), size):
-        yield mine[start : start + size]
+    lengths = [split.rows[i].length + split.slots.shape[1] for i in mine]
+    for batch in length_batches(lengths, tokens):
+        yield [mine[i] for i in batch]
 
 
 def _generator(seed: int, what: str, number: int) -> torch.Generator:
