@@ -17,14 +17,14 @@ from gag.commands.demo import DemoFigures, DomainScores, RoutingScores
 LABELS = {  # of the methods
     "base": "base alone",
     "gag": "GAG",
-    "shuffled": "GAG, another entity's vector",
-    "zero": "GAG, zero vector",
+    "shuffled": "GAG, another question's vectors",
+    "zero": "GAG, zero vectors",
     "expert_text": "expert's text in the prompt",
     "expert": "expert alone",
     "bm25": "BM25 top-1 statement",
     "reading": "gold statement among 3 near misses",
 }
-COLUMNS = ("seen wordings", "unseen wordings", "new values", "tokens added")
+COLUMNS = ("seen", "unseen", "new value", "tokens")
 
 
 def show(figures: DemoFigures, folder: Path) -> None:
@@ -33,8 +33,9 @@ def show(figures: DemoFigures, folder: Path) -> None:
     for domain, scores in figures.domains.items():
         console.print(_domain_table(domain, scores, figures.tokens_added))
     console.print(
-        "[dim]Share of answers that contain the gold value, on facts that alignment never saw. "
-        "New values: facts whose value was never an answer in alignment, asked apart.[/dim]\n"
+        "[dim]Share of answers that contain the gold value, on facts that alignment never saw, in wordings "
+        "that training has seen or not. New value: facts whose value was never an answer in alignment, asked "
+        "apart. Tokens: what each method adds to the prompt.[/dim]\n"
     )
     console.print(_routing_table(figures.routing))
     for domain, arrived in figures.transfer.items():

@@ -29,7 +29,7 @@ from transformers import (
 from gag.errors import MismatchError, MissingExtraError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.dry_run import check_serves
-from gag.models.source import forget_gguf, is_gguf, model_source, portable_name, quietly
+from gag.models.source import forget_gguf, is_gguf, model_source, portable_name
 from gag.project.settings import ModelSettings
 from gag.project.tensors import all_finite
 
@@ -107,7 +107,7 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     ):
         loader = AutoModelForImageTextToText
     source = model_source(settings, root)
-    with _explained(settings), quietly(settings, root):
+    with _explained(settings):
         model, report = with_attention(
             settings.attention,
             lambda attention: source.load_weights(

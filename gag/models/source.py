@@ -1,8 +1,8 @@
 """Where a model's files are: a folder of the project, an id on the hub, or one GGUF file of either."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,15 @@ class ModelSource:
         return loader(self.where, revision=self.revision, trust_remote_code=False, **file, **more)
 
     def load_weights(self, loader: Callable[..., Any], **more: Any) -> Any:
-        """Load a model; what a GGUF file holds in quantised blocks becomes plain tensors."""
+        """Load a model; what a GGUF file holds in quantised blocks becomes plain tensors.
+
+        transformers' progress bar over the tensors of one that is here is hidden: it takes seconds.
+        """
         if self.gguf and hasattr(transformers, "GgufConfig"):  # before 5.20: always so
             more["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        return self.load(loader, **more)
+        here = self.gguf and (Path(self.where) / self.gguf).is_file()
+        with redirect_stderr(io.StringIO()) if here else nullcontext():
+            return self.load(loader, **more)
 
 
 def model_source(settings: ModelSettings, root: Path) -> ModelSource:
@@ -73,16 +78,6 @@ def model_source(settings: ModelSettings, root: Path) -> ModelSource:
 def is_gguf(model: str) -> bool:
     """Say whether a model is named by a GGUF file."""
     return model.lower().endswith(GGUF)
-
-
-@contextmanager
-def quietly(settings: ModelSettings, root: Path) -> Iterator[None]:
-    """Hide transformers' progress bar over the tensors of a GGUF file that is here: it takes seconds."""
-    if not (is_gguf(settings.model) and (root / settings.model).is_file()):
-        yield
-        return
-    with redirect_stderr(io.StringIO()):
-        yield
 
 
 def forget_gguf(model: Any) -> None:

@@ -21,7 +21,7 @@ from gag.project.domain import (
     EncoderSpec,
     load_domain,
 )
-from gag.project.progress import say
+from gag.project.progress import say, say_once
 from gag.project.project import Project
 from gag.project.settings import GENERAL
 from gag.project.tensors import load_tensors, save_tensors
@@ -102,7 +102,7 @@ def open_router(
     settings, saved = project.settings.router, None if anew else load_state(project.router)
     router = _make_router(project, domains, encoder, saved)
     if router.state.warning:
-        say(router.state.warning)
+        say_once(router.state.warning)
     if router.calibration and "alpha" in settings.model_fields_set:
         _compare(settings.alpha, router.calibration.alpha)
     if router.state is not saved and router.calibration:
