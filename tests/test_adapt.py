@@ -249,3 +249,18 @@ def test_an_old_gpu_tunes_in_float16(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert _half(torch.device("cuda")) == half
     assert _half(torch.device("cpu")) is None and _half(torch.device("mps")) is None
+
+
+def test_the_answers_loss_is_trls_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl import SFTTrainer
+
+    ours = adapt(tiny(tmp_path / "ours", "adapt.micro_batch_size=2"), "metals")
+    monkeypatch.setattr("gag.training.answer_loss.trainer_class", lambda *model, packed: SFTTrainer)
+    theirs = adapt(tiny(tmp_path / "theirs", "adapt.micro_batch_size=2"), "metals")
+    losses = [
+        [row["loss"] for _, row in read_rows(folder / "expert.log.jsonl") if "loss" in row]
+        for folder in (ours, theirs)
+    ]
+    assert len(losses[0]) > 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    a, b = (weights(folder / "expert") for folder in (ours, theirs))
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)

@@ -128,7 +128,9 @@ def _prepared(backbone: Backbone, tuning: Tuning, adapter: Path | None) -> Any:
 def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora: Any, callback: Any) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
+
+    from gag.training.answer_loss import trainer_class
 
     settings, accelerated, half = tuning.settings, backbone.device.type != "cpu", _half(backbone.device)
     micro, accumulated = _micro_batches(settings)
@@ -164,7 +166,7 @@ def _trainer(model: Any, backbone: Backbone, tuning: Tuning, scratch: Path, lora
         **packed,
         **best,
     )
-    trainer = SFTTrainer(
+    trainer = trainer_class(backbone.model, backbone.device, packed=bool(tuning.block))(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(tuning.rows),
