@@ -47,9 +47,9 @@ def test_unsafe_names_are_refused(name: str) -> None:
 
 def test_example_is_valid_and_is_not_overwritten(tmp_path: Path) -> None:
     write_example(tmp_path, "materials", "Qwen/Qwen3-8B", "Qwen/Qwen3-1.7B")
-    project = load_project(tmp_path, ("align.epochs=7", "readout.layers=[-2]"))
+    project = load_project(tmp_path, ("align.epochs=7", "readout.slots=4"))
     assert project.settings.align.epochs == 7
-    assert project.settings.readout.layers == (-2,)
+    assert (project.settings.readout.select, project.settings.readout.slots) == ("salient", 4)
     assert project.described("materials").file("adapt") == "data/materials/train.jsonl"
     with pytest.raises(SettingsError, match="already there"):
         write_example(tmp_path, "materials", "x", "y")

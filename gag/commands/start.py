@@ -49,7 +49,7 @@ def init(
     expert: Annotated[
         str, typer.Option(help="The expert backbone: a Hugging Face id or a folder.")
     ] = "Qwen/Qwen3-1.7B",
-    preset: Annotated[Preset, typer.Option(help=PRESET_HELP)] = "v1",
+    preset: Annotated[Preset, typer.Option(help=PRESET_HELP)] = "salient",
     as_json: JsonOption = False,
 ) -> None:
     """Write gag.yaml for real models, with every setting that one usually changes."""

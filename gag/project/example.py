@@ -29,7 +29,7 @@ domains:
       expert: You are an expert of this field. Write the background knowledge needed to answer the question.
       answer: Answer the question with the help of the knowledge given.
 
-preset: {preset}   # the paper's: v1 (one vector), v4 (several); ours: vocabulary (shared tokens)
+preset: {preset}   # ours: salient, vocabulary; the paper's: v1 (one vector), v4 (several)
 # What one usually changes; what is not named here follows the preset:
 adapt: {{tuning: lora, rank: 32, learning_rate: 2.0e-4, epochs: 8, batch_size: 128, micro_batch_size: 16}}
 readout: {{max_new_tokens: {budget}, batch_tokens: 65536}}
@@ -38,7 +38,7 @@ decoding: {{max_new_tokens: 256}}
 """
 
 
-def write_example(folder: Path, domain: str, base: str, expert: str, preset: str = "v1") -> Path:
+def write_example(folder: Path, domain: str, base: str, expert: str, preset: str = "salient") -> Path:
     """Write an example gag.yaml and the folder for a first domain's data.
 
     An existing project is left alone.
