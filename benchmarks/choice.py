@@ -5,7 +5,8 @@ S tokens of a text stand as the base's embeddings in its input; an answer counts
 
 salient   ours: the backbone's surprisal by whole words, behind the sentence that makes the question likely
 base      the same, with the surprisal of the base behind the bare question
-gain      the sentence whose tokens gain most from the question, then ours within it
+gain      the sentence whose tokens gain most from the question, against "Tell me about ..." with the
+          right name (which a question does not always give away); then ours within it
 first     the first S tokens
 random    S tokens at random, in the order of the text
 segments  the text in S segments, each the mean of its tokens' embeddings
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import options, report
+from gag.evaluation.metrics import contains
 from gag.models.backbone import Backbone
 from gag.models.language_model import Request, generate
 from gag.models.likelihood import log_probabilities
@@ -106,7 +108,7 @@ def answer(model: Backbone, asked: list[Asked], rule: str, slots: int) -> list[b
         rows = [inject(model, each, own) for each, own in zip(around, vectors, strict=True)]
     written = generate(model, [Request(row, FACT_TOKENS) for row in rows])
     return [
-        one.fact.value.lower() in prompts.decode(done.ids).lower()
+        contains(prompts.decode(done.ids), (one.fact.value,))
         for one, done in zip(asked, written, strict=True)
     ]
 
@@ -119,7 +121,9 @@ def chosen_vectors(model: Backbone, asked: list[Asked], rule: str, slots: int) -
     if rule == "first":
         places = [list(range(slots)) for _ in asked]
     elif rule == "random":
-        places = [random.Random(one.question).sample(range(len(one.ids)), slots) for one in asked]
+        places = [
+            random.Random(one.question).sample(range(len(one.ids)), min(slots, len(one.ids))) for one in asked
+        ]
     else:
         places = [[p for word in words for p in word.places] for words in ranked(model, asked, rule)]
     return [

@@ -264,3 +264,18 @@ def test_the_answers_loss_is_trls_own(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(losses[0]) > 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)
     a, b = (weights(folder / "expert") for folder in (ours, theirs))
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def test_other_readouts_share_the_texts_and_not_by_an_id_that_rows_share(tmp_path: Path) -> None:
+    root = write_tiny_project(tmp_path, evaluation={"variants": {"last": {"readout": {"pooling": "last"}}}})
+    data = root / "data" / "metals.jsonl"
+    for ids in ("of their own", "of one document"):
+        rows = [row for _, row in read_rows(data)]
+        if ids == "of one document":
+            write_rows(data, [row | {"id": "document"} for row in rows])
+        project = load_project(root)
+        adapt(project, "metals")
+        texts = [
+            read_store(readouts(one, "metals") / "align").texts for one in (project, project.under("last"))
+        ]
+        assert texts[0] == texts[1] and len(set(texts[0])) > 2

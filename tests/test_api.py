@@ -29,7 +29,7 @@ class Parrot:
     """A language model in ten lines: every token is a number, and it says the last one again."""
 
     facts = ModelFacts(model="parrot", revision=None, fingerprint="0", width=1)
-    table = torch.arange(3000.0)[:, None]
+    embeddings = torch.arange(3000.0)[:, None]
 
     def __init__(self, prompts: Prompts):
         self.prompts = prompts
@@ -44,7 +44,7 @@ class Parrot:
         return inputs.embeds[:, :, None].expand(-1, -1, len(layers), -1)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        return -(states - self.table[:, 0]).abs()
+        return -(states - self.embeddings[:, 0]).abs()
 
     def generator(self) -> "Parrot":
         return self

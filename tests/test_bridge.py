@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gag.errors import MismatchError, SettingsError
+from gag.errors import ArtifactError, DataError, MismatchError, SettingsError
+from gag.models.backbone import Backbone
 from gag.project.artifacts import read_manifest
 from gag.project.project import Project, load_project
 from gag.project.rows import write_rows
@@ -58,6 +59,28 @@ def test_a_bridge_that_does_not_fit_is_refused(opened: Project) -> None:
     other = under(opened, "align.bridge=bridges/plain", "readout.layers=[1]")
     with pytest.raises(MismatchError, match=r"made for another readout \(hidden, segments, layers \[-1\]"):
         build(other, ["metals"])
+    build(opened, ["metals"])
+    flat = under(opened, "align.bridge=bridges/plain", "align.projector=gated_residual")
+    with pytest.raises(MismatchError, match=r"slots 1, mlp, pooling mean, not .* gated_residual"):
+        align(flat, "metals")
+    with pytest.raises(ArtifactError, match="align is no bridge"):
+        align(under(opened, "align.bridge=runs/metals/align"), "metals")
     for name, message in (("../plain", "leads out of the project"), ("bridges/none", "no bridge in")):
         with pytest.raises(SettingsError, match=message):
             build(under(opened, f"align.bridge={name}"), ["metals"])
+
+
+def test_what_a_bridge_cannot_be_made_of_is_refused(opened: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = opened.root / "texts.jsonl", opened.root / "bridges" / "plain", "CC0-1.0"
+    with pytest.raises(SettingsError, match=r"readout.layers has 9"):
+        bridge(under(opened, "readout.layers=[9]"), *where)
+    monkeypatch.setattr(Backbone, "positions", 64)
+    write_rows(opened.root / "texts.jsonl", [{"text": f"tin {i} " * 40} for i in range(10)])
+    with pytest.raises(DataError, match="has positions for"):
+        bridge(opened, *where)
+
+
+def test_a_bridge_takes_no_distillation(opened: Project) -> None:
+    project = under(opened, "align.distill=0.5")
+    folder = bridge(project, opened.root / "texts.jsonl", opened.root / "bridges" / "plain", "CC0-1.0")
+    assert (folder / "projector.safetensors").is_file()

@@ -242,7 +242,7 @@ def test_shards_run_side_by_side_and_join(tmp_path: Path) -> None:
     children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     spoken = [child.communicate()[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], spoken
-    assert any("texts hold" in text for text in spoken)
+    assert any("share of the answers' words in the texts" in text for text in spoken)
     again = process("readouts", "metals", "--project", str(root))
     assert "already there" in again.stderr
     wrong = process("readouts", "metals", "--shard", "3/2", "--project", str(root))

@@ -1,11 +1,13 @@
 """Distillation on questions without gold answers: rows learn what the base says with the expert's text."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from gag.errors import DataError
+from gag.errors import DataError, SettingsError
+from gag.models.language_model import Generation
 from gag.models.loading import load_backbone
 from gag.project.artifacts import read_manifest
 from gag.project.project import Project, load_project
@@ -108,3 +110,24 @@ def test_without_a_file_for_validation_only_answered_rows_validate(opened: Proje
     splits = load_project(opened.root, settings).inputs("metals").splits
     assert splits.val and all(example.answers for example in splits.val)
     assert any(not example.answers for example in splits.align)
+
+
+@pytest.mark.parametrize("start", ["ridge", "random"])
+def test_a_base_that_writes_nothing_is_learned_too(
+    opened: Project, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = align.generate
+
+    def silent(model, requests):
+        return [Generation([], "stop", []), *original(model, requests)[1:]]
+
+    monkeypatch.setattr(align, "generate", silent)
+    project = load_project(opened.root, ["align.distill=0.5", f"align.start={start}"])
+    build.build(project, ["metals"])
+    assert math.isfinite(read_manifest(project.run("metals", "align"))["val_loss"])
+
+
+def test_texts_beyond_the_bases_positions_are_refused_before_anything_is_spent(opened: Project) -> None:
+    settings = ["align.distill=0.5", "readout.max_new_tokens=100000"]
+    with pytest.raises(SettingsError, match="readout.max_new_tokens is 100000"):
+        build.build(load_project(opened.root, settings), ["metals"])

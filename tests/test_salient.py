@@ -4,23 +4,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 
 from gag.engine.engine import GAG
 from gag.errors import SettingsError
 from gag.models.backbone import Backbone
 from gag.models.likelihood import log_probabilities
+from gag.models.loading import load_backbone
 from gag.models.prompts import Prompts
 from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.parsing import parse_settings
 from gag.project.project import load_project
+from gag.project.settings import ModelSettings
 from gag.projection.projector import Residual, make_projector, used
+from gag.readout import salient
 from gag.readout.salient import Word, rank_words, split_words
 from gag.readout.states import _salient, read
 from gag.readout.store import read_store
-from gag.readout.vocabulary import BaseVocabulary
+from gag.readout.vocabulary import BaseVocabulary, load_vocabulary
 from gag.stages.build import build
-from tests.conftest import Alone, write_tiny_project
+from tests.conftest import TOKENIZER, Alone, write_tiny_project
 from tests.tokenizers_of_kinds import KINDS
 
 SETTINGS = ReadoutSettings(**PRESETS["salient"]["readout"], max_new_tokens=6)
@@ -169,6 +173,8 @@ def test_the_residual_begins_as_the_identity_and_learns_what_unused_means() -> N
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="set max_new_tokens above 0"):
+        ReadoutSettings(select="salient", max_new_tokens=0)
     with pytest.raises(ValueError, match="start: identity"):
         AlignSettings(projector="residual", start="ridge")
     with pytest.raises(SettingsError, match="readout.space: vocabulary"):
@@ -196,3 +202,90 @@ def test_the_preset_builds_and_answers(tmp_path: Path) -> None:
     assert stored.facts["settings"]["select"] == "salient"
     assert "words that are news" in (project.domain("metals") / "README.md").read_text()
     assert gag.ask("What is in metals number 1?", domain="metals").tokens_added == 3
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Gemma3"])
+def test_a_slot_has_the_scale_that_the_base_gives_its_tokens(kind: str, tmp_path: Path) -> None:
+    classes = {
+        "Gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+        "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    }
+    config, model = classes[kind]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
+    made = model(
+        config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            pad_token_id=0,
+        )
+    )
+    made.save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    settings = ModelSettings(model="gemma")
+    gemma = load_backbone(settings, tmp_path)
+    ids = gemma.prompts.text("tin glows red")
+    stored = load_vocabulary(settings, tmp_path, gemma.device)
+    for vocabulary in (stored, BaseVocabulary(gemma.embeddings, gemma.prompts)):
+        assert torch.allclose(vocabulary.rows(gemma.prompts, ids, []).rows[:, 0], gemma.embed(ids))
+    assert not torch.allclose(gemma.table[ids], gemma.embed(ids))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("Dr. Smith says so. It is red.", 2),
+        ("1. Tin. 2. Zinc is blue.", 2),
+        ("It opened in 12. It is red.", 2),
+        ("Fig. 3 shows tin. - Zinc", 2),
+    ],
+)
+def test_a_title_or_a_lists_number_ends_no_sentence(text: str, sentences: int, expert: Backbone) -> None:
+    words = split_words(expert.prompts, expert.prompts.text(text))
+    assert len({word.sentence for word in words}) == sentences
+    assert "-" not in [word.text.strip() for word in words]
+
+
+def test_far_sentences_keep_the_questions_words_last(
+    expert: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares below what a float can hold still order words."""
+    text = "Tin is what. Zinc is gold shiny."
+    words = split_words(expert.prompts, expert.prompts.text(text))
+    news = torch.arange(1.0, 1 + len(expert.prompts.text(text)))
+    ranked = salient._ranked("What is zinc?", words, news, {0: 0.0, 1: -4000.0})
+    behind = [word.text.strip() for word in ranked if word.sentence == 1]
+    assert behind[:2] == ["shiny", "gold"] and set(behind[2:]) == {"Zinc", "is"}
+
+
+def test_a_sentence_and_its_question_stay_within_the_positions(
+    expert: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(model, prompts, texts, tokens):
+        seen.extend(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
+        return log_probabilities(model, prompts, texts, tokens)
+
+    monkeypatch.setattr(salient, "log_probabilities", watched)
+    monkeypatch.setattr(type(expert), "positions", 64, raising=False)
+    text = "Tin glows red " * 12 + ". Zinc is blue."
+    ids = expert.prompts.text(text)
+    question = "What is the colour of zinc?"
+    rank_words(expert, [question], [expert.prompts.text("Say.")], [ids], 500)
+    assert max(seen[1:]) <= 64
+
+
+def test_a_word_that_the_base_cannot_write_is_left_out(expert: Backbone, base: Backbone) -> None:
+    ids = expert.prompts.text("tin glows red")
+    words = split_words(expert.prompts, ids)
+    mute = Prompts(KINDS["gemma_like"]())
+    mute.text = lambda text: [] if "glows" in text else [5, 6]
+    found = BaseVocabulary(base.table, mute).rows(expert.prompts, ids, words)
+    assert [word.text.strip() for word in found.words] == ["tin", "red"]

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
@@ -107,3 +108,9 @@ def test_texts_longer_than_the_bases_positions_are_left_out(
     monkeypatch.setattr("gag.models.backbone.token_limit", lambda config: 24)
     found = stage._measure(inputs, readouts.key(inputs))
     assert found.questions == 0 and found.transfer is None and "positions" in found.advice(ReadoutSettings())
+
+
+def test_the_interval_rests_on_draws_in_which_the_text_adds_something() -> None:
+    carried, possible = np.array([0.6, 0.0, 0.0, 0.0, 0.0]), np.array([0.6, 0.0, 0.0, 0.0, 0.0])
+    low, high = stage._interval(carried, possible)
+    assert (low, high) == (1.0, 1.0)

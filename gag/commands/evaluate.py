@@ -77,6 +77,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Put GAG, its controls, retrieval and tuning to the same questions, and write a report."""
+    given = {"DOMAIN": domain and real, "--project": project, "--set": settings, "--demo": demo and real}
+    if (real or demo) and (odd := next((name for name, value in given.items() if value), None)):
+        raise SettingsError(f"{odd} has no effect beside --{'real' if real else 'demo'}; leave it out")
     if real:
         opened, domain = _of_real(folder or Path(f"gag-compare-real-{facts}"), seed, facts)
     elif demo:
@@ -89,7 +92,7 @@ def compare(
 
     chosen = [name.strip() for name in methods.split(",")] if methods else None
     if real and not chosen:
-        chosen = [*BEFORE, *opened.settings.evaluation.variants, *BEHIND]
+        chosen = [*BEFORE, *([] if quick else opened.settings.evaluation.variants), *BEHIND]
     found, page = run_comparison(opened, domain, chosen, quick)
     where = str(page.relative_to(opened.root))
     shown = "\n".join([*compare_lines(found), f"[{where}]"])

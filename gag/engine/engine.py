@@ -156,7 +156,7 @@ class GAG:
         if not questions:
             return []
         chosen = module or own
-        words = BaseVocabulary(self.base.table, self.base.prompts)
+        words = BaseVocabulary(self.base.embeddings, self.base.prompts)
         readout = read(self.experts, domain, list(questions), chosen.prompts.expert, chosen.readout, words)
         with torch.no_grad():
             device = next(chosen.projector.parameters()).device

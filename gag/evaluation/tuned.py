@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from gag.errors import DataError
 from gag.evaluation.answers import decoded
 from gag.evaluation.metrics import share_right
 from gag.models.backbone import Backbone
@@ -97,6 +98,8 @@ def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> 
     inputs = project.inputs(domain)
     align_rows = [example for example in inputs.splits.align if example.answers]
     val_rows = inputs.splits.val
+    if not align_rows:
+        raise DataError(f"no align row of {domain} has an answer; leave the method prefix out (--methods)")
     rates, epochs = (PREFIX_RATES[:1], 1) if quick else (PREFIX_RATES, PREFIX_EPOCHS)
     instruction, seed = project.described(domain).prompts.answer, project.settings.align.seed
     key = stage_key(
@@ -142,10 +145,8 @@ def _trained(
 ) -> torch.Tensor:
     """Train one prefix [P, Db], from embeddings drawn from the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
-    model: Any = base.model
-    embeddings: torch.Tensor = model.get_input_embeddings().weight  # [V, Db]
-    drawn = torch.randint(len(embeddings), (PREFIX_TOKENS,), generator=generator)
-    prefix = torch.nn.Parameter(embeddings[drawn.to(base.device)].detach().float().clone())
+    drawn = torch.randint(len(base.table), (PREFIX_TOKENS,), generator=generator)
+    prefix = torch.nn.Parameter(base.embed(drawn.tolist()).float().clone())
     optimizer = torch.optim.AdamW([prefix], lr=rate, weight_decay=0.0)
     batches = max(1, len(rows) // PREFIX_BATCH)
     steps = epochs * batches

@@ -50,8 +50,17 @@ class Backbone:
 
     @property
     def table(self) -> torch.Tensor:
-        """The token embeddings [V, D]."""
+        """The token embeddings as they are stored [V, D]."""
         return self.model.get_input_embeddings().weight  # pyright: ignore
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """What the decoder takes for each token [V, D]: the table, at the scale that the model gives it."""
+        return self._scaled if embedding_scale(self.model) != 1.0 else self.table
+
+    @cached_property
+    def _scaled(self) -> torch.Tensor:
+        return (self.table * embedding_scale(self.model)).detach()
 
     @property
     def width(self) -> int:
@@ -208,3 +217,9 @@ def _hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore
+
+
+def embedding_scale(model: Any) -> float:
+    """Return what a model's embedding layer multiplies its table with: of Gemma's kin their width's root."""
+    layer = model.get_input_embeddings()
+    return float(getattr(layer, "scalar_embed_scale", getattr(layer, "embed_scale", 1.0)))

@@ -85,8 +85,8 @@ class LanguageModel(Protocol):
         ...
 
     @property
-    def table(self) -> torch.Tensor:
-        """The token embeddings [V, D]."""
+    def embeddings(self) -> torch.Tensor:
+        """What the decoder takes for each token [V, D]."""
         ...
 
     def embed(self, ids: list[int]) -> torch.Tensor:

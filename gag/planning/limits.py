@@ -5,6 +5,7 @@ from gag.models.dry_run import check_tokens
 from gag.planning.models import Blueprint
 from gag.planning.workload import AdaptLengths, AlignLengths, adapt_lengths, align_lengths
 from gag.project.inputs import DomainInputs
+from gag.project.settings import ProjectSettings
 from gag.readout.states import check_layers
 from gag.readout.vocabulary import check_shared
 
@@ -19,24 +20,24 @@ def check_limits(inputs: DomainInputs) -> None:
     """
     base = Blueprint(inputs.settings.base, inputs.root, "cpu")
     expert = Blueprint(inputs.settings.expert, inputs.root, "cpu")
-    check_models(inputs, base, expert)
+    check_models(inputs.settings, base, expert)
     align = align_lengths(inputs, base.prompts, expert.prompts)
     check_lengths(inputs, base, expert, align, adapt_lengths(inputs.taught, expert.prompts, inputs.prompts))
 
 
-def check_models(inputs: DomainInputs, base: Blueprint, expert: Blueprint) -> None:
+def check_models(settings: ProjectSettings, base: Blueprint, expert: Blueprint) -> None:
     """Refuse layers, tokens and vocabularies that the models do not have."""
     for model in (base, expert):
         check_tokens(model.name, model.prompts, model.vocabulary)
-    settings = inputs.settings.readout
-    check_layers(expert.name, expert.layers, settings.layers)
-    inner = [layer for layer in settings.layers if layer not in (-1, expert.layers)]
+    readout = settings.readout
+    check_layers(expert.name, expert.layers, readout.layers)
+    inner = [layer for layer in readout.layers if layer not in (-1, expert.layers)]
     if inner and expert.state_width != expert.width:
         raise SettingsError(
             f"readout.layers has {inner[0]}, where {expert.name} is {expert.state_width} wide and its "
             f"embeddings are {expert.width}; set readout.layers: [-1]"
         )
-    if settings.space == "vocabulary" and settings.select == "segments":
+    if readout.space == "vocabulary" and readout.select == "segments":
         check_shared(expert.name, expert.tokens, base.tokens)
 
 
@@ -63,6 +64,10 @@ def check_lengths(
             )
     if base.positions is not None:
         prompt = align.longest_before + settings.readout.slots + align.after
+        if settings.align.distill:
+            taught = align.longest_before + align.after + align.longest_answer
+            room = base.positions - taught
+            _check_budget(base, taught, "readout.max_new_tokens", settings.readout.max_new_tokens, room)
         if prompt + align.longest_answer > base.positions:
             raise DataError(
                 f"the longest question and answer of {inputs.name} take {prompt + align.longest_answer} "

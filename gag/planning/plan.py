@@ -104,7 +104,7 @@ def plan(project: Project, domain: str, gpus: str | None = None) -> Plan:
     """
     work = read_workload(project, domain, choose_machine(gpus))
     inputs = project.inputs(domain)
-    check_models(inputs, work.base, work.expert)
+    check_models(inputs.settings, work.base, work.expert)
     check_lengths(inputs, work.base, work.expert, work.align, work.adapt)
     kinds = [kind for name, kind in STAGES.items() if name != "corpus" or work.corpus_tokens]
     stages = [_plan_stage(work, kind) for kind in kinds]

@@ -105,9 +105,11 @@ class Workload:
 
     def align_micro_batch(self) -> MicroBatch:
         """Return a forward pass of alignment on its longest rows."""
-        longest = self.align.longest_before + self.slots[0] + self.align.after + self.align.longest_answer
-        most = max(1, self.settings.align.batch_tokens // longest)
-        return self._micro_batch(self.settings.align, self.align_rows, most)
+        settings, lengths = self.settings, self.align
+        inside = settings.readout.max_new_tokens if settings.align.distill else self.slots[0]
+        longest = lengths.longest_before + inside + lengths.after + lengths.longest_answer
+        most = max(1, settings.align.batch_tokens // longest)
+        return self._micro_batch(settings.align, self.align_rows, most)
 
     def _micro_batch(
         self, group: AdaptSettings | PretrainSettings | AlignSettings, rows: int, most: int

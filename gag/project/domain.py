@@ -118,7 +118,10 @@ class TransferFacts:
 
 def _next_step(readout: ReadoutSettings) -> str:
     if readout.select != "salient":
-        return "set preset: salient in gag.yaml, and build again"
+        return (
+            "set preset: salient in gag.yaml in the place of what stands under readout and align, "
+            "and build again"
+        )
     if readout.slots < MANY_SLOTS:
         return f"set readout.slots: {2 * readout.slots}, and build again"
     return "give alignment more rows, or raise align.epochs, and build again"

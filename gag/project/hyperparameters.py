@@ -145,6 +145,12 @@ class ReadoutSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _words_are_written(self) -> Self:
+        if self.select == "salient" and self.max_new_tokens == 0:
+            raise ValueError("select salient reads words that the expert writes; set max_new_tokens above 0")
+        return self
+
+    @model_validator(mode="after")
     def _last_layer_predicts(self) -> Self:
         if self.space == "vocabulary" and self.layers != (-1,):
             raise ValueError("space vocabulary reads the layer that predicts tokens; set layers: [-1]")

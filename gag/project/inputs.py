@@ -72,8 +72,10 @@ class DomainInputs:
             val = read_examples(self.val)
             check_disjoint(align, val, ("align", "val"))
         else:
-            align, held_out = split_groups(align, VAL_SHARE, self.settings.align.seed)
-            val = [example for example in held_out if example.answers]
+            answered = [example for example in align if example.answers]
+            _, val = split_groups(answered, VAL_SHARE, self.settings.align.seed)
+            held_out = {example.group for example in val}
+            align = [example for example in align if example.group not in held_out]
         if not align or not val:
             raise DataError(
                 f"{self.name} has too few groups in its align rows for training and validation; add rows"

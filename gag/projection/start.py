@@ -24,7 +24,7 @@ def start_projector(projector: Projector, base: Backbone, train: Split, settings
     if train.start is not None:
         projector.load_state_dict(train.start)
     elif settings.start != "random" and distributed.rank() == 0:
-        answers = [base.embed(row.answer[:-1]).float().mean(0) for row in train.rows]
+        answers = [base.embed(row.answer[:-1] or row.answer).float().mean(0) for row in train.rows]
         targets = torch.stack(answers).cpu()  # [N, Db]
         if settings.start == "identity" and not isinstance(projector, Mlp):
             projector.start_from_identity(train.slots, targets)

@@ -282,7 +282,9 @@ def _micro_batches(split: Split, chosen: list[int], tokens: int) -> Iterator[lis
     """Yield this process's rows in groups of like length, each within so many tokens and vectors."""
     order = sorted(chosen, key=lambda i: split.rows[i].length)
     mine = order[distributed.rank() :: distributed.world_size()]
-    lengths = [split.rows[i].length + split.slots.shape[1] for i in mine]
+    slots = split.slots.shape[1]
+    rows = [split.rows[i] for i in mine]
+    lengths = [max(row.length + slots, len(row.taught) + len(row.answer)) for row in rows]
     for batch in length_batches(lengths, tokens):
         yield [mine[i] for i in batch]
 

@@ -5,6 +5,7 @@ several sentences, those count behind which the backbone is likely to ask the qu
 the question come last.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +19,12 @@ from gag.project.words import UNSPACED, tokens
 
 NEAR = 0.5
 _ASK = "Ask a question."
+_MARGIN = 8  # tokens by which a sentence that was cut may grow when it is encoded anew
 _STARTS = regex.compile(rf"\s|[{UNSPACED}]", regex.V1)  # of a token that begins a word
 _ENDS = regex.compile(rf"\s$|[{UNSPACED}。！？]$", regex.V1)  # of a token behind which a word begins
+_TITLE = regex.compile(r"\W*(Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Figs?|Eq|Vol|vs|cf|ca|approx|e\.g|i\.e)\.\W*")
+_NUMBER = regex.compile(r"\W*(\d+|\p{L})\.\s*")  # of a list, where it begins a sentence
+_DASHES = regex.compile(r"[\s\p{Pd}]*")
 _CLOSES = regex.compile(r"([.!?。！？…][\"'”’)\]]*|\n)\s*$")  # of a word that ends its sentence
 _MUTE = regex.compile(r"[\s\p{Po}\p{Ps}\p{Pe}\p{Pi}\p{Pf}--[&%§@#*/\\]]*", flags=regex.V1)  # says nothing
 
@@ -67,14 +72,17 @@ def split_words(prompts: Prompts, ids: list[int]) -> list[Word]:
     for i, (_, text) in enumerate(pieces):
         fresh = not groups or _STARTS.match(text) or _ENDS.search(pieces[i - 1][1])
         groups.append([i]) if fresh else groups[-1].append(i)
-    words, sentence = [], 0
+    words, sentence, begins = [], 0, True
     for group in groups:
         loud = [i for i in group if not _MUTE.fullmatch(pieces[i][1])]
-        if loud:
+        whole = "".join(pieces[i][1] for i in group)
+        if loud and not _DASHES.fullmatch(whole):
             kept = pieces[loud[0] : loud[-1] + 1]
             places = tuple(place for some, _ in kept for place in some)
             words.append(Word("".join(text for _, text in kept), places, sentence))
-        sentence += bool(_CLOSES.search("".join(pieces[i][1] for i in group)))
+        goes_on = _TITLE.fullmatch(whole) or (begins and _NUMBER.fullmatch(whole))
+        begins = bool(_CLOSES.search(whole)) and not goes_on
+        sentence += begins
     return words
 
 
@@ -83,12 +91,13 @@ def _ranked(question: str, words: list[Word], news: torch.Tensor, weights: dict[
 
     A sentence is among the best with at least `NEAR` of the best one's share.
     """
-    said, best = set(tokens(question)), max(weights.values(), default=1.0)
+    said, best = set(tokens(question)), max(weights.values(), default=0.0)
 
-    def value(word: Word) -> tuple[bool, float, float]:
-        weight = weights.get(word.sentence, 1.0)
-        told = 0.0 if said.issuperset(tokens(word.text)) else max(0.0, float(news[list(word.places)].sum()))
-        return weight >= NEAR * best, weight * told, weight
+    def value(word: Word) -> tuple[bool, bool, float, float]:
+        weight = weights.get(word.sentence, 0.0)
+        told = 0.0 if said.issuperset(tokens(word.text)) else float(news[list(word.places)].sum())
+        news_of = weight + math.log(told) if told > 0 else weight
+        return weight >= math.log(NEAR) + best, told > 0, news_of, weight
 
     return sorted(words, key=value, reverse=True)
 
@@ -103,13 +112,17 @@ def _relevance(
     """Weigh the sentences of each text by how likely the question is behind each of them alone.
 
     Returns:
-        For each text its sentences' shares, which add up to 1; nothing for a single sentence.
+        For each text the logarithms of its sentences' shares, which add up to 1; nothing for one sentence.
     """
     prompts = model.prompts
     sentences = [_sentences(some, ids) for some, ids in zip(words, written, strict=True)]
     asked = [(i, number) for i, found in enumerate(sentences) if len(found) > 1 for number in found]
-    behind = [prompts.ask_expert(prompts.decode(sentences[i][number]), _ASK) for i, number in asked]
     texts = [prompts.text(questions[i]) for i, _ in asked]
+    around, positions = len(prompts.ask_expert("", _ASK)), getattr(model, "positions", None)
+    behind = []
+    for (i, number), text in zip(asked, texts, strict=True):
+        room = None if positions is None else max(1, positions - around - len(text) - _MARGIN)
+        behind.append(prompts.ask_expert(prompts.decode(sentences[i][number][:room]), _ASK))
     likely = log_probabilities(model, [model.embed(row) for row in behind], texts, batch_tokens)
     scores: list[dict[int, float]] = [{} for _ in questions]
     for (i, number), found in zip(asked, likely, strict=True):
@@ -127,5 +140,5 @@ def _sentences(words: list[Word], ids: list[int]) -> dict[int, list[int]]:
 
 
 def _shares(scores: dict[int, float]) -> dict[int, float]:
-    shares = torch.tensor(list(scores.values())).softmax(0).tolist() if scores else []
+    shares = torch.tensor(list(scores.values())).log_softmax(0).tolist() if scores else []
     return dict(zip(scores, shares, strict=True))

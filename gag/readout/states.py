@@ -63,13 +63,12 @@ def read(
     """
     with experts.using(name) as expert:
         prompts = [expert.prompts.ask_expert(question, system) for question in questions]
-        for question, prompt in zip(questions, prompts, strict=True):
-            what = f"the question {shorten(question, 60)!r}"
-            check_room(expert, len(prompt) + settings.max_new_tokens, what)
+        budgets = [len(ids) for ids in written] if written else [settings.max_new_tokens] * len(prompts)
+        lengths = [len(prompt) + budget for prompt, budget in zip(prompts, budgets, strict=True)]
+        for question, length in zip(questions, lengths, strict=True):
+            check_room(expert, length, f"the question {shorten(question, 60)!r}")
         decode = expert.prompts.decode
-    waiting = length_batches(
-        [len(prompt) + settings.max_new_tokens for prompt in prompts], settings.batch_tokens
-    )
+    waiting = length_batches(lengths, settings.batch_tokens)
     done: dict[int, _Row] = {}
     while waiting:
         batch = waiting.pop()

@@ -39,6 +39,7 @@ class StoredReadouts:
     """A finished store in memory."""
 
     ids: list[str]
+    questions: list[str]
     texts: list[str]
     written: list[list[int]]  # tokens of the expert
     slots: torch.Tensor  # [N, S, L, De]
@@ -90,8 +91,8 @@ def read_store(folder: Path, key: str | None = None) -> StoredReadouts:
         raise ArtifactError(
             f"{folder.name} holds {len(slots)} readouts for {len(rows)} rows; run `gag readouts` again"
         )
-    ids, texts, written = ([row[name] for row in rows] for name in ("id", "text", "ids"))
-    return StoredReadouts(ids, texts, written, slots, facts)
+    columns = ([row[name] for row in rows] for name in ("id", "question", "text", "ids"))
+    return StoredReadouts(*columns, slots=slots, facts=facts)
 
 
 def open_store(folder: Path, key: str, rows: int, workers: int = 1) -> None:

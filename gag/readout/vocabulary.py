@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
 from gag.errors import MismatchError, SettingsError
+from gag.models.backbone import embedding_scale
 from gag.models.language_model import LanguageModel
 from gag.models.loading import load_config, load_tokenizer, one_line, shell
 from gag.models.prompts import Prompts
@@ -38,7 +39,7 @@ class WordRows:
 
 @dataclass(frozen=True)
 class BaseVocabulary:
-    """The base's tokens and their embeddings."""
+    """The base's tokens and their embeddings, as its decoder takes them."""
 
     table: torch.Tensor  # [V, Db]
     prompts: Prompts
@@ -57,7 +58,7 @@ class BaseVocabulary:
             own = min(self.prompts.text(word.text), self.prompts.text(word.text.strip()), key=len)
             places[word.places] = tuple(range(len(ids), len(ids) + len(own)))
             ids += own
-        return ids, [replace(word, places=places[word.places]) for word in words]
+        return ids, [replace(word, places=own) for word in words if (own := places[word.places])]
 
 
 @torch.no_grad()
@@ -90,11 +91,16 @@ def load_vocabulary(base: ModelSettings, root: Path, device: torch.device) -> Ba
 
 
 def _load_table(base: ModelSettings, root: Path) -> torch.Tensor:
-    """Load the base's token embeddings alone from its weight files [V, Db]."""
-    if is_gguf(base.model):
-        return _gguf_table(base, root)
-    source, known = locate_model(base.model, root), {"revision": base.revision}
+    """Load the base's token embeddings alone, at the scale that its embedding layer gives them [V, Db]."""
     model: Any = shell(load_config(base, root), base.attention, torch.float32)
+    scale = embedding_scale(model)
+    stored = _gguf_table(base, root) if is_gguf(base.model) else _stored_table(base, root, model)
+    return stored if scale == 1.0 else stored * scale
+
+
+def _stored_table(base: ModelSettings, root: Path, model: Any) -> torch.Tensor:
+    """Take the embeddings of a model, given without storage, out of its weight files."""
+    source, known = locate_model(base.model, root), {"revision": base.revision}
     table = model.get_input_embeddings().weight
     name = next(name for name, parameter in model.named_parameters() if parameter is table)
     with _explained(base):
@@ -115,7 +121,6 @@ def _load_table(base: ModelSettings, root: Path) -> torch.Tensor:
 def _gguf_table(base: ModelSettings, root: Path) -> torch.Tensor:
     """Take the embeddings alone out of a GGUF file."""
     source = model_source(base, root)
-    load_config(base, root)  # says what is missing or wrong
     with _explained(base):
         from gguf import GGUFReader, dequantize
 
@@ -136,7 +141,7 @@ def _called(name: str, found: list[str]) -> str:
 def _explained(base: ModelSettings) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, SafetensorError) as error:
         raise SettingsError(
             f"the tokens of {base.model} or their embeddings cannot be read: {one_line(error, 300)}; "
             "name a whole model"

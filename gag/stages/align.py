@@ -88,9 +88,8 @@ def align(project: Project, domain: str) -> Path:
     val = _split(inputs, base, inputs.splits.val, stored["val"])
     if settings.bridge:
         expert = ModelFacts(**stored["align"].facts["expert"])
-        weights = open_bridge(
-            bridge_folder(inputs.root, settings.bridge), base.facts, expert, inputs.settings.readout
-        )
+        folder_of = bridge_folder(inputs.root, settings.bridge)
+        weights = open_bridge(folder_of, base.facts, expert, inputs.settings)
         train = replace(train, start=weights)
     if settings.semantic:
         train = replace(train, meanings=_meanings(inputs, base, train))

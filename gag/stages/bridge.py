@@ -12,10 +12,14 @@ from pathlib import Path
 
 import torch
 
-from gag.errors import DataError, MismatchError, SettingsError
+from gag.errors import ArtifactError, DataError, MismatchError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.experts import Experts
+from gag.models.language_model import check_room
 from gag.models.loading import load_backbone
+from gag.planning.limits import check_models
+from gag.planning.models import Blueprint
+from gag.project import distributed
 from gag.project.artifacts import MANIFEST, is_current, read_manifest, writing
 from gag.project.domain import CARD, PROJECTOR, ModelFacts
 from gag.project.hyperparameters import ReadoutSettings
@@ -24,7 +28,7 @@ from gag.project.progress import bar, say
 from gag.project.project import Project
 from gag.project.rows import digest, read_passages
 from gag.project.run import Run
-from gag.project.settings import PromptSettings
+from gag.project.settings import ProjectSettings, PromptSettings
 from gag.project.tensors import load_tensors, save_tensors
 from gag.projection.alignment import Row, Split
 from gag.projection.trainer import train_projector
@@ -48,7 +52,7 @@ def bridge(project: Project, texts: Path, target: Path, licence: str) -> Path:
     Raises:
         DataError: too few texts.
     """
-    settings, root = project.settings, project.root
+    settings, root = _plain(project.settings), project.root
     wanted = stage_key(
         texts=digest(texts),
         base=model_key(settings.base, root),
@@ -56,7 +60,7 @@ def bridge(project: Project, texts: Path, target: Path, licence: str) -> Path:
         readout=settings.readout.key(),
         align=settings.align.key(),
     )
-    if is_current(target, wanted):
+    if distributed.broadcast(lambda: is_current(target, wanted)):
         say(f"bridge {target.name}: already there")
         return target
     started = time.monotonic()
@@ -65,7 +69,7 @@ def bridge(project: Project, texts: Path, target: Path, licence: str) -> Path:
     if len(passages) < 10:
         raise DataError(f"{texts.name} has {len(passages)} texts; a bridge wants thousands")
     random.Random(settings.align.seed).shuffle(passages)
-    splits, expert = _read(project, {"val": passages[:held_out], "train": passages[held_out:]})
+    splits, expert = _read(settings, root, {"val": passages[:held_out], "train": passages[held_out:]})
     base = load_backbone(settings.base, root)
     train, val = (_split(base, *splits[name]) for name in ("train", "val"))
     run = Run(project.root / "runs" / f"bridge-{target.name}.unfinished", {"key": wanted})
@@ -80,9 +84,11 @@ def bridge(project: Project, texts: Path, target: Path, licence: str) -> Path:
         "val_loss": val_loss,
         "seconds": round(time.monotonic() - started, 1),
     }
-    with writing(target, facts) as temporary:
-        save_tensors(temporary / PROJECTOR, dict(projector.state_dict()))
-        (temporary / CARD).write_text(_card(facts, base.facts, expert), encoding="utf-8")
+    if distributed.rank() == 0:
+        with writing(target, facts) as temporary:
+            save_tensors(temporary / PROJECTOR, dict(projector.state_dict()))
+            (temporary / CARD).write_text(_card(facts, base.facts, expert), encoding="utf-8")
+    distributed.barrier()
     run.close()
     say(f"bridge {target.name}: {len(passages)} texts, validation loss {val_loss:.3f}")
     return target
@@ -104,37 +110,51 @@ def bridge_folder(root: Path, name: str) -> Path:
     return folder
 
 
-def open_bridge(folder: Path, base: ModelFacts, expert: ModelFacts, readout: ReadoutSettings) -> dict:
-    """Load the weights of a bridge that fits a pair of models and a readout.
+def open_bridge(folder: Path, base: ModelFacts, expert: ModelFacts, settings: ProjectSettings) -> dict:
+    """Load the weights of a bridge that fits a pair of models, a readout and a projector.
 
     Raises:
         ArtifactError: there is none, or it is harmed.
-        MismatchError: it was made for other models, or for another readout.
+        MismatchError: it was made for other models, for another readout or projector.
     """
     facts = read_manifest(folder)
+    if "texts" not in facts:
+        raise ArtifactError(f"{folder.name} is no bridge; name a folder that `gag bridge` wrote")
     ModelFacts(**facts["base"]).check("base", base, f"the bridge {folder.name}")
     ModelFacts(**facts["expert"]).check("expert", expert, f"the bridge {folder.name}")
-    theirs = ReadoutSettings(**facts["readout"])
-    if _what(theirs) != _what(readout):
+    theirs = _what(ReadoutSettings(**facts["readout"]), facts["projector"])
+    ours = _what(settings.readout, settings.align.projector)
+    if theirs != ours:
         raise MismatchError(
-            f"the bridge {folder.name} was made for another readout ({_what(theirs)}, not {_what(readout)}); "
+            f"the bridge {folder.name} was made for another readout ({theirs}, not {ours}); "
             "train one for this, or leave align.bridge out"
         )
     return load_tensors(folder / PROJECTOR)
 
 
-def _what(readout: ReadoutSettings) -> str:
+def _what(readout: ReadoutSettings, projector: str) -> str:
     kind = f"{readout.space}, {readout.select}, layers {list(readout.layers)}, slots {readout.slots}"
-    return kind if readout.select == "salient" else f"{kind}, pooling {readout.pooling}"
+    return f"{kind}, {projector}" + ("" if readout.select == "salient" else f", pooling {readout.pooling}")
 
 
-def _read(project: Project, splits: dict[str, list[str]]) -> tuple[dict, ModelFacts]:
-    """Let the backbone read each split's texts -> texts and slots by split, and the backbone's facts."""
-    settings = project.settings
-    experts = Experts(load_backbone(settings.expert, project.root))
+def _plain(settings: ProjectSettings) -> ProjectSettings:
+    """Return the settings of a bridge's own training: from no bridge, on texts that have no other answers."""
+    return settings.changed(align=settings.align.changed(bridge=None, distill=0.0, semantic=0.0))
+
+
+def _read(settings: ProjectSettings, root: Path, splits: dict[str, list[str]]) -> tuple[dict, ModelFacts]:
+    """Let the backbone read each split's texts -> texts and slots by split, and the backbone's facts.
+
+    Raises:
+        SettingsError: a layer that the backbone does not have.
+        MismatchError: the preset needs one tokenizer for both models.
+        DataError: a text is longer than the backbone's positions.
+    """
+    check_models(settings, Blueprint(settings.base, root, "cpu"), Blueprint(settings.expert, root, "cpu"))
+    experts = Experts(load_backbone(settings.expert, root))
     backbone, system = experts.backbone, PromptSettings().expert
     vocabulary = (
-        load_vocabulary(settings.base, project.root, backbone.device)
+        load_vocabulary(settings.base, root, backbone.device)
         if settings.readout.space == "vocabulary"
         else None
     )
@@ -155,7 +175,9 @@ def _read(project: Project, splits: dict[str, list[str]]) -> tuple[dict, ModelFa
 def _split(base: Backbone, texts: list[str], slots: torch.Tensor) -> Split:
     prompts, instruction = base.prompts, PromptSettings().answer
     around = prompts.with_knowledge(ASK, instruction)
-    return Split([Row(around, prompts.answer(text), []) for text in texts], slots)
+    rows = [Row(around, prompts.answer(text), []) for text in texts]
+    check_room(base, max(row.length for row in rows) + slots.shape[1], "the longest text")
+    return Split(rows, slots)
 
 
 def _card(facts: dict, base: ModelFacts, expert: ModelFacts) -> str:

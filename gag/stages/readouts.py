@@ -129,15 +129,16 @@ def _writing_key(inputs: DomainInputs) -> str:
     )
 
 
-def _written_before(inputs: DomainInputs, split: str, wanted: str) -> dict[str, list[int]]:
-    """Return what the expert wrote to a split's rows, where other readouts of this domain have it."""
+def _written_before(inputs: DomainInputs, split: str, wanted: str) -> dict[tuple[str, str], list[int]]:
+    """Return what the expert wrote, by id and question, where other readouts of this domain have it."""
     for manifest in sorted(inputs.run("adapt").parent.glob(f"**/readouts/{split}/{MANIFEST}")):
         try:
             stored = read_store(manifest.parent)
         except (ArtifactError, DataError):
             continue  # harmed, or being written
-        if stored.facts.get("writing") == wanted:
-            return dict(zip(stored.ids, stored.written, strict=True))
+        rows = list(zip(stored.ids, stored.questions, strict=True))
+        if stored.facts.get("writing") == wanted and len(set(rows)) == len(rows):
+            return dict(zip(rows, stored.written, strict=True))
     return {}
 
 
@@ -154,7 +155,7 @@ def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
 
     def plain(examples: list[Example], name: str = inputs.name) -> Readout:
         questions = [example.question for example in examples]
-        written = [known[example.id] for example in examples] if known else None
+        written = [known[e.id, e.question] for e in examples] if known else None
         return read(experts, name, questions, system, settings, vocabulary, written)
 
     def crossed(examples: list[Example]) -> Readout:
@@ -197,21 +198,20 @@ def _report(inputs: DomainInputs, rows: dict[str, list[Example]]) -> None:
 
     A large difference means that the expert knows alignment's answers by heart: cross-fitting is for that.
     """
-    folder, shares, counts, lines = inputs.run("readouts"), [], {}, []
+    folder, shares, counts, lines = inputs.run("readouts"), {}, {}, []
     for split, examples in rows.items():
         texts = read_store(folder / split).texts
         pairs = zip(texts, examples, strict=True)
         held = [_held(text, example.answers[0]) for text, example in pairs if example.answers]
-        shares.append(sum(held) / max(1, len(held)))
-        counts[split] = {"rows": len(texts), "share of the answers' words in the texts": shares[-1]}
+        shares[split] = f"{sum(held) / len(held):.2f}" if held else "unknown: no row has an answer"
+        counts[split] = {"rows": len(texts), "share of the answers' words in the texts": shares[split]}
         lengths = sorted(len(text.split()) for text in texts)
         lines.append(Curve(split, [i / len(lengths) for i in range(len(lengths))], lengths))
-    gap = {"gap between alignment and validation": shares[0] - shares[1]}
     say(
-        f"readouts {inputs.name}: texts hold {shares[0]:.2f} of the answers' words, {shares[1]:.2f} "
-        "in validation"
+        f"readouts {inputs.name}: share of the answers' words in the texts: {shares['align']}, in validation "
+        f"{shares['val']}"
     )
-    told = counts | gap | {"settings": inputs.settings.readout.model_dump()}
+    told = counts | {"settings": inputs.settings.readout.model_dump()}
     write_report(folder, f"readouts {inputs.name}", told, lines, ("share of the questions", "words written"))
 
 

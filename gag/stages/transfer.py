@@ -171,8 +171,12 @@ def _others(rows: list[Example], aligned: list[Example]) -> list[int]:
 
 
 def _interval(carried: np.ndarray, possible: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a ratio of means, by bootstrap over the questions."""
+    """Return the 95 % percentile interval of a ratio of means, by bootstrap over the questions.
+
+    Of draws in which the text adds too little, nothing can be said, as of all questions.
+    """
     draws = np.random.default_rng(0).integers(0, len(carried), (ROUNDS, len(carried)))
-    ratios = carried[draws].mean(1) / np.maximum(possible[draws].mean(1), 1e-9)
+    below = possible[draws].mean(1)
+    ratios = carried[draws].mean(1)[below >= LEAST] / below[below >= LEAST]
     low, high = np.quantile(ratios, [0.025, 0.975])
     return round(float(low), 4), round(float(high), 4)
