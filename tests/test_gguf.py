@@ -1,5 +1,6 @@
 """Models in GGUF files: loaded as transformers loads them, plain afterwards, or refused in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gag.project.project import load_project
 from gag.project.settings import ModelSettings
 from gag.readout.vocabulary import load_vocabulary
 from gag.stages.build import build
-from tests.conftest import TOKENIZER, write_tiny_project
+from tests.conftest import TOKENIZER, make_model, write_tiny_project
 
 gguf = pytest.importorskip("gguf")
 WIDTH, LAYERS, HEADS = 32, 2, 2
@@ -165,3 +166,14 @@ def test_a_file_cut_short_or_of_no_known_architecture_is_refused_in_one_line(tmp
         ) as caught:
             load_backbone(ModelSettings(model=f"{name}.gguf"), tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_lacks_a_merged_token_is_refused_in_a_line(tmp_path: Path) -> None:
+    """tokenizers raises a bare Exception then."""
+    file = make_model(tmp_path / "model", 32, 0) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    merge = content["model"]["merges"][5]
+    content["model"]["vocab"].pop("".join(merge) if isinstance(merge, list) else merge.replace(" ", ""))
+    file.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=r"model cannot be loaded: .*; name a whole model folder"):
+        load_backbone(ModelSettings(model="model"), tmp_path)

@@ -198,15 +198,21 @@ def _explained(settings: ModelSettings, what: str = "") -> Iterator[None]:
         ) from error
     except (OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError,
             ArithmeticError, SafetensorError, StrictDataclassError, struct.error) as error:  # fmt: skip
-        cure = "name a whole model folder or id, and a device that is here"
-        if "attention" in str(error) and settings.attention != "eager":
-            cure = "set attention: eager"
-        elif "trust_remote_code" in str(error):
-            cure = "its own code is never run: name a model that transformers knows"
-        reason = one_line(error, 300)
-        raise SettingsError(
-            f"{what or 'the model '}{settings.model} cannot be loaded: {reason}; {cure}"
-        ) from error
+        raise _not_loaded(settings, what, error) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise _not_loaded(settings, what, error) from error  # tokenizers raises the bare class
+
+
+def _not_loaded(settings: ModelSettings, what: str, error: Exception) -> SettingsError:
+    cure = "name a whole model folder or id, and a device that is here"
+    if "attention" in str(error) and settings.attention != "eager":
+        cure = "set attention: eager"
+    elif "trust_remote_code" in str(error):
+        cure = "its own code is never run: name a model that transformers knows"
+    reason = one_line(error, 300)
+    return SettingsError(f"{what or 'the model '}{settings.model} cannot be loaded: {reason}; {cure}")
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:

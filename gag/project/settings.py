@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 class ModelSettings(Settings):
     """A causal language model and how to load it."""
 
-    model: str = result(description="Hugging Face id, or a folder (relative to gag.yaml)")
+    model: str = result(description="Hugging Face id, a folder or a GGUF file (relative to gag.yaml)")
     revision: str | None = result(None, description="branch, tag or commit on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = result(
         "auto", description="auto: as stored; a CPU: float32"
