@@ -14,7 +14,7 @@ from gag.evaluation.compare import run_comparison
 from gag.evaluation.comparison import Comparison, MethodFigures, Provenance, SliceFigures
 from gag.evaluation.costs import STAGES, Resident, build_cost
 from gag.evaluation.intervals import Estimate, Interval
-from gag.evaluation.methods import METHODS
+from gag.evaluation.methods import METHODS, retrieval_named
 from gag.evaluation.report import best_retrieval, slice_verdicts, verdict
 from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
@@ -290,7 +290,33 @@ def test_baselines_are_trained_once_and_the_prefix_learns(compared) -> None:
 
 def test_what_cannot_be_compared_is_one_line(project: Project, capsys, monkeypatch) -> None:
     at = ("--project", str(project.root))
+    assert (
+        "no method 'bm25-0'" in run(capsys, monkeypatch, "compare", "metals", "--methods", "bm25-0", *at)[2]
+    )
     assert "no method 'magic'" in run(capsys, monkeypatch, "compare", "metals", "--methods", "magic", *at)[2]
     assert "name a domain (present: metals, plants)" in run(capsys, monkeypatch, "compare", *at)[2]
     code, _, err = run(capsys, monkeypatch, "compare", "glass", *at)
     assert code == 2 and "describes no domain 'glass'" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("bm25", ("bm25", None)), ("dense-3", ("dense", 3)), ("bm25-0", None), ("bm25-", None), ("gag", None)],
+)
+def test_retrieval_is_named_with_or_without_a_number(name: str, found: tuple[str, int | None] | None) -> None:
+    assert retrieval_named(name) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "odd"),
+    [
+        (["metals", "--real"], "DOMAIN has no effect beside --real"),
+        (["--demo", "--set", "align.epochs=1"], "--set has no effect beside --demo"),
+        (["--demo", "--real"], "--demo has no effect beside --real"),
+    ],
+)
+def test_what_the_worlds_of_their_own_do_not_read_is_refused(
+    given: list[str], odd: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    code, _, err = run(capsys, monkeypatch, "compare", *given, "--dir", str(tmp_path / "new"))
+    assert code == 2 and odd in err and not (tmp_path / "new").exists()

@@ -8,7 +8,7 @@ import typer
 from gag.commands.options import JsonOption, ProjectOption, SetOption, finish, open_project, routed
 from gag.errors import SettingsError
 
-BEFORE = ("base", "text", "bm25", "gag", "untrained", "words")  # of --real: the methods before the variants
+BEFORE = ("base", "text", "bm25-1", "bm25-3", "gag", "untrained", "words")  # of --real, before its variants
 BEHIND = ("shuffled", "zero", "expert")
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def compare(
         str | None, typer.Argument(help="A domain that is built (with --demo: its first).")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Some of them, with commas: gag,bm25,lora (default: all).")
+        str | None, typer.Option(help="Some of them, with commas: gag,bm25,dense-3,lora (default: all).")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer questions, one learning rate a baseline, no variants.")

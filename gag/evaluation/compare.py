@@ -21,7 +21,7 @@ from gag.evaluation.costs import Cost, Resident, resident
 from gag.evaluation.intervals import interval, paired
 from gag.evaluation.labelled import LabelledQuestion
 from gag.evaluation.method_answers import MethodAnswers, method_answers
-from gag.evaluation.methods import RETRIEVAL, Method, known_methods, methods_of, passages_of
+from gag.evaluation.methods import RETRIEVAL, Method, known_methods, methods_of, passages_of, retrieval_named
 from gag.evaluation.questions import Questions, draw_questions, slices_of
 from gag.evaluation.report import REPORT, write_report
 from gag.evaluation.scoring import Scorer
@@ -60,7 +60,7 @@ def run_comparison(
     """
     methods, variants = known_methods(project), project.settings.evaluation.variants
     chosen = names or [name for name in methods if not quick or name not in variants]
-    if unknown := [name for name in chosen if name not in methods]:
+    if unknown := [name for name in chosen if name not in methods and not retrieval_named(name)]:
         raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(methods)}")
     others = [project.under(name) for name in chosen if name in variants]
     with locked(project.root / "runs"):
@@ -81,7 +81,7 @@ def compare(project: Project, domain: str, names: list[str], quick: bool) -> Com
     slices = slices_of(asked.rows, passages_of(project, domain))
     gag = ProjectGAG(project)
     scorer, metric = Scorer(gag), project.settings.evaluation.of(domain, domain)[0]
-    scorer.prepare([metric, *(["similarity"] if "dense" in names else [])])
+    scorer.prepare([metric, *(["similarity"] if "dense" in map(kind_of, names) else [])])
     folder = project.run(domain, "compare")
     outcomes: dict[str, Outcome] = {}
     for method in methods_of(project, gag, domain, names, quick):

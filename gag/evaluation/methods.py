@@ -70,7 +70,7 @@ class Method:
 def known_methods(project: Project) -> dict[str, str]:
     """Return the labels of all methods by name, the project's variants of GAG behind GAG."""
     variants = {name: f"GAG, {name}" for name in project.settings.evaluation.variants}
-    if both := METHODS.keys() & variants.keys():
+    if both := [name for name in variants if name in METHODS or retrieval_named(name)]:
         raise SettingsError(
             f"evaluation.variants has {min(both)!r}, which is a method of its own; choose another name"
         )
@@ -89,14 +89,24 @@ def methods_of(
             say(f"compare {domain}: no other domain is present, so its module cannot be a control")
         elif name in BASE_AND_GAG | SALIENT | CONTROLS | EXPERT:
             yield _of_domain(project, gag, domain, name, knowledge)
-        elif name in RETRIEVAL:
-            yield from _retrieval(project, gag, domain, name, QUICK_TOP if quick else TOP)
+        elif found := retrieval_named(name):
+            kind, count = found
+            top = (count,) if count else QUICK_TOP if quick else TOP
+            yield from _retrieval(project, gag, domain, kind, top)
         elif name == "lora":
             yield _lora(project, domain, tune_base(project, domain, gag.base, quick))
         elif name == "prefix":
             yield _prefix(project, gag, domain, train_prefix(project, domain, gag.base, quick))
         else:
             yield _variant(project, gag, domain, name)
+
+
+def retrieval_named(name: str) -> tuple[str, int | None] | None:
+    """Read the name of a kind of retrieval, such as bm25, or of one number of its passages: bm25-3."""
+    kind, dash, count = name.partition("-")
+    if kind not in RETRIEVAL or (dash and not (count.isdecimal() and int(count))):
+        return None
+    return kind, int(count) if count else None
 
 
 def passages_of(project: Project, domain: str) -> list[Passage]:
