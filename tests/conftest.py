@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from gag.models.backbone import Backbone
 from gag.models.loading import load_backbone
+from gag.project.progress import say_once
 from gag.project.project import Project, load_project
 from gag.project.rows import write_rows
 from gag.project.settings import ModelSettings
@@ -135,6 +136,12 @@ def project(built: Path, tmp_path: Path) -> Project:
     """A private copy of the built project."""
     shutil.copytree(built, tmp_path / "copy")
     return load_project(tmp_path / "copy")
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    """Each test begins as a process does: what is said once was not said yet."""
+    say_once.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -369,7 +369,7 @@ def test_the_table_is_found_under_any_name(family: str, rename: Any, sharded: bo
     for file, some in parts.items():
         save_file(some, folder / file, {"format": "pt"})
     table = load_vocabulary(ModelSettings(model=str(folder)), tmp_path, model.device).table
-    assert torch.equal(table.float(), model.table)
+    assert torch.equal(table.float(), model.embeddings)
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

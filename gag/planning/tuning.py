@@ -15,6 +15,7 @@ CHECKPOINTS = 3  # on disk at a time, at most
 # TRL's loss makes logits for so many tokens, and so many entries of the vocabulary, at a time: a tile.
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 CPU_TILES = 8.25  # float32 copies of a tile that a CPU holds, as measured; a GPU holds one in bfloat16
+LOGITS = 3  # of the answers' places: as they are, their log-softmax, and its gradient
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def adapt(work: Workload) -> Stage:
     group = work.settings.adapt
     rows = [min(tokens, group.max_tokens) for tokens in work.adapt.rows]
     batch = work.micro_batch(group, len(rows))
-    learned = max(work.adapt.answers) if work.machine.kind == "cuda" else max(rows)
+    answers = work.adapt.answers
+    first = min(row - answer for row, answer in zip(work.adapt.rows, answers, strict=True))
+    learned = {"cuda": max(answers), "cpu": max(rows) - first}.get(work.machine.kind, max(rows))
     tuning = _Tuning(
         name="adapt",
         rows=rows,
@@ -103,12 +106,15 @@ def _training_step(work: Workload, model: Any, tuning: _Tuning, meter: Meter) ->
         mask = torch.ones(rows, tokens, dtype=torch.long)
         decoder = model.base_model
         states = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        meter.hold_briefly(_loss_bytes(work, tuning.learned))
+        meter.hold_briefly(_loss_bytes(work, tuning))
     states.backward(torch.empty_like(states))
 
 
-def _loss_bytes(work: Workload, tokens: int) -> int:
+def _loss_bytes(work: Workload, tuning: _Tuning) -> int:
     """Return what the loss holds: logits, and float32 gradients of states and of a trained output layer."""
+    tokens = tuning.learned
+    if work.machine.kind == "cpu" and tuning.name == "adapt":  # gag.training.answer_loss
+        return tokens * work.expert.vocabulary * torch.float32.itemsize * LOGITS
     if work.machine.kind == "cuda":
         entry = TILE_VOCABULARY * torch.bfloat16.itemsize
     else:
