@@ -142,7 +142,7 @@ def make_real_project(
     folder: Path, seed: int, preset: str = "salient", variants: dict[str, Any] | None = None, stated: int = 1
 ) -> Project:
     """Write the natural-English world's project, or the same one again over an earlier demo."""
-    header = f"{MARKER}{seed}, natural English, preset {preset}, {stated} fact{"s" if stated > 1 else ""} a text\n"
+    header = f"{MARKER}{seed}, natural English, preset {preset}, facts in a text: {stated}\n"
     with _demo_folder(folder, header):
         write_trade(folder, seed, header, preset, stated=stated, variants=variants)
     return load_project(folder)
