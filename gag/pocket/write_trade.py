@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
         "tuning": "lora",
         "rank": 32,
         "learning_rate": 1e-3,
-        "epochs": 3,
+        "epochs": 4,
         "batch_size": 16,
         "micro_batch_size": 16,
         "warmup": 0.05,
