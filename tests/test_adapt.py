@@ -251,9 +251,13 @@ def test_an_old_gpu_tunes_in_float16(
     assert _half(torch.device("cpu")) is None and _half(torch.device("mps")) is None
 
 
-def test_the_answers_loss_is_trls_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [2**28, 0], ids=["whole", "in tiles"])
+def test_the_answers_loss_is_trls_own(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl import SFTTrainer
 
+    from gag.training import answer_loss
+
+    monkeypatch.setattr(answer_loss, "MOST_LOGITS", most)
     ours = adapt(tiny(tmp_path / "ours", "adapt.micro_batch_size=2"), "metals")
     monkeypatch.setattr("gag.training.answer_loss.trainer_class", lambda *model, packed: SFTTrainer)
     theirs = adapt(tiny(tmp_path / "theirs", "adapt.micro_batch_size=2"), "metals")

@@ -10,6 +10,7 @@ from gag.planning.metering import Meter, dry_run
 from gag.planning.models import trained_bytes
 from gag.planning.stages import ADAM, Stage, hold_gradients
 from gag.planning.workload import Workload
+from gag.training.lora import MOST_LOGITS
 
 CHECKPOINTS = 3  # on disk at a time, at most
 # TRL's loss makes logits for so many tokens, and so many entries of the vocabulary, at a time: a tile.
@@ -112,9 +113,9 @@ def _training_step(work: Workload, model: Any, tuning: _Tuning, meter: Meter) ->
 
 def _loss_bytes(work: Workload, tuning: _Tuning) -> int:
     """Return what the loss holds: logits, and float32 gradients of states and of a trained output layer."""
-    tokens = tuning.learned
-    if work.machine.kind == "cpu" and tuning.name == "adapt":  # gag.training.answer_loss
-        return tokens * work.expert.vocabulary * torch.float32.itemsize * LOGITS
+    tokens, logits = tuning.learned, tuning.learned * work.expert.vocabulary
+    if work.machine.kind == "cpu" and tuning.name == "adapt" and logits <= MOST_LOGITS:
+        return logits * torch.float32.itemsize * LOGITS  # gag.training.answer_loss
     if work.machine.kind == "cuda":
         entry = TILE_VOCABULARY * torch.bfloat16.itemsize
     else:

@@ -11,6 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
+from gag.training.lora import MOST_LOGITS
+
 IGNORED = -100  # the label of a place that no loss counts
 
 
@@ -23,8 +25,13 @@ class AnswerTrainer(SFTTrainer):
         """Return the cross-entropy of a micro-batch's labels, over the labels of the whole step."""
         if return_outputs or not model.training or self.aux_loss_enabled or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")[:, 1:]  # [B, T - 1], each of the place before it
+        labels = inputs["labels"][:, 1:]  # [B, T - 1], each of the place before it
         places = (labels != IGNORED).any(0).nonzero()[:, 0]  # that some row has a label for
+        own: Any = self.model
+        vocabulary = own.config.get_text_config().vocab_size
+        if len(labels) * len(places) * vocabulary > MOST_LOGITS:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        del inputs["labels"]
         logits = model(**inputs, use_cache=False, logits_to_keep=places).logits  # [B, P, V]
         wanted = labels[:, places].flatten()
         total = cross_entropy(logits.flatten(0, 1).float(), wanted, ignore_index=IGNORED, reduction="sum")

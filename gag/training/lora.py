@@ -1,4 +1,4 @@
-"""Which layers of a model LoRA tunes."""
+"""Which layers of a model LoRA tunes, and how many logits its loss makes at a time."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ THIRD_PARTY = (  # said by transformers 5.23 and PEFT 0.21 about what TRL and PE
     "Could not find a config file in",  # beside a GGUF file, which holds it
     "The following (rank|alpha)_pattern keys did not match",  # of a mixture's experts
 )
+
+MOST_LOGITS = 2**28  # that a CPU's loss makes at a time, 1 GiB; above, TRL's own loss makes them in tiles
 
 
 def lora_config(model: torch.nn.Module, rank: int) -> Any:
