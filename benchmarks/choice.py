@@ -3,7 +3,9 @@
 The expert is perfect: its texts are the own ones of the world of `gag demo --real`, with so many facts each.
 S tokens of a text stand as the base's embeddings in its input; an answer counts that holds the fact's value.
 
-salient   ours: the backbone's surprisal by whole words, behind the sentence that makes the question likely
+salient   ours: the backbone's surprisal by whole words, behind the sentence that makes the question likely,
+          the less the more of the expert's answers hold a word
+news      the same, whatever other answers hold
 base      the same, with the surprisal of the base behind the bare question
 gain      the sentence whose tokens gain most from the question, against "Tell me about ..." with the
           right name (which a question does not always give away); then ours within it
@@ -32,21 +34,23 @@ from gag.pocket.world import Fact
 from gag.pocket.write_trade import FACT_TOKENS, take_model
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.settings import ModelSettings
+from gag.project.words import common_words
 from gag.projection.injection import inject
-from gag.readout.salient import Word, rank_words
+from gag.readout.salient import Word, fitting, rank_words
 from gag.readout.states import pool
 
 BATCH_TOKENS, TOGETHER = 4096, 48
-RULES = ("salient", "base", "gain", "first", "random", "segments")
+RULES = ("salient", "news", "base", "gain", "first", "random", "segments")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the fact that answers it, and the expert's text in tokens."""
+    """A question, its fact, the expert's text in tokens, and the words that its texts share."""
 
     fact: Fact
     question: str
     ids: list[int]
+    common: dict[str, float]
 
 
 def main() -> None:
@@ -74,9 +78,10 @@ def main() -> None:
 def draw(model: Backbone, seed: int, stated: int, count: int) -> list[Asked]:
     """Draw questions over all facts of a world, each in one wording."""
     trade = make_trade(seed, 8, stated)
+    common = common_words(trade.background(fact) for fact in trade.facts)
     rng = random.Random(seed)
     asked = [
-        Asked(fact, fact.question(rng.choice(trade.train_wordings(fact))), model.prompts.text(text))
+        Asked(fact, fact.question(rng.choice(trade.train_wordings(fact))), model.prompts.text(text), common)
         for fact in trade.facts
         for text in [trade.background(fact)]
     ]
@@ -125,7 +130,8 @@ def chosen_vectors(model: Backbone, asked: list[Asked], rule: str, slots: int) -
             random.Random(one.question).sample(range(len(one.ids)), min(slots, len(one.ids))) for one in asked
         ]
     else:
-        places = [[p for word in words for p in word.places] for words in ranked(model, asked, rule)]
+        chosen = [fitting(words, slots) for words in ranked(model, asked, rule)]
+        places = [[place for word in words for place in word.places] for words in chosen]
     return [
         model.embed([one.ids[place] for place in sorted(own[:slots]) if place < len(one.ids)])
         for one, own in zip(asked, places, strict=True)
@@ -139,7 +145,8 @@ def ranked(model: Backbone, asked: list[Asked], rule: str) -> list[list[Word]]:
         behind = [prompts.plain(question) for question in questions]
     else:
         behind = [prompts.ask_expert(question, EXPERT_PROMPT) for question in questions]
-    words = rank_words(model, questions, behind, ids, BATCH_TOKENS)
+    common = asked[0].common if rule != "news" else {}
+    words = rank_words(model, questions, behind, ids, BATCH_TOKENS, common)
     if rule != "gain":
         return words
     told = [prompts.ask_expert(f"Tell me about {one.fact.entity}.", EXPERT_PROMPT) for one in asked]

@@ -64,7 +64,7 @@ def parts(base: Backbone) -> GAG:
     parrot = Parrot(base.prompts)
     projector = make_projector("mlp", (1, 1, 1), 1)
     readout = ReadoutSettings(layers=(-1,), pooling="mean", max_new_tokens=2)
-    module = Module(readout, projector, PromptSettings(expert="Say.", answer="Tell."))
+    module = Module(readout, {}, projector, PromptSettings(expert="Say.", answer="Tell."))
 
     class Experts:
         @contextmanager

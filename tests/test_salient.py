@@ -17,6 +17,7 @@ from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.parsing import parse_settings
 from gag.project.project import load_project
 from gag.project.settings import ModelSettings
+from gag.project.words import common_words, tokens
 from gag.projection.projector import Residual, make_projector, used
 from gag.readout import salient
 from gag.readout.salient import Word, rank_words, split_words
@@ -72,7 +73,7 @@ def test_log_probabilities_are_those_of_the_plain_forward(expert: Backbone) -> N
 def test_words_of_the_question_come_last_and_surprising_ones_first(expert: Backbone) -> None:
     prompts, question = expert.prompts, "What is tin?"
     written = prompts.text("tin is red and what")
-    ranked = rank_words(expert, [question], [prompts.plain(question)], [written], 4096)[0]
+    ranked = rank_words(expert, [question], [prompts.plain(question)], [written], 4096, {})[0]
     assert {word.text.strip() for word in ranked[:2]} == {"red", "and"}
     nats = log_probabilities(expert, [expert.embed(prompts.plain(question))], [written], 4096)[0]
     news = [-float(nats[list(word.places)].sum()) for word in ranked[:2]]
@@ -88,7 +89,7 @@ def test_the_sentence_that_makes_the_question_likely_counts(expert: Backbone) ->
         float(row.sum()) for row in log_probabilities(expert, behind, [prompts.text(question)] * 2, 4096)
     ]
     weights = torch.tensor(likely).softmax(0)
-    ranked = rank_words(expert, [question], [prompts.plain(question)], [written], 4096)[0]
+    ranked = rank_words(expert, [question], [prompts.plain(question)], [written], 4096, {})[0]
     nats = log_probabilities(expert, [expert.embed(prompts.plain(question))], [written], 4096)[0]
 
     def value(word: Word) -> tuple[bool, float]:
@@ -99,6 +100,27 @@ def test_the_sentence_that_makes_the_question_likely_counts(expert: Backbone) ->
     assert values == sorted(values, reverse=True)
 
 
+def test_what_many_answers_share_is_less_news(expert: Backbone) -> None:
+    """A word that all of the expert's answers hold comes last, whatever the backbone makes of it."""
+    prompts, question = expert.prompts, "What is tin?"
+    written, around = prompts.text("red and cold glow"), [prompts.plain(question)]
+    plain = rank_words(expert, [question], around, [written], 4096, {})[0]
+    most = plain[0].text.strip()
+    ranked = rank_words(expert, [question], around, [written], 4096, {most: 1.0})[0]
+    assert [word.text.strip() for word in ranked] == [w.text.strip() for w in plain[1:]] + [most]
+    alike = dict.fromkeys(tokens("red and cold glow"), 0.5)
+    halves = rank_words(expert, [question], around, [written], 4096, alike)[0]
+    assert [word.text for word in halves] == [word.text for word in plain]
+
+
+def test_common_words_stand_in_several_answers() -> None:
+    answers = ["Tin is red.", "Zinc is cold.", "Zinc is cold.", "Lead is red, red."]
+    assert common_words(answers) == {".": 1.0, "is": 1.0, "red": 2 / 3}
+    many = [f"w{i} is" for i in range(300)] + ["w1 once", "w2 once", "w1 twice"]
+    assert common_words(many) == {"is": 300 / 303}  # "once" and "w1" in fewer than one of a hundred
+    assert common_words([]) == {}
+
+
 def test_slots_stand_in_the_order_of_the_text_and_the_rest_is_unused() -> None:
     rows = torch.arange(1.0, 6.0)[:, None, None].expand(5, 1, 2)
     words = [Word("d", (3, 4), 0), Word("a", (0,), 0)]
@@ -106,7 +128,9 @@ def test_slots_stand_in_the_order_of_the_text_and_the_rest_is_unused() -> None:
     assert full.slots[:, 0, 0].tolist() == [4, 5] and full.words == ("d",)
     more = _salient(rows, [1, 2, 3, 4, 5], words, 5)
     assert more.slots[:, 0, 0].tolist() == [1, 4, 5, 0, 0] and more.words == ("a", "d")
-    cut = _salient(rows, [1, 2, 3, 4, 5], words, 1)
+    other = _salient(rows, [1, 2, 3, 4, 5], words, 1)  # of a word that does not fit no part stands
+    assert other.slots[:, 0, 0].tolist() == [1] and other.words == ("a",)
+    cut = _salient(rows, [1, 2, 3, 4, 5], words[:1], 1)  # but where none fits
     assert cut.slots[:, 0, 0].tolist() == [4] and cut.words == ("d",)
 
 
@@ -164,7 +188,7 @@ def test_the_residual_begins_as_the_identity_and_learns_what_unused_means() -> N
     assert isinstance(projector, Residual)
     slots = torch.randn(2, 3, 1, 4)
     slots[1, 2] = 0
-    projector.start_from_identity(slots, torch.ones(5, 4))
+    projector.start_from_identity(slots, torch.ones(4))
     out = projector(slots)
     assert torch.equal(out[0], slots[0, :, 0]) and torch.equal(out[1, :2], slots[1, :2, 0])
     assert torch.equal(out[1, 2], torch.ones(4))
@@ -259,7 +283,7 @@ def test_far_sentences_keep_the_questions_words_last(
     text = "Tin is what. Zinc is gold shiny."
     words = split_words(expert.prompts, expert.prompts.text(text))
     news = torch.arange(1.0, 1 + len(expert.prompts.text(text)))
-    ranked = salient._ranked("What is zinc?", words, news, {0: 0.0, 1: -4000.0})
+    ranked = salient._ranked("What is zinc?", words, news, {0: 0.0, 1: -4000.0}, {})
     behind = [word.text.strip() for word in ranked if word.sentence == 1]
     assert behind[:2] == ["shiny", "gold"] and set(behind[2:]) == {"Zinc", "is"}
 
@@ -278,7 +302,7 @@ def test_a_sentence_and_its_question_stay_within_the_positions(
     text = "Tin glows red " * 12 + ". Zinc is blue."
     ids = expert.prompts.text(text)
     question = "What is the colour of zinc?"
-    rank_words(expert, [question], [expert.prompts.text("Say.")], [ids], 500)
+    rank_words(expert, [question], [expert.prompts.text("Say.")], [ids], 500, {})
     assert max(seen[1:]) <= 64
 
 

@@ -157,7 +157,8 @@ class GAG:
             return []
         chosen = module or own
         words = BaseVocabulary(self.base.embeddings, self.base.prompts)
-        readout = read(self.experts, domain, list(questions), chosen.prompts.expert, chosen.readout, words)
+        asked, system = list(questions), chosen.prompts.expert
+        readout = read(self.experts, domain, asked, system, chosen.readout, words, common=chosen.common)
         with torch.no_grad():
             device = next(chosen.projector.parameters()).device
             vectors = chosen.projector(readout.slots.to(device))  # [B, S, Db]

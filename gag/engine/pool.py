@@ -5,6 +5,7 @@ more than a stated number is loaded.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Module:
     """How a domain's expert is asked and read, and its projector."""
 
     readout: ReadoutSettings
+    common: Mapping[str, float]  # words that many of the expert's answers share
     projector: Projector
     prompts: PromptSettings
 
@@ -145,7 +147,8 @@ class DomainPool:
         except GagError as error:
             self._refuse(name, error)
             raise
-        self._loaded[name] = Module(domain.facts.readout, projector.to(self._device), domain.facts.prompts)
+        facts = domain.facts
+        self._loaded[name] = Module(facts.readout, facts.common, projector.to(self._device), facts.prompts)
         return self._loaded[name]
 
     def _domain(self, name: str) -> Domain:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from gag.engine.answer import Knowledge
 from gag.engine.engine import ProjectGAG
 from gag.engine.pool import Module
@@ -30,7 +32,8 @@ from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import Passage
 from gag.projection.modules import load_projector
-from gag.projection.projector import make_projector
+from gag.projection.projector import Residual
+from gag.projection.start import mean_embedding
 
 BASE_AND_GAG = {"base": "base alone", "gag": "GAG"}
 CONTROLS = {
@@ -160,11 +163,11 @@ def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowle
 
 def _untrained(gag: ProjectGAG, domain: str, questions: list[str]) -> list[Knowledge]:
     """Read a domain's expert with a projector as alignment found it: the identity."""
-    own = gag.domains.module(domain)
-    trained = own.projector.state_dict()
-    start = make_projector("residual", own.readout.shape(gag.base.width, gag.base.width), gag.base.width)
-    start.load_state_dict(start.state_dict() | {"unused": trained["unused"]})
-    return knowledge_of(gag, questions, domain, replace(own, projector=start.to(gag.base.device)))
+    own, base = gag.domains.module(domain), gag.base
+    shape = own.readout.shape(base.width, base.width)
+    start = Residual(base.width, shape[0])
+    start.start_from_identity(torch.zeros(1, *shape), mean_embedding(base))
+    return knowledge_of(gag, questions, domain, replace(own, projector=start.to(base.device)))
 
 
 def _shuffled(knowledge: list[Knowledge]) -> list[Knowledge]:
@@ -180,8 +183,8 @@ def _variant(project: Project, gag: ProjectGAG, domain: str, name: str) -> Metho
     folder, settings = variant.run(domain, "align"), variant.settings
     widths = gag.experts.facts.width, gag.base.width
     projector = load_projector(folder, settings.align.projector, settings.readout, *widths)
-    prompts = gag.domains.facts(domain).prompts
-    module = Module(settings.readout, projector.to(gag.base.device), prompts)
+    inputs, prompts = variant.inputs(domain), gag.domains.facts(domain).prompts
+    module = Module(settings.readout, inputs.common, projector.to(gag.base.device), prompts)
     disk = folder_bytes(project.domain(domain) / "expert") + (folder / PROJECTOR).stat().st_size
 
     def answer(questions: list[str], new: int | None) -> MethodResult:

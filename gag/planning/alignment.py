@@ -68,9 +68,11 @@ def _start(work: Workload, projector: Projector, meter: Meter, loaded: int) -> i
 def _start_in_closed_form(work: Workload, projector: Projector) -> None:
     slots = torch.empty(work.align_rows, *work.slots)  # [N, S, L, De]
     targets = torch.empty(work.align_rows, work.base.width)  # [N, Db]
-    if work.settings.align.start == "identity" and not isinstance(projector, Mlp):
+    if isinstance(projector, Residual):  # the settings allow no other start
+        projector.start_from_identity(slots, torch.empty(work.base.width))
+    elif work.settings.align.start == "identity" and not isinstance(projector, Mlp):
         projector.start_from_identity(slots, targets)
-    elif not isinstance(projector, Residual):  # the settings allow no other start
+    else:
         projector.start_from_ridge(slots, targets)
 
 

@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
         "similarity": "expert",
     },
 }
-ALIGN = {"batch_size": 16, "epochs": 4, "steps": None, "learning_rate": 1.5e-3}
+ALIGN = {"batch_size": 16, "epochs": 4, "steps": None, "learning_rate": 5e-4}
 
 
 def real_settings(preset: str, stated: int, slots: int | None = None) -> dict[str, Any]:

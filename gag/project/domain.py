@@ -146,6 +146,7 @@ class DomainFacts(Facts):
     tuning: str
     projector: str
     readout: ReadoutSettings
+    common: dict[str, float]  # share of the expert's answers that hold a word, of those that many share
     prompts: PromptSettings
     bank: BankFacts
     data: dict[str, str]

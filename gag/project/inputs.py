@@ -27,6 +27,7 @@ from gag.project.rows import (
     split_groups,
 )
 from gag.project.settings import DomainSettings, ProjectSettings, PromptSettings
+from gag.project.words import common_words
 
 VAL_SHARE = 0.1
 
@@ -94,6 +95,13 @@ class DomainInputs:
             return rows
         held_out = {example.group for example in self.splits.val}
         return [example for example in rows if example.group not in held_out]
+
+    @cached_property
+    def common(self) -> dict[str, float]:
+        """The words that many of the expert's answers share, where the readout looks for what is news."""
+        if self.settings.readout.select != "salient":
+            return {}
+        return common_words(answer for example in self.taught for answer in example.answers)
 
     @cached_property
     def passages(self) -> list[Passage] | None:

@@ -6,9 +6,12 @@ between words each character is a word.
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 import regex
 
+RARE = 0.01  # share of a domain's answers: words in fewer of them are not common
 _SCRIPTS = "Han Hiragana Katakana Hangul Bopomofo Thai Lao Khmer Myanmar Tibetan"
 UNSPACED = "".join(rf"\p{{{script}}}" for script in _SCRIPTS.split()) + "\u30fc"
 _TOKEN = regex.compile(
@@ -31,6 +34,14 @@ _SIGNS = str.maketrans(
 def tokens(text: str) -> list[str]:
     """Cut text into words, characters of scripts without spaces, and other visible characters."""
     return _TOKEN.findall(readable(text))
+
+
+def common_words(answers: Iterable[str]) -> dict[str, float]:
+    """Return the share of the different answers that hold a word, for words in several and in over `RARE`."""
+    different = set(answers)
+    counts = Counter(word for answer in different for word in set(tokens(answer)))
+    most = max(1, RARE * len(different))
+    return {word: count / len(different) for word, count in sorted(counts.items()) if count > most}
 
 
 def readable(text: str) -> str:

@@ -1,11 +1,12 @@
 """The salient readout: of what an expert wrote, the words that are news and that answer the question.
 
-A word is news where the backbone, without the expert's adapter, would not have written it. Where the text has
-several sentences, those count behind which the backbone is likely to ask the question. Words that stand in
-the question come last.
+A word is news where the backbone, without the expert's adapter, would not have written it; the less so, the
+more of the expert's answers hold it. Where the text has several sentences, those count behind which the
+backbone is likely to ask the question. Words that stand in the question come last.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ import torch
 from gag.models.language_model import LanguageModel
 from gag.models.likelihood import log_probabilities
 from gag.models.prompts import Prompts
-from gag.project.words import UNSPACED, tokens
+from gag.project.words import RARE, UNSPACED, tokens
 
 NEAR = 0.5
 _ASK = "Ask a question."
@@ -45,6 +46,7 @@ def rank_words(
     prompts: list[list[int]],
     written: list[list[int]],
     batch_tokens: int,
+    common: Mapping[str, float],
 ) -> list[list[Word]]:
     """Rank the words of each text, the most telling first.
 
@@ -54,15 +56,25 @@ def rank_words(
         prompts: the prompts behind which the texts were written.
         written: the texts' tokens.
         batch_tokens: of a forward pass.
+        common: the share of the expert's answers that hold a word, for those in more than `RARE`.
     """
     embedded = [backbone.embed(prompt) for prompt in prompts]
     nats = log_probabilities(backbone, embedded, written, batch_tokens)
     words = [split_words(backbone.prompts, ids) for ids in written]
     weights = _relevance(backbone, questions, words, written, batch_tokens)
     return [
-        _ranked(question, some, -news, weight)
+        _ranked(question, some, -news, weight, common)
         for question, some, news, weight in zip(questions, words, nats, weights, strict=True)
     ]
+
+
+def fitting(words: list[Word], slots: int) -> list[Word]:
+    """Take the first words that fit into S slots whole, or else the first, in the order of the text."""
+    kept: list[Word] = []
+    for word in words:
+        if sum(len(one.places) for one in [*kept, word]) <= slots:
+            kept.append(word)
+    return sorted(kept or words[:1], key=lambda word: word.places)
 
 
 def split_words(prompts: Prompts, ids: list[int]) -> list[Word]:
@@ -86,7 +98,13 @@ def split_words(prompts: Prompts, ids: list[int]) -> list[Word]:
     return words
 
 
-def _ranked(question: str, words: list[Word], news: torch.Tensor, weights: dict[int, float]) -> list[Word]:
+def _ranked(
+    question: str,
+    words: list[Word],
+    news: torch.Tensor,
+    weights: dict[int, float],
+    common: Mapping[str, float],
+) -> list[Word]:
     """Order words: the best sentences' before all others, by their news [T]; the question's words last.
 
     A sentence is among the best with at least `NEAR` of the best one's share.
@@ -95,11 +113,17 @@ def _ranked(question: str, words: list[Word], news: torch.Tensor, weights: dict[
 
     def value(word: Word) -> tuple[bool, bool, float, float]:
         weight = weights.get(word.sentence, 0.0)
-        told = 0.0 if said.issuperset(tokens(word.text)) else float(news[list(word.places)].sum())
+        own = tokens(word.text)
+        told = 0.0 if said.issuperset(own) else float(news[list(word.places)].sum()) * _rarity(own, common)
         news_of = weight + math.log(told) if told > 0 else weight
         return weight >= math.log(NEAR) + best, told > 0, news_of, weight
 
     return sorted(words, key=value, reverse=True)
+
+
+def _rarity(own: list[str], common: Mapping[str, float]) -> float:
+    """Return 1 for a word in few answers, down to 0 for one in all (its inverse document frequency)."""
+    return math.log(min(common.get(token, RARE) for token in own)) / math.log(RARE)
 
 
 def _relevance(

@@ -1,5 +1,6 @@
 """Read an expert: it writes background, and the whole text or its salient words make slots."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import shorten
@@ -13,7 +14,7 @@ from gag.models.language_model import LanguageModel, Request, check_room, free_m
 from gag.models.sampling import seeded
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.progress import say
-from gag.readout.salient import Word, rank_words
+from gag.readout.salient import Word, fitting, rank_words
 from gag.readout.vocabulary import BaseVocabulary, predicted_embeddings
 
 
@@ -46,6 +47,7 @@ def read(
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None = None,
     written: list[list[int]] | None = None,
+    common: Mapping[str, float] | None = None,
 ) -> Readout:
     """Read questions in batches of like length within the token budget; the order of the questions is kept.
 
@@ -57,6 +59,7 @@ def read(
         settings: how it is read.
         vocabulary: the base's, where `readout.space` is vocabulary.
         written: what the expert wrote to each before, if it is known.
+        common: the share of the expert's answers that hold a word, of those that many share.
 
     Raises:
         DataError: a question and the budget are longer than the expert's positions.
@@ -74,7 +77,7 @@ def read(
         batch = waiting.pop()
         asked = [questions[i] for i in batch], [prompts[i] for i in batch]
         known = [written[i] for i in batch] if written else None
-        rows = _read_batch(experts, name, *asked, settings, vocabulary, known)
+        rows = _read_batch(experts, name, *asked, settings, vocabulary, known, common or {})
         if rows is None:
             waiting += _halves(batch)
         else:
@@ -106,6 +109,7 @@ def _read_batch(
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None,
     known: list[list[int]] | None,
+    common: Mapping[str, float],
 ) -> list[_Row] | None:
     """Write and read each question, or return None if they do not fit in memory."""
     try:
@@ -117,7 +121,7 @@ def _read_batch(
         if settings.select == "segments":
             return [_Row(pool(one, settings), ids, ()) for one, ids in zip(rows, written, strict=True)]
         with experts.using(None) as backbone:
-            ranked = rank_words(backbone, questions, prompts, written, settings.batch_tokens)
+            ranked = rank_words(backbone, questions, prompts, written, settings.batch_tokens, common)
         if settings.space == "vocabulary" and vocabulary:
             own = [vocabulary.rows(backbone.prompts, *one) for one in zip(written, ranked, strict=True)]
             rows, ranked = [one.rows for one in own], [one.words for one in own]
@@ -145,13 +149,15 @@ def _token_rows(
 
 
 def _salient(rows: torch.Tensor, ids: list[int], words: list[Word], slots: int) -> _Row:
-    """Fill S slots with the first words' rows, in the order of the text; the others stay zero: [S, L, D]."""
-    places = [place for word in words for place in word.places][:slots]
-    chosen = sorted(places)
+    """Fill S slots with the rows of the first words that fit, in the order of the text: [S, L, D].
+
+    The others stay zero.
+    """
+    kept = fitting(words, slots)
+    chosen = [place for word in kept for place in word.places][:slots]
     filled = rows.new_zeros(slots, *rows.shape[1:])
     filled[: len(chosen)] = rows[chosen]
-    kept = [word for word in words if word.places[0] in set(chosen)]
-    return _Row(filled, ids, tuple(word.text.strip() for word in sorted(kept, key=lambda w: w.places)))
+    return _Row(filled, ids, tuple(word.text.strip() for word in kept))
 
 
 def _halves(batch: list[int]) -> list[list[int]]:

@@ -131,6 +131,7 @@ def _assemble(
         tuning=settings.adapt.tuning,
         projector=settings.align.projector,
         readout=settings.readout,
+        common=inputs.common,
         prompts=inputs.prompts,
         bank=BankFacts(**read_manifest(bank_folder)["bank"]),
         data=inputs.digests(),

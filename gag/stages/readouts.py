@@ -44,6 +44,7 @@ def key(inputs: DomainInputs) -> str:
         prompt=inputs.prompts.expert,
         rows=inputs.split_key,
         settings=settings.key(),
+        common=inputs.common,
         base=inputs.base_key if predicts else None,
     )
 
@@ -156,7 +157,7 @@ def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
     def plain(examples: list[Example], name: str = inputs.name) -> Readout:
         questions = [example.question for example in examples]
         written = [known[e.id, e.question] for e in examples] if known else None
-        return read(experts, name, questions, system, settings, vocabulary, written)
+        return read(experts, name, questions, system, settings, vocabulary, written, inputs.common)
 
     def crossed(examples: list[Example]) -> Readout:
         by_fold: dict[int, list[int]] = {}
