@@ -113,6 +113,15 @@ def test_what_many_answers_share_is_less_news(expert: Backbone) -> None:
     assert [word.text for word in halves] == [word.text for word in plain]
 
 
+def test_of_the_questions_words_the_nearest_to_the_first_one_come_first(expert: Backbone) -> None:
+    text = "tin is what glow of red and"
+    words = split_words(expert.prompts, expert.prompts.text(text))
+    news = torch.zeros(len(expert.prompts.text(text)))
+    news[list(words[5].places)] = 3.0
+    ranked = salient._ranked("What is the glow of tin and lead?", words, news, {}, {})
+    assert [word.text.strip() for word in ranked] == ["red", "of", "and", "glow", "what", "is", "tin"]
+
+
 def test_common_words_stand_in_several_answers() -> None:
     answers = ["Tin is red.", "Zinc is cold.", "Zinc is cold.", "Lead is red, red."]
     assert common_words(answers) == {".": 1.0, "is": 1.0, "red": 2 / 3}

@@ -109,6 +109,12 @@ class Prompts:
             before, start = start, place + 1
         return found
 
+    def vocabulary(self, size: int) -> list[str]:
+        """Return the text of each of the first tokens, with the space that it puts before itself."""
+        ahead = self.text("a")[-1:]
+        known = len(self._raw(ahead))
+        return [self._raw([*ahead, token])[known:] for token in range(size)]
+
     def _raw(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 

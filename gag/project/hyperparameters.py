@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # v1 and v4 are the paper's; v1 is the d
     },
     "salient": {  # ours, docs/training.md
         "readout": {"space": "vocabulary", "select": "salient", "layers": [-1], "slots": 8},
-        "align": {"projector": "residual", "start": "identity", "learning_rate": 2e-4},
+        "align": {"projector": "residual", "start": "identity", "learning_rate": 2e-4, "substitute": 0.5},
     },
 }
 
@@ -195,6 +195,14 @@ class AlignSettings(Settings):
     clip: float | None = result(None, gt=0, description="largest norm of the gradient")
     noise: float = result(
         0.0, ge=0, description="readout noise in training, in standard deviations of each feature"
+    )
+    substitute: float = result(
+        0.0,
+        ge=0,
+        le=1,
+        when=When("projector", among=("residual",)),
+        description="share of the tokens in both slots and answer that training exchanges for others, "
+        "so that copying is learned",
     )
     semantic: float = result(
         0.0, ge=0, description="weight of the loss against the gold answer's sentence embedding"

@@ -17,13 +17,13 @@ from gag.models.batching import length_batches
 from gag.project import distributed
 from gag.project.artifacts import replacing
 from gag.project.hyperparameters import AlignSettings
-from gag.project.keys import stage_key
 from gag.project.progress import bar, say
 from gag.project.run import Run
 from gag.project.tensors import load_tensors, save_tensors
-from gag.projection.alignment import Reader, Split
+from gag.projection.alignment import Reader, Row, Split
 from gag.projection.losses import SemanticHead, diversity_loss, label_loss, semantic_loss
-from gag.projection.projector import Projector, used
+from gag.projection.perturbation import Perturbation, seeded_generator
+from gag.projection.projector import Projector
 from gag.projection.start import new_projector, start_projector
 
 LOGGED = 100  # rows of the log over a whole run, beside validation's
@@ -79,7 +79,7 @@ class Trainer:
         if train.meanings is not None:
             self.modules["head"] = SemanticHead(base.width, train.meanings.shape[1])
         self.reader = Reader(base, train.rows + val.rows)
-        self.noise = settings.noise * train.slots.float().std((0, 1), correction=0)  # [L, De]
+        self.perturbation = Perturbation(base, train, settings)
         self._named_best = 0  # the best step when the last checkpoint was written
 
     @property
@@ -164,7 +164,7 @@ class Trainer:
         The epoch's order depends on the seed and the epoch.
         """
         epoch, place = divmod(self.progress.step, self.epoch_steps)
-        generator = _generator(self.settings.seed, "epoch", epoch)
+        generator = seeded_generator(self.settings.seed, "epoch", epoch)
         order = torch.randperm(len(self.train.rows), generator=generator).tolist()
         return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
 
@@ -173,11 +173,12 @@ class Trainer:
 
         Return the loss.
         """
-        noisy = dict(zip(batch, self._noisy(batch), strict=True))
+        drawn = self.perturbation.draw(batch, self.progress.step)
         tokens = sum(len(self.train.rows[i].answer) for i in batch)
         total = torch.zeros((), device=self.base.device)
         for chosen in _micro_batches(self.train, batch, self.settings.batch_tokens):
-            loss = self._loss(chosen, torch.stack([noisy[i] for i in chosen]), tokens, len(batch))
+            rows, slots = zip(*(drawn[i] for i in chosen), strict=True)
+            loss = self._loss(chosen, list(rows), torch.stack(slots), tokens, len(batch))
             loss.backward()
             total += loss.detach()
         gradients = []
@@ -187,9 +188,11 @@ class Trainer:
         distributed.all_reduce([total, *gradients])
         return total
 
-    def _loss(self, chosen: list[int], slots: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
+    def _loss(
+        self, chosen: list[int], rows: list[Row], slots: torch.Tensor, tokens: int, count: int
+    ) -> torch.Tensor:
         """Return these rows' share of the batch's loss: sums over the batch's answer tokens and rows."""
-        settings, rows = self.settings, [self.train.rows[i] for i in chosen]
+        settings = self.settings
         vectors = self.projector(slots.to(self.base.device))  # [B, S, Db]
         states = self.reader.read(vectors, rows)
         taught = self.reader.read_text(rows) if settings.distill else None
@@ -200,14 +203,6 @@ class Trainer:
         if settings.diversity:
             loss = loss + settings.diversity * diversity_loss(vectors) / count
         return loss
-
-    def _noisy(self, batch: list[int]) -> torch.Tensor:
-        slots = self.train.slots[batch].float()
-        if self.settings.noise == 0:
-            return slots
-        generator = _generator(self.settings.seed, "noise", self.progress.step)
-        noise = self.noise * torch.randn(slots.shape, generator=generator)
-        return slots + noise * used(slots)[..., None, None]
 
     def _check_finite(self, loss: float, batch: list[int]) -> None:
         if not math.isfinite(loss):
@@ -287,8 +282,3 @@ def _micro_batches(split: Split, chosen: list[int], tokens: int) -> Iterator[lis
     lengths = [max(row.length + slots, len(row.taught) + len(row.answer)) for row in rows]
     for batch in length_batches(lengths, tokens):
         yield [mine[i] for i in batch]
-
-
-def _generator(seed: int, what: str, number: int) -> torch.Generator:
-    name = stage_key(seed=seed, what=what, number=number)
-    return torch.Generator().manual_seed(int(name[:15], 16))

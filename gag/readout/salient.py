@@ -107,6 +107,8 @@ def _ranked(
 ) -> list[Word]:
     """Order words: the best sentences' before all others, by their news [T]; the question's words last.
 
+    Of these, the nearest to the first word come first: together they read as a phrase.
+
     A sentence is among the best with at least `NEAR` of the best one's share.
     """
     said, best = set(tokens(question)), max(weights.values(), default=0.0)
@@ -118,7 +120,8 @@ def _ranked(
         news_of = weight + math.log(told) if told > 0 else weight
         return weight >= math.log(NEAR) + best, told > 0, news_of, weight
 
-    return sorted(words, key=value, reverse=True)
+    first = max(words, key=value).places[0] if words else 0
+    return sorted(words, key=lambda word: (value(word), -abs(word.places[0] - first)), reverse=True)
 
 
 def _rarity(own: list[str], common: Mapping[str, float]) -> float:

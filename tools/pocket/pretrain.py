@@ -23,6 +23,7 @@ from gag.pocket.world import ANSWER_PROMPT, EXPERT_PROMPT, topics
 from tools.pocket.curriculum import NAME_PROMPT, QUOTE_PROMPT, BaseRows, ExpertRows, Row
 
 VOCABULARY = 2688
+PAD = "<|pad|>"
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -45,7 +46,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.Sequence(  # pyright: ignore
         [decoders.ByteLevel(), decoders.Replace("\n ", "\n")]  # what the normaliser below adds
     )
-    control = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
+    control = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", PAD]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(control),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -98,7 +99,7 @@ def train(
             progress = done / steps
             batches = batches or _batches([rows.draw(progress) for _ in range(4 * BATCH)], rows.rng)
             loss, answer_loss, _ = _loss(
-                model, batches.pop(), rows.prompts.pad, noise * min(1.0, max(0.0, 8 * progress - 1.4))
+                model, batches.pop(), rows.prompts.tokens[PAD], noise * min(1.0, max(0.0, 8 * progress - 1.4))
             )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,7 +119,7 @@ def train(
 @torch.no_grad()
 def _probe(model: Qwen3ForCausalLM, rows: BaseRows) -> float:
     """Return the share of probe rows that are answered right."""
-    return _loss(model, [rows.probe() for _ in range(3 * BATCH)], rows.prompts.pad, 0.0)[2]
+    return _loss(model, [rows.probe() for _ in range(3 * BATCH)], rows.prompts.tokens[PAD], 0.0)[2]
 
 
 def _make_model(shape: dict[str, Any], prompts: Prompts) -> Qwen3ForCausalLM:
@@ -130,7 +131,7 @@ def _make_model(shape: dict[str, Any], prompts: Prompts) -> Qwen3ForCausalLM:
         rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
         bos_token_id=None,
         eos_token_id=prompts.end,
-        pad_token_id=prompts.pad,
+        pad_token_id=prompts.tokens[PAD],
         **shape,
     )
     model = Qwen3ForCausalLM(config)
