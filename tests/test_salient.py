@@ -128,6 +128,7 @@ def test_common_words_stand_in_several_answers() -> None:
     many = [f"w{i} is" for i in range(300)] + ["w1 once", "w2 once", "w1 twice"]
     assert common_words(many) == {"is": 300 / 303}  # "once" and "w1" in fewer than one of a hundred
     assert common_words([]) == {}
+    assert common_words(f"w{i} is" for i in range(3 * 4096)) == {"is": 1.0}
 
 
 def test_slots_stand_in_the_order_of_the_text_and_the_rest_is_unused() -> None:

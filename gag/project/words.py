@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import regex
 
+ANSWERS = 4096  # that a domain's common words are counted in, at most
 RARE = 0.01  # share of a domain's answers: words in fewer of them are not common
 _SCRIPTS = "Han Hiragana Katakana Hangul Bopomofo Thai Lao Khmer Myanmar Tibetan"
 UNSPACED = "".join(rf"\p{{{script}}}" for script in _SCRIPTS.split()) + "\u30fc"
@@ -38,7 +39,8 @@ def tokens(text: str) -> list[str]:
 
 def common_words(answers: Iterable[str]) -> dict[str, float]:
     """Return the share of the different answers that hold a word, for words in several and in over `RARE`."""
-    different = set(answers)
+    different = list(dict.fromkeys(answers))
+    different = different[:: -(-len(different) // ANSWERS) or 1]
     counts = Counter(word for answer in different for word in set(tokens(answer)))
     most = max(1, RARE * len(different))
     return {word: count / len(different) for word, count in sorted(counts.items()) if count > most}

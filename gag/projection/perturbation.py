@@ -41,45 +41,55 @@ class Perturbation:
 
     def __init__(self, base: Backbone, train: Split, settings: AlignSettings):
         self._base, self._train, self._settings = base, train, settings
+        self._places: dict[int, dict[int, list[int]]] = {}  # by row
         self._noise = settings.noise * train.slots.float().std((0, 1), correction=0)  # [L, De]
 
     def draw(self, batch: list[int], step: int) -> dict[int, tuple[Row, torch.Tensor]]:
         """Return the rows of a batch with their slots [S, L, De], as a step trains on them."""
         rows, slots = [self._train.rows[i] for i in batch], self._train.slots[batch].float()
         if self._settings.substitute:
-            generator = self._generator("substitute", step)
-            pairs = [self._substituted(*pair, generator) for pair in zip(rows, slots, strict=True)]
-            rows, slots = [row for row, _ in pairs], torch.stack([own for _, own in pairs])
+            rows, slots = self._substituted(batch, slots, self._generator("substitute", step))
         if self._settings.noise:
             noise = self._noise * torch.randn(slots.shape, generator=self._generator("noise", step))
             slots = slots + noise * used(slots)[..., None, None]
         return dict(zip(batch, zip(rows, slots, strict=True), strict=True))
 
     def _substituted(
-        self, row: Row, slots: torch.Tensor, generator: torch.Generator
-    ) -> tuple[Row, torch.Tensor]:
-        """Exchange some of the answer's tokens for others of their kind, in slots [S, 1, Db] and text."""
-        asked = {self._pieces[token].strip() for token in row.prompt.before}
-        swapped: dict[int, int] = {}
-        for token in dict.fromkeys(row.answer):
-            kind = self._kinds[token]
-            if kind is None or token in self._familiar or self._pieces[token].strip() in asked:
-                continue
-            there = self._holding(slots, token)
-            if there.any() and float(torch.rand((), generator=generator)) < self._settings.substitute:
-                others = self._alike[kind]
-                swapped[token] = others[int(torch.randint(len(others), (), generator=generator))]
-                slots = torch.where(there[:, None, None], self._embedding(swapped[token]), slots)
-        answer, taught = ([swapped.get(token, token) for token in ids] for ids in (row.answer, row.taught))
-        return Row(row.prompt, answer, taught), slots
+        self, batch: list[int], slots: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Row], torch.Tensor]:
+        """Exchange some of the answers' tokens for others of their kind, in slots [B, S, 1, Db] and texts."""
+        rows, changed = [], []  # (row, slot, its new token)
+        for k, i in enumerate(batch):
+            row, swapped = self._train.rows[i], {}
+            for token, places in self._held(i).items():
+                if float(torch.rand((), generator=generator)) < self._settings.substitute:
+                    others = self._alike[self._kinds[token]]
+                    swapped[token] = others[int(torch.randint(len(others), (), generator=generator))]
+                    changed += [(k, slot, swapped[token]) for slot in places]
+            answer, taught = (
+                [swapped.get(token, token) for token in ids] for ids in (row.answer, row.taught)
+            )
+            rows.append(Row(row.prompt, answer, taught))
+        if changed:
+            k, slot, tokens = map(list, zip(*changed, strict=True))
+            slots[k, slot, 0] = self._embedded(tokens)  # the step's one look into the base's table
+        return rows, slots
 
-    def _holding(self, slots: torch.Tensor, token: int) -> torch.Tensor:
-        """Say which slots [S, 1, Db] hold a token's embedding [S]."""
-        own = self._embedding(token)
-        return ((slots - own).abs().amax((1, 2)) <= EQUAL * own.abs().max()) & used(slots[None])[0]
+    def _held(self, i: int) -> dict[int, list[int]]:
+        """Return the tokens of a row's answer that may be exchanged, each with the slots that hold it."""
+        if i not in self._places:
+            row, slots = self._train.rows[i], self._train.slots[i, :, 0].float()
+            asked = {self._pieces[token].strip() for token in row.prompt.before}
+            free = [t for t in dict.fromkeys(row.answer) if self._kinds[t] and t not in self._familiar]
+            free = [token for token in free if self._pieces[token].strip() not in asked]
+            own = self._embedded(free)  # [A, Db]
+            close = (slots - own[:, None]).abs().amax(-1) <= EQUAL * own.abs().amax(-1, keepdim=True)
+            places = [row.nonzero().flatten().tolist() for row in close & (slots != 0).any(-1)]
+            self._places[i] = {token: held for token, held in zip(free, places, strict=True) if held}
+        return self._places[i]
 
-    def _embedding(self, token: int) -> torch.Tensor:
-        return self._base.embeddings[token].detach().float().cpu()
+    def _embedded(self, tokens: list[int]) -> torch.Tensor:
+        return self._base.embeddings[tokens].detach().float().cpu()
 
     @cached_property
     def _pieces(self) -> list[str]:
@@ -91,11 +101,10 @@ class Perturbation:
         return [_kind(piece) for piece in self._pieces]
 
     @cached_property
-    def _alike(self) -> dict[Kind, list[int]]:
-        found: dict[Kind, list[int]] = {}
+    def _alike(self) -> dict[Kind | None, list[int]]:
+        found: dict[Kind | None, list[int]] = {}
         for token, kind in enumerate(self._kinds):
-            if kind is not None:
-                found.setdefault(kind, []).append(token)
+            found.setdefault(kind, []).append(token)
         return found
 
     @cached_property
