@@ -1,5 +1,6 @@
 """The salient readout: which words are chosen, in which tokens they are injected, and what odd texts give."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import transformers
 import yaml
 
 from gag.engine.engine import GAG
-from gag.errors import SettingsError
+from gag.errors import ArtifactError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.likelihood import log_probabilities
 from gag.models.loading import load_backbone
 from gag.models.prompts import Prompts
+from gag.project.domain import load_domain
 from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.parsing import parse_settings
 from gag.project.project import load_project
@@ -236,6 +238,14 @@ def test_the_preset_builds_and_answers(tmp_path: Path) -> None:
     assert stored.facts["settings"]["select"] == "salient"
     assert "words that are news" in (project.domain("metals") / "README.md").read_text()
     assert gag.ask("What is in metals number 1?", domain="metals").tokens_added == 3
+    described = project.domain("metals") / "domain.json"
+    content = json.loads(described.read_text())
+    taught = [example.answers[0] for example in project.inputs("metals").taught]
+    assert content["common"] == common_words(taught)
+    content["common"] = {"is": 0}
+    described.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"common.is: .* greater than 0; build or copy the domain again"):
+        load_domain(project.domain("metals"))
 
 
 @pytest.mark.parametrize("kind", ["Gemma2", "Gemma3"])

@@ -6,8 +6,9 @@ it.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gag.errors import ArtifactError, MismatchError
 from gag.project.artifacts import read_manifest
@@ -24,6 +25,9 @@ ROUTING_PART = (BANK,)
 FAITHFUL = 0.5  # of the knowledge must arrive
 MANY_SLOTS = 16
 MODULE_PART = (PROJECTOR, EXPERT, CARD)
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Facts(BaseModel):
@@ -146,7 +150,7 @@ class DomainFacts(Facts):
     tuning: str
     projector: str
     readout: ReadoutSettings
-    common: dict[str, float]  # share of the expert's answers that hold a word, of those that many share
+    common: dict[str, Share]  # share of the expert's answers that hold a word, of those that many share
     prompts: PromptSettings
     bank: BankFacts
     data: dict[str, str]
