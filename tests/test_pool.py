@@ -345,7 +345,7 @@ def test_the_light_router_and_the_engine_have_one_set(project: Project) -> None:
 
 @pytest.fixture
 def calibrated(project: Project, tmp_path: Path) -> Project:
-    """A project whose banks hold enough out."""
+    """A project whose banks have questions enough."""
     for name in ("general", "metals", "plants"):
         asked = [row for row in questions_of(80) if row["domain"] == name]
         rows.write_rows(tmp_path / f"{name}.jsonl", asked)
@@ -386,7 +386,7 @@ def test_what_the_router_decides_is_kept_so_that_no_start_pays_twice(
 def test_a_router_that_was_kept_reads_no_statistics(calibrated: Project, monkeypatch) -> None:
     fresh = load_router(calibrated)
     monkeypatch.setattr(StoredBank, "packed_scatter", property(lambda self: 1 / 0))
-    monkeypatch.setattr(StoredBank, "held_out", property(lambda self: 1 / 0))
+    monkeypatch.setattr(StoredBank, "sample", property(lambda self: 1 / 0))
     kept = load_router(calibrated)
     assert kept.route([METAL, PLANT]) == fresh.route([METAL, PLANT])
 

@@ -14,24 +14,30 @@ from gag.project.domain import BANK, STATISTICS, BankFacts, EncoderSpec
 from gag.project.project import Project
 from gag.project.rows import digest
 from gag.project.settings import RouterSettings
-from gag.routing.bank import MemoryBank, load_bank
-from gag.routing.building import HELD_OUT, Encoded, build_bank, encode_questions, load_questions, updated
-from gag.routing.calibration import (
-    CANDIDATES,
-    GRID_SIZE,
-    GRID_STEP,
-    SUREST,
-    _losses,
-    _temperature,
-    _unfitted_margins,
-    _weights,
-    calibration_shortage,
-    margin_over_general,
-    set_hash,
+from gag.routing.bank import Bank, MemoryBank, Sample, load_bank
+from gag.routing.building import (
+    FOLDS,
+    NONE,
+    SAMPLE,
+    Encoded,
+    build_bank,
+    encode_questions,
+    load_questions,
+    updated,
 )
+from gag.routing.calibration import CANDIDATES, set_hash
 from gag.routing.query_encoder import BackboneEncoder
 from gag.routing.router import Router, RouterState
-from gag.routing.rules import Lda, Ppr, Query, Statistics, Whitened, shrink
+from gag.routing.rules import (
+    Lda,
+    Ppr,
+    Query,
+    Statistics,
+    Whitened,
+    covariance_root,
+    shrink,
+    total_scatter,
+)
 from gag.routing.state import keep_state, load_state
 
 SPEC = EncoderSpec("fake", "mean", 256, 2)
@@ -61,7 +67,8 @@ class Cloud:
 
 def bank(direction: str) -> MemoryBank:
     one = Compass().encode([direction])
-    return MemoryBank(one, torch.ones(1), 1, torch.zeros(2), torch.zeros(2, 2), one[:0], SPEC)
+    none = Sample(one[:0], torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
+    return MemoryBank(one, torch.ones(1), torch.zeros(2), 1, SPEC, torch.ones(1), torch.zeros(2, 2), none)
 
 
 def cloud(place: int, count: int, seed: int, spread: float = 0.25) -> torch.Tensor:
@@ -71,11 +78,17 @@ def cloud(place: int, count: int, seed: int, spread: float = 0.25) -> torch.Tens
     return torch.nn.functional.normalize(torch.eye(WIDE.width)[place] + spread * noise, dim=-1)
 
 
+def encoded(vectors: torch.Tensor) -> Encoded:
+    """Questions that their bank can all be judged by."""
+    return Encoded([], vectors, torch.arange(len(vectors)) % FOLDS)
+
+
 def cloudy(place: int, seed: int = 0, count: int = 300) -> MemoryBank:
-    vectors = cloud(place, count, 10 * place + seed)
-    return build_bank(
-        Encoded([], vectors[count // 3 :], vectors[: count // 3]), WIDE, RouterSettings(centres=6)
-    )
+    return build_bank(encoded(cloud(place, count, 10 * place + seed)), WIDE, RouterSettings(centres=6))
+
+
+def statistics_of(banks: list[Bank]) -> Statistics:
+    return Statistics(banks, covariance_root(total_scatter(banks), banks))
 
 
 BANKS = {"general": bank("east"), "metals": bank("north")}
@@ -117,17 +130,17 @@ def test_the_general_bank_is_needed() -> None:
         Router({"metals": bank("north")}, Compass(), PPR)
 
 
-def test_too_few_held_out_questions_fall_back_to_the_published_rule() -> None:
+def test_too_few_general_questions_fall_back_to_the_published_rule() -> None:
     router = Router(BANKS, Compass(), RouterSettings())
     assert router.rule == "ppr" and router.calibration is None
-    assert "general holds 0 questions out" in router.state.warning
+    assert "general has 0 questions to judge by, 10 are needed" in router.state.warning
     assert (
         Router({"general": bank("east")}, Compass(), RouterSettings()).route(["north"])[0].domain == "general"
     )
 
 
 def test_closed_form_rules_see_through_scatter_that_tells_nothing() -> None:
-    known = Statistics(list(CLOUDS.values()))
+    known = statistics_of(list(CLOUDS.values()))
     asked = torch.cat([cloud(place, 200, 77 + place) for place in range(3)])
     truth = torch.arange(3).repeat_interleave(200)
     right = {
@@ -138,8 +151,9 @@ def test_closed_form_rules_see_through_scatter_that_tells_nothing() -> None:
 
 
 def test_lda_is_the_log_density_of_gaussians_that_share_a_covariance() -> None:
-    known, asked = Statistics(list(CLOUDS.values())), cloud(1, 50, 99)
-    covariance = shrink(sum(b.scatter.double() for b in known.banks) / (600 - 3), 600 - 3).float()
+    known, asked = statistics_of(list(CLOUDS.values())), cloud(1, 50, 99)
+    scatter = sum(bank.scatter.double() for bank in CLOUDS.values())
+    covariance = shrink(scatter / (900 - 3), 900 - 3).float()  # pyright: ignore[reportOperatorIssue]
     gaussians = [torch.distributions.MultivariateNormal(bank.mean, covariance) for bank in known.banks]
     wanted = torch.stack([gaussian.log_prob(asked) for gaussian in gaussians], 1)
     assert torch.allclose(
@@ -148,7 +162,7 @@ def test_lda_is_the_log_density_of_gaussians_that_share_a_covariance() -> None:
     nearest = -2 * (
         wanted - torch.distributions.MultivariateNormal(torch.zeros(12), covariance).log_prob(torch.zeros(12))
     )
-    assert torch.allclose(Query(asked, known).nearest.square(), nearest.amin(1), rtol=1e-3)
+    assert torch.allclose(Query(asked, known).squared.amin(1), nearest.amin(1) - 12 / 300, rtol=1e-3)
 
 
 def test_shrinkage_needs_the_sums_alone_and_stands_few_vectors() -> None:
@@ -172,24 +186,26 @@ def test_a_set_with_one_domain_more_is_that_set_from_scratch() -> None:
 
 def test_new_questions_add_up_without_the_old_ones() -> None:
     vectors, settings = cloud(1, 300, 1), RouterSettings(centres=6)
-    old = build_bank(Encoded([], vectors[:200], vectors[:5]), WIDE, settings)
-    grown = updated(old, Encoded([], vectors[200:], vectors[5:9]), settings)
-    whole = build_bank(Encoded([], vectors, vectors[:0]), WIDE, settings)
+    old = build_bank(encoded(vectors[:200]), WIDE, settings)
+    grown = updated(old, encoded(vectors[200:]), settings)
+    whole = build_bank(encoded(vectors), WIDE, settings)
     assert grown.count == 300 and torch.allclose(grown.mean, whole.mean, atol=1e-6)
     assert torch.allclose(grown.scatter, whole.scatter, atol=1e-4)
-    assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6 and len(grown.held_out) == 9
-    many = replace(old, count=900, held_out=cloud(1, HELD_OUT, 2))
-    mixed = updated(many, Encoded([], vectors[200:], cloud(2, HELD_OUT, 3)), settings).held_out
-    assert len(mixed) == HELD_OUT and int((mixed[:, 2] > mixed[:, 1]).sum()) == pytest.approx(
-        HELD_OUT / 10, abs=15
-    )
+    assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6
+    assert torch.equal(grown.sample.vectors, vectors) and torch.equal(grown.sample.folds, whole.sample.folds)
+    sums = torch.zeros(6, 12).index_add_(0, grown.sample.clusters, vectors)  # every question in its cluster's sum
+    assert torch.allclose(grown.centres * (grown.lengths * grown.sizes)[:, None], sums, atol=1e-3)
+    many = replace(old, count=900, sample=build_bank(encoded(cloud(1, SAMPLE, 2)), WIDE, settings).sample)
+    mixed = updated(many, encoded(cloud(2, 100, 3)), settings).sample
+    assert len(mixed) == SAMPLE
+    assert int((mixed.vectors[:, 2] > mixed.vectors[:, 1]).sum()) == pytest.approx(SAMPLE / 10, abs=15)
 
 
 def test_the_promised_risk_holds_and_specialists_are_still_reached() -> None:
     for alpha in (0.05, 0.2):
         router = Router(CLOUDS, Cloud(), RouterSettings(alpha=alpha))
         risk = (router.judge(cloud(0, 3000, 500)).chosen > 0).float().mean()
-        assert router.calibration is not None and router.calibration.reached == alpha
+        assert router.calibration is not None and router.calibration.promised == alpha
         assert risk <= alpha + 0.04
         assert (router.judge(cloud(1, 1000, 501)).chosen > 0).float().mean() > 0.9
 
@@ -209,9 +225,11 @@ def test_given_priors_move_the_odds_and_keep_the_promised_risk() -> None:
 
 
 def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
-    router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001))
-    assert router.calibration is not None and router.calibration.reached == pytest.approx(1 / 101)
-    assert "at most 1.0% of general questions go to specialists, not 0.1%" in router.state.warning
+    router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001, max_abstention=0.5))
+    assert router.calibration is not None and router.calibration.promised == pytest.approx(1 / 301)
+    said = router.state.warning
+    assert "at most 0.3% of general questions go to specialists, not 0.1%" in said
+    assert "general has 300 questions to judge by; 9700 more in general.questions" in said
 
 
 def test_out_of_distribution_questions_go_to_general_however_sure_the_rule_is() -> None:
@@ -220,8 +238,7 @@ def test_out_of_distribution_questions_go_to_general_however_sure_the_rule_is() 
     verdict = router.judge(torch.nn.functional.normalize(far, dim=-1) * 9)
     assert verdict.out_of_distribution.all() and (verdict.chosen == 0).all()
     assert router.route_vectors(far[:1] * 9)[0].reason == "far from every domain"
-    near = Query(cloud(1, 200, 9), Statistics(router.banks)).nearest
-    assert router.calibration is not None and (near > router.calibration.far).float().mean() < 0.05
+    assert router.judge(cloud(1, 200, 9)).out_of_distribution.float().mean() < 0.05
 
 
 def test_the_first_rule_that_is_no_worse_than_the_best_is_chosen() -> None:
@@ -241,7 +258,8 @@ def test_the_first_rule_that_is_no_worse_than_the_best_is_chosen() -> None:
 
 def moved(state: RouterState, margin: float) -> RouterState:
     assert state.calibration is not None
-    return replace(state, calibration=replace(state.calibration, margin=margin))
+    margins = dict.fromkeys(state.calibration.margins, margin)
+    return replace(state, calibration=replace(state.calibration, margins=margins))
 
 
 def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
@@ -250,7 +268,8 @@ def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
     loaded = load_state(project.router)
     assert loaded is not None and loaded.calibration == made.calibration and loaded.members == made.members
     assert torch.equal(loaded.total, made.total) and torch.equal(loaded.root, made.root)  # pyright: ignore
-    assert Router(CLOUDS, Cloud(), RouterSettings(), moved(loaded, 99.0)).margin == 99.0
+    kept = Router(CLOUDS, Cloud(), RouterSettings(), moved(loaded, 99.0))
+    assert kept.margins == {"metals": 99.0, "woods": 99.0}
     more = CLOUDS | {"stones": cloudy(3)}
     other = Router(more, Cloud(), RouterSettings(), moved(loaded, 99.0))
     anew = Router(more, Cloud(), RouterSettings(alpha=0.2))
@@ -274,7 +293,8 @@ def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
     "change",
     [
         {"weights": {"magic": 1.0}},
-        {"margin": float("nan")},
+        {"margins": {"metals": float("nan")}},
+        {"spread": {"squared": [1.0, 2.0]}},
         {"far": "x"},
         {"weights": 3},
         {"more": 1},
@@ -303,42 +323,6 @@ def test_an_edited_calibration_is_refused(project: Project, change: dict) -> Non
             load_state(project.router)
 
 
-def test_a_thousandth_of_the_temperatures_is_enough() -> None:
-    """The bisection finds what trying every temperature finds."""
-    generator = torch.Generator().manual_seed(0)
-    for sharpness in (0.1, 1.0, 10.0, 300.0):
-        scores = (sharpness * torch.randn(200, 5, generator=generator)).double()
-        truth = (scores + sharpness * torch.randn(200, 5, generator=generator)).argmax(1)
-        best = scores.topk(2, dim=1).values
-        lowest = float((best[:, 0] - best[:, 1]).median()) / SUREST
-        tried = [lowest * GRID_STEP**i for i in range(GRID_SIZE)]
-        wanted = min(tried, key=lambda t: float(_losses(scores / t, truth).mean()))
-        assert _temperature(scores, truth) == wanted
-
-
-def test_the_threshold_rests_on_margins_by_weights_that_were_fitted_without_the_question() -> None:
-    """Cross-conformal: each half of general's questions is scored by the other half's weights."""
-    made = Router(CLOUDS, Cloud(), RouterSettings(rule="lda"))
-    statistics = Statistics(made.banks, made.state.root)
-    held_out = [bank.held_out for bank in made.banks]
-    truth = torch.arange(3).repeat_interleave(100)
-    raw = {"lda": Lda(statistics).scores(Query(torch.cat(held_out), statistics))}
-    margins = _unfitted_margins(raw, ("lda",), truth, torch.zeros(3))
-    for kept, asked in ((1, 0), (0, 1)):
-        rest = torch.cat([torch.arange(kept, 100, 2), torch.arange(100, 300)])
-        weights = _weights({"lda": raw["lda"][rest]}, ("lda",), truth[rest])
-        expected = margin_over_general(raw["lda"][asked:100:2] * weights["lda"])
-        assert torch.allclose(margins[asked::2], expected, atol=1e-5)
-    assert made.calibration is not None
-    assert made.margin == pytest.approx(max(0.0, float(margins.sort().values[99])))
-
-
-def test_calibration_says_what_is_missing() -> None:
-    few = CLOUDS | {"woods": replace(CLOUDS["woods"], held_out=torch.zeros(3, WIDE.width))}
-    said = calibration_shortage(few)
-    assert said == "woods holds 3 questions out for calibration, 10 are needed"
-
-
 def test_the_encoder_is_the_masked_mean_of_the_last_state(expert: Backbone) -> None:
     questions = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Why?"]
     encoder = BackboneEncoder(expert, expert.fingerprint, RouterSettings(batch_size=2, max_tokens=6))
@@ -356,53 +340,49 @@ def test_a_bank_is_saved_and_loaded(tmp_path) -> None:
     files = {name: digest(tmp_path / name) for name in (BANK, STATISTICS)}
     loaded = load_bank(tmp_path, BankFacts(**json.loads(facts.model_dump_json())), files)
     assert (
-        loaded.count == 200 and loaded.encoder == WIDE and loaded.held_out_count == made.held_out_count == 100
+        loaded.count == 300 and loaded.encoder == WIDE and loaded.sample_count == made.sample_count == 300
     )
     with pytest.raises(ArtifactError, match=r"lists no bank-statistics"):
         load_bank(tmp_path, facts, {BANK: files[BANK]})
-    for name in ("centres", "sizes", "mean", "scatter", "held_out"):
+    for name in ("centres", "lengths", "sizes", "mean", "scatter"):
         assert torch.equal(getattr(loaded, name), getattr(made, name))
+    for name in ("vectors", "clusters", "folds"):
+        assert torch.equal(getattr(loaded.sample, name), getattr(made.sample, name))
     assert torch.allclose(made.centres.norm(dim=-1), torch.ones(6))
-    vectors = cloud(1, 300, 10)[100:]
-    assert torch.allclose(made.scatter / 200, torch.cov(vectors.T, correction=0), atol=1e-6)
+    assert torch.allclose(made.scatter / 300, torch.cov(cloud(1, 300, 10).T, correction=0), atol=1e-6)
 
 
 def test_few_and_repeated_questions_make_fewer_centres() -> None:
     vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert len(build_bank(Encoded([], vectors, vectors[:0]), SPEC, RouterSettings()).centres) == 2
-    one = build_bank(Encoded([], vectors[:1], vectors[:0]), SPEC, RouterSettings())
+    assert len(build_bank(encoded(vectors), SPEC, RouterSettings()).centres) == 2
+    one = build_bank(encoded(vectors[:1]), SPEC, RouterSettings())
     assert one.count == 1 and len(one.centres) == 1
     with pytest.raises(DataError, match="at least one question"):
-        build_bank(Encoded([], torch.zeros(0, 2), torch.zeros(0, 2)), SPEC, RouterSettings())
+        build_bank(encoded(torch.zeros(0, 2)), SPEC, RouterSettings())
     with pytest.raises(DataError, match="not finite"):
-        build_bank(Encoded([], torch.full((3, 2), float("nan")), torch.zeros(0, 2)), SPEC, RouterSettings())
+        build_bank(encoded(torch.full((3, 2), float("nan"))), SPEC, RouterSettings())
 
 
-def test_a_share_of_the_questions_is_held_out_by_their_text(tmp_path) -> None:
+def test_wordings_of_one_question_are_left_out_together(tmp_path) -> None:
     class Lengths:
         spec = SPEC
 
         def encode(self, questions: list[str]) -> torch.Tensor:
             return torch.tensor([[float(len(q)), 1.0] for q in questions]).view(-1, 2)
 
-    questions = {f"question {i}": f"question {i}" for i in range(50)}
-    encoded = encode_questions(questions, Lengths(), RouterSettings())
-    assert len(encoded.texts) == 40 and len(encoded.held_out) == 10
-    assert set(encode_questions(dict(reversed(questions.items())), Lengths(), RouterSettings()).texts) == set(
-        encoded.texts
-    )
-    many = encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings())
-    assert len(many.held_out) == HELD_OUT
     wordings = {f"fact {i % 10} in wording {i}": f"fact {i % 10}" for i in range(50)}
-    told = encode_questions(wordings, Lengths(), RouterSettings()).texts
-    held = [question for question in wordings if question not in told]
-    assert len(held) == 10 and {wordings[q] for q in held}.isdisjoint(
-        wordings[q] for q in told
-    )  # no fact on both sides
-    assert len(encode_questions(questions, Lengths(), RouterSettings(held_out=0)).held_out) == 0
-    encoded.save(tmp_path)
+    made = encode_questions(wordings, Lengths(), RouterSettings())
+    folds = dict(zip(made.texts, made.folds.tolist(), strict=True))
+    assert made.texts == list(wordings) and set(folds.values()) <= set(range(FOLDS)) and len(set(folds.values())) > 2
+    assert len({(wordings[question], fold) for question, fold in folds.items()}) == 10
+    again = encode_questions(dict(reversed(wordings.items())), Lengths(), RouterSettings())
+    assert dict(zip(again.texts, again.folds.tolist(), strict=True)) == folds
+    many = encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings())
+    assert len(many.texts) == 4000 and int((many.folds != NONE).sum()) == SAMPLE
+    assert int((encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings(), 9000).folds != NONE).sum()) == 4000
+    made.save(tmp_path)
     loaded = load_questions(tmp_path)
-    assert loaded.texts == encoded.texts
+    assert loaded.texts == made.texts
     assert len(loaded.nearest(torch.tensor([1.0, 0.0]), 3)) == 3
 
 
@@ -414,7 +394,7 @@ def test_a_bank_of_some_questions_is_drawn_at_random_not_from_the_files_beginnin
             return torch.tensor([[float(question), 1.0] for question in questions]).view(-1, 2)
 
     ordered = {str(i): str(i) for i in range(1000)}
-    chosen = encode_questions(ordered, Places(), RouterSettings(max_questions=100, held_out=0.1))
-    places = torch.cat([chosen.vectors, chosen.held_out])[:, 0]
+    chosen = encode_questions(ordered, Places(), RouterSettings(max_questions=100))
+    places = chosen.vectors[:, 0]
     assert len(places) == 100 and len(places.unique()) == 100
     assert 300 < float(places.mean()) < 700 and float(places.max()) > 900

@@ -50,26 +50,39 @@ def route(
 
 @router_app.command("show")
 def router_show(
-    project: ProjectOption = None, settings: SetOption = None, as_json: JsonOption = False
+    strays: Annotated[
+        bool, typer.Option("--strays", help="Also name questions that look like another domain's.")
+    ] = False,
+    project: ProjectOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show the banks, the rule that was chosen, and what it promises."""
+    """Show the banks, the rule that was chosen, what it promises, and what other promises would cost."""
     opened = routed(project, settings)
     from gag.routing.state import load_router
 
     router = load_router(opened)
+    made = router.calibration
     banks = {
-        name: {"questions": bank.count, "centres": bank.centre_count, "held_out": bank.held_out_count}
+        name: {"questions": bank.count, "centres": bank.centre_count, "sample": bank.sample_count}
         for name, bank in zip(router.names, router.banks, strict=True)
     }
-    lines = [f"{'bank':<20}{'questions':>10}{'centres':>9}{'held out':>10}"]
+    lines = [f"{'bank':<20}{'questions':>10}{'centres':>9}{'judged by':>11}" + f"{'margin':>9}{'reach':>8}" * bool(made)]
     for name, bank in banks.items():
-        lines.append(f"{name:<20}{bank['questions']:>10}{bank['centres']:>9}{bank['held_out']:>10}")
-    if router.calibration:
-        decided, lines = asdict(router.calibration), lines + _calibrated(router.calibration)
+        lines.append(f"{name:<20}{bank['questions']:>10}{bank['centres']:>9}{bank['sample']:>11}" + _door(made, name))
+    if made:
+        decided, lines = asdict(made), lines + _calibrated(made)
     else:
-        decided = {"rule": router.rule, "margin": router.margin}
-        lines.append(f"rule {router.rule}, margin {router.margin:g} (not calibrated)")
-    finish(as_json, {"banks": banks, "encoder": asdict(router.encoder.spec), **decided}, "\n".join(lines))
+        decided = {"rule": router.rule, "margins": router.margins}
+        lines.append(f"rule {router.rule}, margin {opened.settings.router.margin:g} (not calibrated)")
+    shown = {"banks": banks, "encoder": asdict(router.encoder.spec), **decided}
+    if strays:
+        from gag.stages.prototypes import stray_questions
+
+        shown["strays"] = found = stray_questions(opened, router)
+        lines += [f"{domain}: {question!r} looks like {other}'s" for domain, other, question in found]
+        lines += [] if found else ["no question looks like another domain's"]
+    finish(as_json, shown, "\n".join(lines))
 
 
 @router_app.command("evaluate")
@@ -168,16 +181,37 @@ def _router_over(opened: "Project", learned: list["LabelledQuestion"]) -> "Route
     return router
 
 
-def _calibrated(calibration: "Calibration") -> list[str]:
-    """Say what a calibration decided and what it promises."""
-    losses = "  ".join(f"{name} {loss:.4f}" for name, loss in calibration.losses.items())
-    return [
-        f"rule {calibration.rule}; log loss on the questions held out: {losses}",
-        f"at most {calibration.reached:.1%} of general questions go to specialists: "
-        f"a margin of {calibration.margin:.3g} is needed",
-        f"a question further than {calibration.far:.3g} from every domain is out of distribution "
-        "and goes to general",
+def _door(made: "Calibration | None", name: str) -> str:
+    """Write a specialist's margin, and the share of its questions that reach a specialist."""
+    if made is None or name not in made.margins:
+        return ""
+    return f"{made.margins[name]:>9.3g}{made.coverage[name]:>8.1%}"
+
+
+def _calibrated(made: "Calibration") -> list[str]:
+    """Say what a calibration decided, what it promises, and what another promise would cost."""
+    from gag.project.settings import GENERAL
+    from gag.routing.margins import STEADY
+    from gag.routing.router import more_questions
+
+    losses = "  ".join(f"{name} {loss:.4f}" for name, loss in made.losses.items())
+    lines = [
+        f"rule {made.rule}; log loss on questions that it had not seen: {losses}",
+        f"at most {made.promised:.1%} of general questions go to specialists; {made.beyond} of "
+        f"{made.questions[GENERAL]} that were judged do",
     ]
+    if more := more_questions(made):
+        lines.append(
+            f"a threshold for {made.alpha:.1%} rests on fewer than {STEADY} questions and is drawn from the tail "
+            f"of all: {more} more in general.questions would make it steady"
+        )
+    lines.append(f"a question is out of distribution beyond a distance of {made.far:.3g}, and goes to general")
+    curve = made.curve
+    lines += ["", f"{'router.alpha':>12}{'general at specialists':>24}{'specialists reached':>21}{'the worst':>11}"]
+    for alpha, risk, coverage, least in zip(curve.alpha, curve.risk, curve.coverage, curve.least, strict=True):
+        here = "  <- here" if alpha == made.alpha else ""
+        lines.append(f"{alpha:>12.1%}{risk:>24.2%}{coverage:>21.1%}{least:>11.1%}{here}")
+    return lines + [f"note: {note}" for note in made.notes]
 
 
 def _explained(explanation: "Explanation") -> list[str]:
@@ -188,7 +222,7 @@ def _explained(explanation: "Explanation") -> list[str]:
         lines[0] += f"; margin over general {explanation.margin:.3g}, needed {needed:.3g}"
     if explanation.distance is not None:
         distance, far = explanation.distance, explanation.far
-        lines.append(f"distance to the nearest domain {distance:.3g}, out of distribution above {far:.3g}")
+        lines.append(f"distance from the likeliest domain {distance:.3g}, out of distribution above {far:.3g}")
     for name, near in explanation.prototypes.items():
         stands_for = f"prototype {near.prototype} of {near.questions} questions"
         lines.append(f"   {name:<20} {stands_for}, cosine {near.cosine:.3f}")

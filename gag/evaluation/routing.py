@@ -13,7 +13,7 @@ from gag.evaluation.intervals import Interval, grouped_interval, interval
 from gag.evaluation.labelled import LabelledQuestion
 from gag.project.settings import GENERAL, RouterSettings
 from gag.routing.bank import Bank
-from gag.routing.building import build_bank, encode_questions
+from gag.routing.building import SAMPLE, build_bank, encode_questions, sample_size
 from gag.routing.calibration import Calibration
 from gag.routing.query_encoder import QueryEncoder
 from gag.routing.router import Router, Verdict
@@ -61,7 +61,7 @@ class OutOfDistribution:
 
     questions: int
     to_general: float
-    auroc: float | None  # of the distance to the nearest domain, against the questions of present domains
+    auroc: float | None  # of the distance from the likeliest domain, against the questions of present domains
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class RoutingFigures:
     out_of_distribution: dict[str, OutOfDistribution]  # by the domain that is left out
     latency_ms: dict[str, Latency]  # by batch size
     calibration: Calibration | NotCalibrated
-    duplicates: dict[str, int]  # held-out questions that two domains share
+    duplicates: dict[str, int]  # questions of their samples that two domains share
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def banks_of(
     if GENERAL not in by_domain:
         raise DataError("no row belongs to general; the router needs some, with domain general")
     return {
-        name: build_bank(encode_questions(questions, encoder, settings), encoder.spec, settings)
+        name: build_bank(
+            encode_questions(questions, encoder, settings, sample_size(name)), encoder.spec, settings
+        )
         for name, questions in by_domain.items()
     }
 
@@ -160,11 +162,12 @@ def evaluate_routing(
 
 
 def duplicates(router: Router) -> dict[str, int]:
-    """Count the held-out questions that two domains share: they can be routed right for one of them only."""
+    """Count the questions that two domains' samples share: they can be routed right for one of them only."""
     found = {}
-    for i, later in enumerate(router.banks):
-        for j, earlier in enumerate(router.banks[:i]):
-            same = (later.held_out @ earlier.held_out.T > SAME).any(1).sum() if len(later.held_out) else 0
+    samples = [bank.sample.vectors[:SAMPLE] for bank in router.banks]
+    for i, later in enumerate(samples):
+        for j, earlier in enumerate(samples[:i]):
+            same = (later @ earlier.T > SAME).any(1).sum() if len(later) else 0
             if same:
                 found[f"{router.names[j]} and {router.names[i]}"] = int(same)
     return found
@@ -208,7 +211,7 @@ def _abstention(judged: _Judged, calibration: Calibration | None) -> Abstention:
     specialists, general = judged.truth > 0, judged.truth == 0
     return Abstention(
         alpha=calibration.alpha if calibration else None,
-        promised_risk=calibration.reached if calibration else None,
+        promised_risk=calibration.promised if calibration else None,
         risk=_share(to_specialist[general]) if general.any() else None,
         coverage=_share(to_specialist[specialists]) if specialists.any() else None,
     )

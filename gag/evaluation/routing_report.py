@@ -4,9 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gag.evaluation.intervals import Interval
-from gag.evaluation.page import Page, heatmap
+from gag.evaluation.page import COLOURS, Page, canvas, heatmap
 from gag.evaluation.routing import Abstention, RoutingFigures
 from gag.project.artifacts import write_json
+from gag.routing.calibration import Calibration
 
 
 def write_routing(folder: Path, figures: RoutingFigures, title: str) -> Path:
@@ -22,11 +23,13 @@ def write_routing(folder: Path, figures: RoutingFigures, title: str) -> Path:
         "verdict",
     )
     _add_routes(page, figures)
+    if isinstance(figures.calibration, Calibration):
+        _add_promises(page, figures.calibration, figures.abstention)
     if figures.out_of_distribution:
         _add_out_of_distribution(page, figures)
     _add_time(page, figures)
     for pair, count in figures.duplicates.items():
-        page.text(f"{pair} share {count} of the questions held out.", "note")
+        page.text(f"{pair} share {count} questions.", "note")
     calibration = asdict(figures.calibration) | {"calibration_error": figures.calibration_error}
     page.facts("Calibration", calibration)
     page.save(folder / "routing.html")
@@ -48,7 +51,7 @@ def routing_lines(figures: RoutingFigures) -> list[str]:
     for name, found in figures.out_of_distribution.items():
         auroc = "-" if found.auroc is None else f"{found.auroc:.3f}"
         lines.append(f"out of distribution, {name}: {found.to_general:.3f} end in general, AUROC {auroc}")
-    lines += [f"{pair} share {count} of the questions held out" for pair, count in figures.duplicates.items()]
+    lines += [f"{pair} share {count} questions" for pair, count in figures.duplicates.items()]
     times = "; ".join(f"{size}: {t.p50:.1f} and {t.p99:.1f}" for size, t in figures.latency_ms.items())
     return [line for line in [*lines, f"ms for a batch, p50 and p99: {times}"] if line]
 
@@ -74,6 +77,29 @@ def _add_routes(page: Page, figures: RoutingFigures) -> None:
             ["macro", accuracy.macro, _ends(accuracy.macro_interval)],
         ],
     )
+
+
+def _add_promises(page: Page, made: Calibration, held: Abstention) -> None:
+    """Draw what each promise costs, and where this router stands."""
+    page.heading("Risk against coverage")
+    curve = made.curve
+    figure, axes = canvas()
+    axes.plot(curve.risk, curve.coverage, marker="o", color=COLOURS[0], label="specialists, mean")
+    axes.plot(curve.risk, curve.least, marker="o", color=COLOURS[1], label="the worst specialist")
+    for alpha, risk, least in zip(curve.alpha, curve.risk, curve.least, strict=True):
+        axes.annotate(f"{alpha:.1%}", (risk, least), (4, -10), textcoords="offset points", fontsize=7)
+    if held.risk is not None and held.coverage is not None:
+        axes.plot(held.risk, held.coverage, "*", color=COLOURS[2], markersize=12, label="here, on these questions")
+    axes.set_xlabel("share of general questions at specialists", fontsize=9)
+    axes.set_ylabel("share of their questions that reach one", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    page.figure(figure, "What each router.alpha would give on the banks' own questions, judged unseen")
+    page.table(
+        ["specialist", "margin over general", "reached, judged unseen", "questions judged"],
+        [[name, margin, made.coverage[name], made.questions[name]] for name, margin in made.margins.items()],
+    )
+    for note in made.notes:
+        page.text(note, "note")
 
 
 def _add_out_of_distribution(page: Page, figures: RoutingFigures) -> None:

@@ -75,7 +75,7 @@ class BankFacts(Facts):
 
     count: int
     centres: int
-    held_out: int
+    sample: int  # questions in it that it can be judged by
     encoder: EncoderSpec
     added: tuple[str, ...] = ()  # hashes of the files that `gag prototypes --add` added
 

@@ -111,6 +111,15 @@ class RouterSettings(Settings):
         when=When("rule", among=("auto", "blend", "lda", "whitened")),
         description="share of general questions that may go to specialists",
     )
+    max_abstention: float = result(
+        0.03,
+        ge=0,
+        lt=1,
+        stage=ROUTING,
+        when=When("rule", among=("auto", "blend", "lda", "whitened")),
+        description="share of a domain's questions that may be given up for `alpha`; beyond it the router says what it "
+        "promises instead",
+    )
     priors: dict[str, Annotated[float, Field(gt=0)]] = result(
         {},
         stage=ROUTING,
@@ -131,9 +140,6 @@ class RouterSettings(Settings):
         ge=1,
         stage=BANK,
         description="questions of a domain that its bank is made from, drawn at random",
-    )
-    held_out: float = result(
-        0.2, ge=0, lt=1, stage=BANK, description="share of them kept for calibration, at most 500"
     )
     max_tokens: int = result(256, ge=1, stage=BANK, description="a question's tokens that the encoder reads")
     keep_questions: bool = result(

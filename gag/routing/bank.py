@@ -1,11 +1,12 @@
-"""The bank of one domain: prototype centres, additive statistics, and vectors held out of both.
+"""The bank of one domain: prototype centres, additive statistics, and a sample of its questions as vectors.
 
 On disk it has two parts: what routes (centres, their sizes, the mean), and what only re-calibrates (scatter,
-held-out vectors). A stored bank reads each when it is asked for, and keeps none.
+sample, and what takes the sample out of the sums again). A stored bank reads each when it is asked for, and
+keeps none.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,15 +20,29 @@ from gag.project.tensors import save_tensors
 
 
 @dataclass(frozen=True)
-class MemoryBank:
-    """A bank in memory, as it is built."""
+class Sample:
+    """Questions of a bank that it can be judged by: each is judged as if the bank had never seen its fold."""
+
+    vectors: torch.Tensor  # [C, Dq]
+    clusters: torch.Tensor  # [C], the centre that each is counted in
+    folds: torch.Tensor  # [C], from 0: questions of one fold, and all wordings of each, are left out together
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def taken(self, rows: torch.Tensor | slice) -> "Sample":
+        """Take some of the questions."""
+        return Sample(self.vectors[rows], self.clusters[rows], self.folds[rows])
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """What routes of a bank: all that a rule asks for once the scatter within the domains is known."""
 
     centres: torch.Tensor  # [P, Dq], unit length
     sizes: torch.Tensor  # [P], questions of each centre
-    count: int
     mean: torch.Tensor  # [Dq]
-    scatter: torch.Tensor  # [Dq, Dq], sum of outer products of centred vectors
-    held_out: torch.Tensor  # [C, Dq], vectors of other questions, for calibration
+    count: int
     encoder: EncoderSpec
 
     @property
@@ -35,33 +50,46 @@ class MemoryBank:
         """Number P of its centres."""
         return len(self.centres)
 
+
+@dataclass(frozen=True)
+class MemoryBank(Prototypes):
+    """A bank in memory, as it is built."""
+
+    lengths: torch.Tensor  # [P], of each cluster's mean, whose direction the centre is
+    scatter: torch.Tensor  # [Dq, Dq], sum of outer products of centred vectors
+    sample: Sample
+
     @property
-    def held_out_count(self) -> int:
-        """Number C of its held-out vectors."""
-        return len(self.held_out)
+    def sample_count(self) -> int:
+        """Number C of the questions in its sample."""
+        return len(self.sample)
 
     @cached_property
     def identity(self) -> str:
         """Name the bank by its content."""
         sha = hashlib.sha256(repr(self.encoder).encode())
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                sha.update(value.contiguous().numpy().data)
+        for tensor in (*self._routing().values(), *self._statistics().values()):
+            sha.update(tensor.contiguous().numpy().data)
         return sha.hexdigest()
 
     def save(self, folder: Path) -> BankFacts:
-        """Write both parts (scatter as its upper triangle) and return what the manifest records."""
-        upper = torch.triu_indices(*self.scatter.shape)
-        save_tensors(folder / BANK, {"centres": self.centres, "sizes": self.sizes, "mean": self.mean})
-        more = {"scatter": self.scatter[upper[0], upper[1]], "held_out": self.held_out}
-        save_tensors(folder / STATISTICS, more)
+        """Write both parts and return what the manifest records."""
+        save_tensors(folder / BANK, self._routing())
+        save_tensors(folder / STATISTICS, self._statistics())
         return BankFacts(
             count=self.count,
             centres=len(self.centres),
-            held_out=len(self.held_out),
+            sample=len(self.sample),
             encoder=self.encoder,
         )
+
+    def _routing(self) -> dict[str, torch.Tensor]:
+        return {"centres": self.centres, "sizes": self.sizes, "mean": self.mean}
+
+    def _statistics(self) -> dict[str, torch.Tensor]:
+        """Return the second part: the scatter is its upper triangle."""
+        sample = {"sample": self.sample.vectors, "clusters": self.sample.clusters, "folds": self.sample.folds}
+        return {"scatter": packed(self.scatter), "lengths": self.lengths, **sample}
 
 
 @dataclass(frozen=True)
@@ -83,9 +111,9 @@ class StoredBank:
         return self.facts.centres
 
     @property
-    def held_out_count(self) -> int:
-        """Number C of its held-out vectors."""
-        return self.facts.held_out
+    def sample_count(self) -> int:
+        """Number C of the questions in its sample."""
+        return self.facts.sample
 
     @property
     def encoder(self) -> EncoderSpec:
@@ -119,15 +147,25 @@ class StoredBank:
         return self._read(STATISTICS, "scatter", (width * (width + 1) // 2,))
 
     @property
-    def held_out(self) -> torch.Tensor:
-        """Vectors of other questions, for calibration [C, Dq]."""
-        return self._read(STATISTICS, "held_out", (self.facts.held_out, self.encoder.width))
+    def lengths(self) -> torch.Tensor:
+        """Length of each cluster's mean [P]."""
+        return self._read(STATISTICS, "lengths", (self.facts.centres,))
+
+    @property
+    def sample(self) -> Sample:
+        """Questions that it can be judged by."""
+        count = self.facts.sample
+        clusters = self._read(STATISTICS, "clusters", (count,))
+        if count and not 0 <= int(clusters.min()) <= int(clusters.max()) < self.facts.centres:
+            raise ArtifactError(f"the bank in {self.folder.name} counts questions in no centre; build it again")
+        vectors = self._read(STATISTICS, "sample", (count, self.encoder.width))
+        return Sample(vectors, clusters, self._read(STATISTICS, "folds", (count,)))
 
     def check(self, statistics: bool = True) -> None:
         """Refuse a bank that is not what its manifest says: the part that routes, and its statistics."""
         _ = self.centres, self.sizes, self.mean
         if statistics:
-            _ = self.packed_scatter, self.held_out
+            _ = self.packed_scatter, self.lengths, self.sample
 
     def _read(self, file: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         try:

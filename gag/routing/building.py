@@ -1,4 +1,4 @@
-"""Make a domain's bank of its questions: encode them, hold some out, cluster the rest and sum them up."""
+"""Make a domain's bank of its questions: encode them, cluster them, sum them up, and keep a sample of them."""
 
 import hashlib
 import json
@@ -9,22 +9,25 @@ import torch
 
 from gag.errors import DataError
 from gag.project.domain import QUESTIONS, EncoderSpec
-from gag.project.settings import RouterSettings
+from gag.project.settings import GENERAL, RouterSettings
 from gag.project.tensors import load_tensors, save_tensors
-from gag.routing.bank import Bank, MemoryBank
+from gag.routing.bank import Bank, MemoryBank, Sample
 from gag.routing.query_encoder import QueryEncoder
 
-HELD_OUT = 500  # vectors at most
+SAMPLE = 500  # questions of a specialist at most that its bank can be judged by
+GENERAL_SAMPLE = 10_000  # and of general: every threshold rests on them
+FOLDS = 5  # parts of a sample; each is judged by the other parts
+NONE = -1  # the fold of a question that is not in the sample
 MINI_BATCH = 200_000  # questions above which k-means takes them in batches
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A domain's distinct questions as vectors, some of them held out of its bank."""
+    """A domain's distinct questions as vectors, and which of them its bank can be judged by."""
 
     texts: list[str]  # N, of `vectors`
     vectors: torch.Tensor  # [N, Dq]
-    held_out: torch.Tensor  # [C, Dq]
+    folds: torch.Tensor  # [N]: the fold of each that is in the sample, else NONE
 
     def save(self, folder: Path) -> None:
         """Write questions.safetensors: vectors as float16, texts as the bytes of a JSON list."""
@@ -36,7 +39,7 @@ class Encoded:
         return Encoded(
             [*self.texts, *other.texts],
             torch.cat([self.vectors, other.vectors]),
-            torch.cat([self.held_out, other.held_out]),
+            torch.cat([self.folds, other.folds]),
         )
 
     def nearest(self, vector: torch.Tensor, count: int) -> list[tuple[str, float]]:
@@ -48,8 +51,8 @@ class Encoded:
         ]
 
 
-def updated(bank: Bank, encoded: Encoded, settings: RouterSettings) -> MemoryBank:
-    """Add new questions to a bank without the old ones.
+def updated(bank: Bank, encoded: Encoded, settings: RouterSettings, most: int = SAMPLE) -> MemoryBank:
+    """Add new questions to a bank without the old ones; its sample holds `most` of both at most.
 
     Sums add up, centres are the clusters of both sets' centres.
     """
@@ -58,95 +61,113 @@ def updated(bank: Bank, encoded: Encoded, settings: RouterSettings) -> MemoryBan
     apart = (fresh.mean - old).double()
     mean = old.double() + apart * fresh.count / count
     between = torch.outer(apart, apart) * (bank.count * fresh.count / count)
-    scatter = bank.scatter.double() + fresh.scatter + between
-    points, weights = torch.cat([bank.centres, fresh.centres]), torch.cat([bank.sizes, fresh.sizes])
-    centres, sizes = _cluster(points, weights, settings)
-    kept = _mixed(bank.held_out, bank.count, fresh.held_out, fresh.count)
+    means = torch.cat([each.centres * each.lengths[:, None] for each in (bank, fresh)])
+    centres, lengths, sizes, labels = _cluster(means, torch.cat([bank.sizes, fresh.sizes]), settings)
+    samples = [
+        (bank.sample, labels[: bank.centre_count]),
+        (fresh.sample, labels[bank.centre_count :]),
+    ]
+    kept = [Sample(one.vectors, where[one.clusters.long()], one.folds) for one, where in samples]
     return replace(
         fresh,
         centres=centres,
+        lengths=lengths,
         sizes=sizes,
         count=count,
         mean=mean.float(),
-        scatter=scatter.float(),
-        held_out=kept,
+        scatter=(bank.scatter.double() + fresh.scatter + between).float(),
+        sample=_mixed(kept[0], bank.count, kept[1], fresh.count, most),
     )
+
+
+def sample_size(domain: str) -> int:
+    """Return how many questions of a domain its bank keeps at most to be judged by."""
+    return GENERAL_SAMPLE if domain == GENERAL else SAMPLE
 
 
 def load_questions(folder: Path) -> Encoded:
     """Read the questions that a domain carries."""
     tensors = load_tensors(folder / QUESTIONS)
     vectors = tensors["vectors"].float()
-    return Encoded(json.loads(bytes(tensors["texts"].numpy())), vectors, vectors[:0])
+    return Encoded(json.loads(bytes(tensors["texts"].numpy())), vectors, torch.full((len(vectors),), NONE))
 
 
-def encode_questions(grouped: dict[str, str], encoder: QueryEncoder, settings: RouterSettings) -> Encoded:
-    """Encode a domain's distinct questions, each with its group.
+def encode_questions(
+    grouped: dict[str, str], encoder: QueryEncoder, settings: RouterSettings, most: int = SAMPLE
+) -> Encoded:
+    """Encode a domain's distinct questions, and say by which of them its bank can be judged.
 
-    At most `max_questions`, drawn by a hash of the group.
-
-    A share, at most HELD_OUT, is held out, by the same hash, so that no wording of a held-out question stays.
+    Args:
+        grouped: the group of each question: wordings of one question are one group.
+        encoder: what turns questions into vectors.
+        settings: how many questions at most, drawn by a hash of the group.
+        most: questions in the sample, drawn by the same hash. A group lies in one fold, so that no question is
+            judged by another wording of itself.
     """
     order = sorted(grouped, key=lambda question: hashlib.sha256(grouped[question].encode()).digest())
-    order = order[: settings.max_questions]
-    drawn = set(order)
+    drawn, sampled = set(order[: settings.max_questions]), set(order[: min(most, settings.max_questions)])
     questions = [question for question in grouped if question in drawn]
-    count = min(HELD_OUT, int(settings.held_out * len(questions)))
-    chosen = set(order[:count]) if count else set()
-    if count and count < len(order):  # the last group is held out whole, or not at all
-        chosen -= {q for q in chosen if grouped[q] == grouped[order[count]]}
-    kept = [question for question in questions if question not in chosen]
-    held_out = encoder.encode([question for question in questions if question in chosen])
-    return Encoded(kept, encoder.encode(kept), held_out)
+    folds = [_fold(grouped[question]) if question in sampled else NONE for question in questions]
+    return Encoded(questions, encoder.encode(questions), torch.tensor(folds))
+
+
+def _fold(group: str) -> int:
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[-8:]) % FOLDS
 
 
 def build_bank(encoded: Encoded, encoder: EncoderSpec, settings: RouterSettings) -> MemoryBank:
     """Cluster a domain's question vectors with k-means into min(centres, N) unit centres, and sum them up."""
-    vectors, held_out = encoded.vectors, encoded.held_out
+    vectors = encoded.vectors
     if not len(vectors):
         raise DataError("a bank needs at least one question; the file holds none")
-    for kept in (vectors, held_out):
-        if not torch.isfinite(kept).all():
-            raise DataError(
-                "the query encoder gave a vector that is not finite; use another dtype or encoder"
-            )
+    if not torch.isfinite(vectors).all():
+        raise DataError("the query encoder gave a vector that is not finite; use another dtype or encoder")
     mean = vectors.double().mean(0)
     centred = vectors.double() - mean
-    centres, sizes = _cluster(vectors, torch.ones(len(vectors)), settings)
+    centres, lengths, sizes, clusters = _cluster(vectors, torch.ones(len(vectors)), settings)
+    chosen = encoded.folds != NONE
     return MemoryBank(
-        centres,
-        sizes,
-        len(vectors),
-        mean.float(),
-        (centred.T @ centred).float(),
-        held_out[:HELD_OUT].clone(),
-        encoder,
+        centres=centres,
+        lengths=lengths,
+        sizes=sizes,
+        count=len(vectors),
+        mean=mean.float(),
+        scatter=(centred.T @ centred).float(),
+        sample=Sample(vectors[chosen], clusters[chosen], encoded.folds[chosen].int()),
+        encoder=encoder,
     )
 
 
 def _cluster(
     points: torch.Tensor, weights: torch.Tensor, settings: RouterSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cluster weighted points [N, Dq] -> unit centres [P, Dq] and the weight of each [P]."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cluster weighted points [N, Dq].
+
+    Returns:
+        Unit centres [P, Dq], the lengths that they had [P], the weight of each [P], and each point's cluster [N].
+    """
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     wanted = min(settings.centres, len(torch.unique(points, dim=0)))
     kind = MiniBatchKMeans if len(points) > MINI_BATCH else KMeans
     means = kind(wanted, n_init=10, random_state=settings.seed)  # pyright: ignore[reportArgumentType]
     found = means.fit(points.numpy(), sample_weight=weights.numpy())
-    centres = torch.nn.functional.normalize(torch.from_numpy(found.cluster_centers_).float(), dim=-1)
-    sizes = torch.zeros(len(centres)).index_add_(0, torch.from_numpy(found.labels_).long(), weights)
-    return centres, sizes
+    centres, labels = torch.from_numpy(found.cluster_centers_).float(), torch.from_numpy(found.labels_).int()
+    sizes = torch.zeros(len(centres)).index_add_(0, labels, weights)
+    return torch.nn.functional.normalize(centres, dim=-1), centres.norm(dim=-1), sizes, labels
 
 
-def _mixed(old: torch.Tensor, old_count: int, fresh: torch.Tensor, fresh_count: int) -> torch.Tensor:
-    """Join held-out vectors, at most HELD_OUT, in proportion to the questions that each set stands for."""
-    if len(old) + len(fresh) <= HELD_OUT:
-        return torch.cat([old, fresh])
-    share = round(HELD_OUT * fresh_count / (old_count + fresh_count))
-    take = min(len(fresh), max(share, HELD_OUT - len(old)))
-    drawn = [
-        v[torch.randperm(len(v), generator=torch.Generator().manual_seed(0))[:n]]
-        for v, n in ((old, HELD_OUT - take), (fresh, take))
-    ]
-    return torch.cat(drawn)
+def _mixed(old: Sample, old_count: int, fresh: Sample, fresh_count: int, most: int) -> Sample:
+    """Join samples, at most `most`, in proportion to the questions that each stands for."""
+    if len(old) + len(fresh) > most:
+        share = round(most * fresh_count / (old_count + fresh_count))
+        take = min(len(fresh), max(share, most - len(old)))
+        old, fresh = (
+            one.taken(torch.randperm(len(one), generator=torch.Generator().manual_seed(0))[:count])
+            for one, count in ((old, most - take), (fresh, take))
+        )
+    return Sample(
+        torch.cat([old.vectors, fresh.vectors]),
+        torch.cat([old.clusters, fresh.clusters]),
+        torch.cat([old.folds, fresh.folds]),
+    )

@@ -1,14 +1,27 @@
-"""What held-out vectors decide: the rule, the margin over general, and what is out of distribution."""
+"""What the banks' own questions decide: the rule, each specialist's margin over general, and what is far."""
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from gag.project.settings import RouterSettings
 from gag.routing.bank import Bank
-from gag.routing.rules import RULES, Query, Statistics
+from gag.routing.doubts import doubts
+from gag.routing.folds import Judged, judge
+from gag.routing.margins import (
+    ALPHAS,
+    capped,
+    careful,
+    margin_over_general,
+    offsets,
+    risk_and_coverage,
+    tail_threshold,
+)
+from gag.routing.rules import RULES
+from gag.routing.temperatures import log_losses, not_worse, recall, summed, weigh
 
 CANDIDATES = {  # by preference
     "blend": ("lda", "whitened"),
@@ -16,14 +29,44 @@ CANDIDATES = {  # by preference
     "whitened": ("whitened",),
     "ppr": ("ppr",),
 }
-ENOUGH = 10  # held-out questions of each domain, below which nothing is decided by them
-JUDGED = 10_000  # specialists' held-out questions that are looked at, ENOUGH of each domain at least
-SUREST = 20.0  # log odds
-FAR_SHARE = 0.99  # of the specialists' held-out questions lie nearer than some distance, and ...
-FAR_SLACK = (
-    3.0  # times that is out of distribution: new wordings lie further out than a domain's own questions
-)
-GRID_STEP, GRID_SIZE = 1.1, 150  # of the temperatures that are tried
+FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance, and ...
+FAR_SLACK = 3.0  # times that is out of distribution: new wordings lie further out than a domain's own questions
+POOLED = 20  # questions' worth of all domains' spread in each domain's own
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the domains' own questions lie about them: what a distance is measured in."""
+
+    squared: list[float]  # Mahalanobis distances of all domains' questions: mean, deviation
+    cosine: dict[str, list[float]]  # to the nearest whitened centre, by domain: the same
+
+    def distances(
+        self, squared: torch.Tensor, cosine: torch.Tensor, places: torch.Tensor, names: Sequence[str]
+    ) -> torch.Tensor:
+        """Return how far questions lie from domains, in deviations of the domains' own questions [B].
+
+        Args:
+            squared: Mahalanobis distances to all means [B, N].
+            cosine: to the nearest whitened centre of all domains [B, N].
+            places: of the domain that each question is measured from [B].
+            names: the domains.
+        """
+        spreads = torch.tensor([self.cosine[name] for name in names])[places]  # [B, 2]
+        near = cosine.gather(1, places[:, None])[:, 0]
+        mean, deviation = self.squared
+        outward = (squared.gather(1, places[:, None])[:, 0] - mean) / deviation
+        return outward + (spreads[:, 0] - near) / spreads[:, 1]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What other promises would give, as shares of the questions that were judged."""
+
+    alpha: list[float]
+    risk: list[float]  # of general questions: they go to specialists
+    coverage: list[float]  # of a specialist's questions: they reach a specialist; mean over the specialists
+    least: list[float]  # the same of the worst specialist
 
 
 @dataclass(frozen=True)
@@ -32,27 +75,33 @@ class Calibration:
 
     bank_set: str  # hash of the set of banks
     rule: str
-    alpha: float  # the share of general questions that may go to specialists
-    reached: float  # the smallest share >= alpha that so many held-out general questions can promise
-    weights: dict[
-        str, float
-    ]  # of the rules in the sum that is the score: its softmax over the domains is a probability
-    margin: float  # by how much a specialist's score must lie above general's
-    far: float  # distance to the nearest domain beyond which a question is out of distribution
+    weights: dict[str, float]  # of the rules in the sum whose softmax over the domains is a probability
     losses: dict[str, float]  # log loss of each candidate, mean over the domains
     recalls: dict[str, float]  # share that it routes right, mean over the domains, before abstention
-    questions: dict[str, int]  # held out, by domain
+    questions: dict[str, int]  # judged, by domain
     priors: dict[str, float]  # by domain, 1 where not named: their logarithms are added to the scores
+    alpha: float  # the share of general questions that may go to specialists
+    max_abstention: float  # the share of a specialist's questions that may be given up for it
+    margins: dict[str, float]  # by specialist: how far its score must lie above general's
+    promised: float  # the smallest share, alpha or more, that these margins keep, with a confidence of 90 %
+    beyond: int  # judged general questions above the margins
+    coverage: dict[str, float]  # share of each specialist's judged questions that reach a specialist
+    spread: Spread
+    far: float  # distance beyond which a question is out of distribution
+    curve: Curve
+    notes: list[str]  # what is wrong with the questions, as far as it shows
 
     def check(self) -> None:
         """Refuse decisions that no router can follow, with a ValueError."""
         numbers = (
             self.alpha,
-            self.reached,
-            self.margin,
+            self.promised,
             self.far,
+            *self.margins.values(),
             *self.weights.values(),
             *self.priors.values(),
+            *self.spread.squared,
+            *(number for pair in self.spread.cosine.values() for number in pair),
         )
         if not self.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
             raise ValueError("it names an unknown rule, or a number that is not finite")
@@ -72,150 +121,111 @@ def log_priors(names: Sequence[str], priors: dict[str, float]) -> torch.Tensor:
     return torch.tensor([math.log(priors.get(name, 1.0)) for name in names])
 
 
-def calibration_shortage(banks: Mapping[str, Bank]) -> str:
-    """Say which bank holds too few questions out for calibration; nothing if all hold enough."""
-    counts = {name: bank.held_out_count for name, bank in banks.items()}
-    short = min(counts, key=lambda name: counts[name])
-    enough = counts[short] >= ENOUGH
-    return (
-        "" if enough else f"{short} holds {counts[short]} questions out for calibration, {ENOUGH} are needed"
-    )
-
-
 def calibrate(
-    names: Sequence[str], statistics: Statistics, alpha: float, rule: str | None, priors: dict[str, float]
+    names: Sequence[str], banks: Sequence[Bank], total: torch.Tensor, settings: RouterSettings, alpha: float
 ) -> Calibration:
-    """Decide from the held-out vectors of banks, ENOUGH of each (`calibration_shortage`).
-
-    General is the first of them.
+    """Decide from the banks' own questions, each judged by banks that have not seen it.
 
     Args:
-        names: the domains, in the order of the banks.
-        statistics: what the banks say together.
+        names: the domains, general first.
+        banks: in their order.
+        total: the sum of their scatters (`rules.total_scatter`).
+        settings: the rule, or `auto`: the first of CANDIDATES whose log loss, at its own best temperature, is
+            within one standard error of the least; priors; and how many questions may be given up.
         alpha: the share of general questions that may go to specialists.
-        rule: the rule, or None: the first of `CANDIDATES` whose log loss, at its own best temperature, is
-            within one standard error of the least.
-        priors: how often each domain is asked.
     """
-    banks = statistics.banks
-    parts = [banks[0].held_out, *_sampled(banks[1:])]
-    truth = torch.arange(len(banks)).repeat_interleave(torch.tensor([len(part) for part in parts]))
-    query = Query(torch.cat(parts), statistics)
-    candidates = {name: of for name, of in CANDIDATES.items() if rule in (None, name)}
-    needed = {part for of in candidates.values() for part in of}
-    raw = {part: RULES[part](statistics).scores(query) for part in RULES if part in needed}
-    weights = {name: _weights(raw, of, truth) for name, of in candidates.items()}
-    scores = {name: _summed(raw, chosen) for name, chosen in weights.items()}
-    losses = {name: _losses(scores[name], truth) for name in candidates}
+    judged = judge(banks, total)
+    truth, gains = judged.truth, log_priors(names, settings.priors)
+    candidates = {name: of for name, of in CANDIDATES.items() if settings.rule in ("auto", name)}
+    weights = {name: weigh(judged.scores, of, truth) for name, of in candidates.items()}
+    sums = {name: summed(judged.scores, chosen) for name, chosen in weights.items()}
+    losses = {name: log_losses(scores, truth) for name, scores in sums.items()}
     least = min(losses.values(), key=lambda each: float(each.mean()))
-    best = next(name for name, each in losses.items() if _not_worse(each, least))
-    gains = log_priors(names, priors)
-    margin, reached = _conformal_margin(_unfitted_margins(raw, candidates[best], truth, gains), alpha)
+    best = next(name for name, each in losses.items() if not_worse(each, least))
+    scores = sums[best] + gains
+    scored, doors = margin_over_general(scores)
+    lifts = offsets(scored, doors, truth, len(names))
+    odds = _unfitted_odds(judged, candidates[best], gains)
+    wished = _margins(odds, lifts, alpha)
+    margins = capped(wished, scored, doors, truth, settings.max_abstention)
+    risk, coverage = risk_and_coverage(margins, scored, doors, truth)
+    count = int((truth == 0).sum())
+    beyond = round(risk * count)
+    spread, distances = _spread(judged, names, scores.argmax(1))
     return Calibration(
         bank_set=set_hash(names, banks),
         rule=best,
-        alpha=alpha,
-        reached=reached,
         weights=weights[best],
-        margin=margin,
-        far=FAR_SLACK * float(query.nearest[truth > 0].quantile(FAR_SHARE)),
         losses={name: round(float(each.mean()), 5) for name, each in losses.items()},
-        recalls={name: _recall(scores[name], truth) for name in weights},
-        questions={name: bank.held_out_count for name, bank in zip(names, banks, strict=True)},
-        priors=priors,
+        recalls={name: recall(each, truth) for name, each in sums.items()},
+        questions=dict(zip(names, torch.bincount(truth, minlength=len(names)).tolist(), strict=True)),
+        priors=settings.priors,
+        alpha=alpha,
+        max_abstention=settings.max_abstention,
+        margins=dict(zip(names[1:], margins[1:].tolist(), strict=True)),
+        promised=max(alpha, (beyond + 1 if torch.any(margins < wished) else 1) / (count + 1)),
+        beyond=beyond,
+        coverage=dict(zip(names[1:], coverage.tolist(), strict=True)),
+        spread=spread,
+        far=FAR_SLACK * float(distances[truth > 0].quantile(FAR_SHARE)),
+        curve=_curve(odds, lifts, scored, doors, truth),
+        notes=doubts(names, sums[best], gains, truth),
     )
 
 
-def margin_over_general(scores: torch.Tensor) -> torch.Tensor:
-    """Return how far the best specialist lies above general, scores [B, N] -> [B]."""
-    return scores[:, 1:].amax(1) - scores[:, 0]
+def _margins(odds: torch.Tensor, lifts: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Return each specialist's margin [N]: one threshold for the odds at all doors, so that the union keeps it."""
+    return (tail_threshold(odds, careful(alpha, len(odds))) - lifts).clamp_min(0)
 
 
-def _unfitted_margins(
-    raw: dict[str, torch.Tensor], parts: tuple[str, ...], truth: torch.Tensor, gains: torch.Tensor
-) -> torch.Tensor:
-    """Return the margins of general's questions [G], each by weights that were fitted without it.
+def _unfitted_odds(judged: Judged, rules: tuple[str, ...], gains: torch.Tensor) -> torch.Tensor:
+    """Return the odds of general's questions [G], each by weights and offsets that were fitted without it.
 
-    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over margins of questions that the
-    weights were fitted to would promise too much.
+    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over questions that all this was
+    fitted to would promise too much.
     """
+    truth = judged.truth
     general = truth == 0
     first = general & (general.cumsum(0) % 2 == 1)
-    margins = torch.empty(int(general.sum()))
+    odds = torch.empty(int(general.sum()))
     for asked in (first, general & ~first):
-        left = {part: scores[~asked] for part, scores in raw.items() if part in parts}
-        weights = _weights(left, parts, truth[~asked])
-        held = {part: scores[asked] for part, scores in raw.items() if part in parts}
-        margins[asked[general]] = margin_over_general(_summed(held, weights) + gains)
-    return margins
+        scores = {rule: judged.scores[rule] for rule in rules}
+        weights = weigh({rule: each[~asked] for rule, each in scores.items()}, rules, truth[~asked])
+        scored, doors = margin_over_general(summed(scores, weights) + gains)
+        lifts = offsets(scored[~asked], doors[~asked], truth[~asked], len(gains))
+        odds[asked[general]] = (scored + lifts[doors])[asked]
+    return odds
 
 
-def _sampled(banks: Sequence[Bank]) -> list[torch.Tensor]:
-    """Take specialists' held-out vectors, evenly from each where they are many."""
-    most = max(ENOUGH, JUDGED // max(1, len(banks)))
-    return [bank.held_out[:: -(-bank.held_out_count // most)].clone() for bank in banks]
+def _curve(
+    odds: torch.Tensor, lifts: torch.Tensor, scored: torch.Tensor, doors: torch.Tensor, truth: torch.Tensor
+) -> Curve:
+    curve = Curve(list(ALPHAS), [], [], [])
+    for alpha in ALPHAS:
+        risk, coverage = risk_and_coverage(_margins(odds, lifts, alpha), scored, doors, truth)
+        seen = coverage[torch.bincount(truth, minlength=len(lifts))[1:] > 0]
+        curve.risk.append(round(risk, 5))
+        curve.coverage.append(round(float(seen.mean()), 5))
+        curve.least.append(round(float(seen.min()), 5))
+    return curve
 
 
-def _summed(raw: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
-    return torch.stack([raw[part] * weight for part, weight in weights.items()]).sum(0)
+def _spread(judged: Judged, names: Sequence[str], chosen: torch.Tensor) -> tuple[Spread, torch.Tensor]:
+    """Return how the domains' own questions lie about them, and all questions' distances from where they go [C]."""
+    truth = judged.truth
+    cosines = judged.scores["whitened"]
+    own = cosines.gather(1, truth[:, None])[:, 0].double()
+    squared = judged.squared.gather(1, truth[:, None])[:, 0]
+    counts = torch.bincount(truth, minlength=len(names)).double()
 
+    def mean_of(values: torch.Tensor, prior: float) -> torch.Tensor:
+        sums = torch.zeros(len(names), dtype=torch.float64).index_add_(0, truth, values)
+        return (sums + POOLED * prior) / (counts + POOLED)
 
-def _weights(raw: dict[str, torch.Tensor], parts: tuple[str, ...], truth: torch.Tensor) -> dict[str, float]:
-    """Weigh each part by its own temperature, and the sum by one more."""
-    single = {part: 1 / _temperature(raw[part], truth) for part in parts}
-    whole = _temperature(_summed(raw, single), truth)
-    return {part: weight / whole for part, weight in single.items()}
-
-
-def _temperature(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the temperature, of a geometric grid, at which scores [C, N] have the least log loss.
-
-    It is never so low that the middle question is surer than SUREST, however far apart the domains lie. The
-    loss is convex in the inverse temperature, so it has one valley along the grid, and its place is found by
-    bisection.
-    """
-    best = scores.topk(2, dim=1).values
-    lowest = float((best[:, 0] - best[:, 1]).median()) / SUREST or 1.0
-
-    def loss(i: int) -> float:
-        return float(_losses(scores / (lowest * GRID_STEP**i), truth).mean())
-
-    low, high = 0, GRID_SIZE - 1
-    while low < high:
-        middle = (low + high) // 2
-        if loss(middle) <= loss(middle + 1):
-            high = middle
-        else:
-            low = middle + 1
-    return lowest * GRID_STEP**low
-
-
-def _losses(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Return each question's log loss [C], weighted so that every domain counts alike."""
-    losses = torch.nn.functional.cross_entropy(scores, truth, reduction="none")
-    sizes = torch.bincount(truth)
-    return losses * (len(truth) / len(sizes)) / sizes[truth]
-
-
-def _not_worse(losses: torch.Tensor, least: torch.Tensor) -> bool:
-    """Say whether losses [C] exceed the least by no more than a standard error of the difference."""
-    more = losses - least
-    return float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
-
-
-def _recall(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    right = (scores.argmax(1) == truth).double()
-    sizes = torch.bincount(truth)
-    return round(float((torch.zeros(len(sizes)).double().index_add_(0, truth, right) / sizes).mean()), 4)
-
-
-def _conformal_margin(margins: torch.Tensor, alpha: float) -> tuple[float, float]:
-    """Split conformal: of exchangeable general questions at most a share of `alpha` has a larger one.
-
-    Returns:
-        The margin, and the share that so many questions can promise: `alpha`, or more where they are few.
-    """
-    count = len(margins)
-    place = math.ceil((count + 1) * (1 - alpha))
-    reached = alpha if place <= count else 1 / (count + 1)
-    return max(0.0, float(margins.sort().values[min(place, count) - 1])), reached
+    means = mean_of(own, float(own.mean()))
+    apart = (own - means[truth]).square()
+    deviations = mean_of(apart, float(apart.mean())).sqrt().clamp_min(1e-3)
+    pairs = torch.stack([means, deviations], 1).tolist()
+    outward = [float(squared.mean()), max(1e-3, float(squared.std()))]
+    spread = Spread(outward, dict(zip(names, pairs, strict=True)))
+    return spread, spread.distances(judged.squared, cosines, chosen, names)

@@ -15,7 +15,7 @@ class Explanation:
     rule: str
     margin: float | None  # of the best specialist over general; None without specialists
     margin_needed: float
-    distance: float | None  # to the nearest domain; None where the router is not calibrated
+    distance: float | None  # from the domain that scores best; None where the router is not calibrated
     far: float | None  # the distance beyond which a question is out of distribution
     prototypes: dict[str, Nearest]  # by domain
     questions: dict[str, list[tuple[str, float]]]  # by domain, where it carries its questions
@@ -33,7 +33,7 @@ def explain_route(project: Project, router: Router, question: str) -> Explanatio
     return Explanation(
         rule=router.rule,
         margin=float(verdict.margins[0]) if len(router.names) > 1 else None,
-        margin_needed=router.margin,
+        margin_needed=float(verdict.needed[0]),
         distance=None if verdict.distances is None else float(verdict.distances[0]),
         far=router.calibration.far if router.calibration else None,
         prototypes=router.nearest(vector[0]),

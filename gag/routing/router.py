@@ -3,6 +3,7 @@
 Ties, doubts and what is out of distribution go to general.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,16 +12,13 @@ import torch
 from gag.errors import SettingsError
 from gag.project.settings import GENERAL, RouterSettings
 from gag.routing.bank import Bank, check_encoder
-from gag.routing.calibration import (
-    CANDIDATES,
-    Calibration,
-    calibrate,
-    calibration_shortage,
-    log_priors,
-    margin_over_general,
-)
+from gag.routing.calibration import CANDIDATES, Calibration, calibrate, log_priors
+from gag.routing.margins import STEADY, margin_over_general
 from gag.routing.query_encoder import QueryEncoder
-from gag.routing.rules import Blend, Ppr, Query, Statistics, covariance_root, total_scatter
+from gag.routing.rules import RULES, Query, Statistics, covariance_root, total_scatter
+from gag.routing.temperatures import summed
+
+ENOUGH = 10  # questions of general that can be judged, below which nothing is decided by them
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Verdict:
 
     scores: torch.Tensor  # [B, N] of the rule
     margins: torch.Tensor  # [B], of the best specialist over general
-    distances: torch.Tensor | None  # [B], to the nearest domain
+    needed: torch.Tensor  # [B], the margin that this specialist needs
+    distances: torch.Tensor | None  # [B], from the domain that scores best, in its own questions' deviations
     chosen: torch.Tensor  # [B], number of the domain
     out_of_distribution: torch.Tensor  # [B], whether it lies too far from all
 
@@ -72,8 +71,8 @@ class RouterState:
 class Router:
     """Routes questions over the banks that are present; `general` is one of them.
 
-    With `rule: ppr`, or while banks hold too few questions out (`state.warning` then says so), it is the
-    published rule.
+    With `rule: ppr`, or while general has too few questions to judge by (`state.warning` then says so), it is
+    the published rule.
 
     Args:
         banks: a bank of each domain, and of general.
@@ -103,11 +102,13 @@ class Router:
         self.state = decide(dict(zip(self.names, self.banks, strict=True)), settings, saved)
         self.calibration = self.state.calibration
         self.rule = self.calibration.rule if self.calibration else "ppr"
-        self.margin = self.calibration.margin if self.calibration else settings.margin
-        statistics = Statistics(self.banks, self.state.root)
+        self.margins = self.calibration.margins if self.calibration else dict.fromkeys(self.names[1:], settings.margin)
+        self._needed = torch.tensor([0.0, *(self.margins[name] for name in self.names[1:])])  # [N]
+        self._weights = self.calibration.weights if self.calibration else {"ppr": 1.0}
         self._gains = log_priors(self.names, self.calibration.priors if self.calibration else {})
-        self._scorer = Blend(statistics, self.calibration.weights) if self.calibration else Ppr(statistics)
-        self._statistics = statistics
+        self._statistics = Statistics(self.banks, self.state.root)
+        used = {*self._weights, "whitened"} if self.calibration else {*self._weights}
+        self._rules = {name: RULES[name](self._statistics) for name in sorted(used)}
 
     def route(self, questions: Sequence[str]) -> list[Route]:
         """Route a batch of questions."""
@@ -121,12 +122,13 @@ class Router:
             verdict.chosen.tolist(),
             scores.tolist(),
             verdict.margins.tolist(),
+            verdict.needed.tolist(),
             verdict.out_of_distribution.tolist(),
             strict=True,
         )
         return [
-            Route(self.names[chosen], score, self._reason(chosen, margin, outside))
-            for chosen, score, margin, outside in rows
+            Route(self.names[chosen], score, self._reason(chosen, margin, needed, outside))
+            for chosen, score, margin, needed, outside in rows
         ]
 
     def scores(self, question: str) -> dict[str, float]:
@@ -140,17 +142,20 @@ class Router:
         A specialist must lie above general, and the question near a domain.
         """
         query = Query(vectors, self._statistics)
-        scores = self._scorer.scores(query) + self._gains  # [B, N]
+        raw = {name: rule.scores(query) for name, rule in self._rules.items()}
+        scores = summed(raw, self._weights) + self._gains  # [B, N]
         if len(self.names) == 1:
             nowhere = torch.zeros(len(vectors), dtype=torch.long)
-            return Verdict(scores, torch.full((len(vectors),), -torch.inf), None, nowhere, nowhere.bool())
-        margins = margin_over_general(scores)
+            return Verdict(scores, torch.full((len(vectors),), -torch.inf), nowhere, None, nowhere, nowhere.bool())
+        margins, doors = margin_over_general(scores)
         distances, outside = None, torch.zeros(len(vectors), dtype=torch.bool)
         if self.calibration:
-            distances = query.nearest
+            spread = self.calibration.spread
+            distances = spread.distances(query.squared, raw["whitened"], scores.argmax(1), self.names)
             outside = distances > self.calibration.far
-        chosen = torch.where((margins > self.margin) & ~outside, scores[:, 1:].argmax(1) + 1, 0)
-        return Verdict(scores, margins, distances, chosen, outside)
+        needed = self._needed[doors]
+        chosen = torch.where((margins > needed) & ~outside, doors, 0)
+        return Verdict(scores, margins, needed, distances, chosen, outside)
 
     def nearest(self, vector: torch.Tensor) -> dict[str, Nearest]:
         """Find each domain's prototype nearest to a vector [Dq]."""
@@ -163,13 +168,13 @@ class Router:
     def _shown(self, verdict: Verdict) -> torch.Tensor:
         return verdict.scores.softmax(1) if self.calibration else verdict.scores
 
-    def _reason(self, chosen: int, margin: float, outside: bool) -> str:
+    def _reason(self, chosen: int, margin: float, needed: float, outside: bool) -> str:
         best = "nearest prototype" if self.calibration is None else f"best by {self.rule}"
         if chosen or margin <= 0:
             return best
         if outside:
             return "far from every domain"
-        return f"the best specialist lies above general by {margin:.3g}, not over {self.margin:.3g}"
+        return f"the best specialist lies above general by {margin:.3g}, not over {needed:.3g}"
 
 
 def settled(
@@ -177,14 +182,15 @@ def settled(
 ) -> RouterState | None:
     """Return what stands without a look at the banks' statistics; None where it must be decided from them.
 
-    That is what was saved for this very set, or the published rule: asked for, or for want of questions held
-    out.
+    That is what was saved for this very set, or the published rule: asked for, or for want of questions of
+    general to judge by.
     """
     members = {name: bank.identity for name, bank in banks.items()}
     if settings.rule == "ppr" or len(banks) == 1:
         return RouterState(members, None, "")
-    if short := calibration_shortage(banks):
-        return RouterState(members, None, f"the router is not calibrated and routes by ppr: {short}")
+    if (count := banks[GENERAL].sample_count) < ENOUGH:
+        said = f"general has {count} questions to judge by, {ENOUGH} are needed; name more in general.questions"
+        return RouterState(members, None, f"the router is not calibrated and routes by ppr: {said}")
     if saved and saved.calibration and saved.members == members and _serves(saved.calibration, settings):
         return saved
     return None
@@ -202,15 +208,15 @@ def decide(banks: Mapping[str, Bank], settings: RouterSettings, saved: RouterSta
     total = _total(members, banks, saved)
     root = covariance_root(total, list(banks.values()))
     alpha = saved.calibration.alpha if saved and saved.calibration else settings.alpha
-    asked = None if settings.rule == "auto" else settings.rule
-    made = calibrate(names, Statistics(list(banks.values()), root), alpha, asked, settings.priors)
+    made = calibrate(names, list(banks.values()), total, settings, alpha)
     return RouterState(members, made, _promise(made), total, root)
 
 
 def _serves(saved: Calibration, settings: RouterSettings) -> bool:
     """Say whether saved decisions are what the settings ask for: `auto` is a choice among all rules."""
     chosen = settings.rule == "auto" and saved.losses.keys() == CANDIDATES.keys()
-    return (chosen or settings.rule == saved.rule) and saved.priors == settings.priors
+    same = (saved.priors, saved.max_abstention) == (settings.priors, settings.max_abstention)
+    return (chosen or settings.rule == saved.rule) and same
 
 
 def _total(members: dict[str, str], banks: Mapping[str, Bank], saved: RouterState | None) -> torch.Tensor:
@@ -221,11 +227,17 @@ def _total(members: dict[str, str], banks: Mapping[str, Bank], saved: RouterStat
 
 
 def _promise(made: Calibration) -> str:
-    """Say what so few held-out general questions can promise, where it is less than was asked for."""
-    if made.reached <= made.alpha:
+    """Say what these questions can promise, where it is less than was asked for, and what would help."""
+    if made.promised <= made.alpha:
         return ""
-    return (
-        f"general holds {made.questions[GENERAL]} questions out: they promise that at most "
-        f"{made.reached:.1%} of "
-        f"general questions go to specialists, not {made.alpha:.1%}; name more in general.questions"
-    )
+    count = made.questions[GENERAL]
+    said = f"at most {made.promised:.1%} of general questions go to specialists, not {made.alpha:.1%}"
+    if made.promised <= 1 / (count + 1):
+        return f"{said}: general has {count} questions to judge by; {more_questions(made)} more in general.questions"
+    kept = f"a smaller share would cost more than {made.max_abstention:.0%} of some domain's questions"
+    return f"{said}: {kept} (router.max_abstention); `gag router show` draws one against the other"
+
+
+def more_questions(made: Calibration) -> int:
+    """Return how many more general questions would put STEADY of them beyond the margins."""
+    return max(0, math.ceil(STEADY / made.alpha) - made.questions[GENERAL])

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from gag.routing.bank import Bank, MemoryBank, packed, unpacked
+from gag.routing.bank import Bank, MemoryBank, Prototypes, StoredBank, packed, unpacked
 
 CHUNK = 512  # centres multiplied at once: the product stays in a core's cache
 WHITENED = 2048  # centres whitened at once
@@ -22,8 +22,8 @@ GRID = (
 class Statistics:
     """What all banks say together: their means, and how questions scatter about their own mean."""
 
-    banks: Sequence[Bank]
-    kept_root: torch.Tensor | None = None  # `root`, where it was worked out before
+    banks: Sequence[Prototypes | StoredBank]
+    root: torch.Tensor | None = None  # `covariance_root`; the published rule needs none
 
     @cached_property
     def means(self) -> torch.Tensor:
@@ -46,14 +46,14 @@ class Statistics:
         return self.whitened_means.square().sum(1)
 
     @cached_property
-    def root(self) -> torch.Tensor:
-        """The lower Cholesky factor [Dq, Dq] of the shrunk covariance within the domains."""
-        if self.kept_root is not None:
-            return self.kept_root
-        return covariance_root(total_scatter(self.banks), self.banks)
+    def uncertainties(self) -> torch.Tensor:
+        """What a mean of so few questions adds to a squared distance from it, on average [N]."""
+        return self.means.shape[1] / torch.tensor([float(bank.count) for bank in self.banks])
 
     def whiten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Turn vectors [B, Dq], seen from the domains' middle, so that questions scatter as a sphere."""
+        if self.root is None:
+            raise ValueError("statistics without the root of a covariance serve the published rule alone")
         return torch.linalg.solve_triangular(self.root.T, vectors - self.middle, upper=True, left=False)
 
 
@@ -70,8 +70,8 @@ def total_scatter(banks: Sequence[Bank], start: torch.Tensor | None = None) -> t
     return total
 
 
-def covariance_root(total: torch.Tensor, banks: Sequence[Bank]) -> torch.Tensor:
-    """Return the Cholesky factor [Dq, Dq] of the shrunk covariance that a sum of scatters is of."""
+def covariance_root(total: torch.Tensor, banks: Sequence[Prototypes | StoredBank]) -> torch.Tensor:
+    """Return the lower Cholesky factor [Dq, Dq] of the shrunk covariance that a sum of scatters is of."""
     count = max(1, sum(bank.count - 1 for bank in banks))
     covariance = unpacked(total / (GRID * count), banks[0].encoder.width)
     return torch.linalg.cholesky(shrink(covariance, count)).float()
@@ -105,17 +105,13 @@ class Query:
 
     @cached_property
     def squared(self) -> torch.Tensor:
-        """Squared Mahalanobis distances to the domains' means [B, N]."""
-        products = (self.statistics.whitened_means @ self.whitened.T).T
-        return self.whitened.square().sum(1, keepdim=True) + self.statistics.squares - 2 * products
+        """Squared Mahalanobis distances to the domains' means [B, N].
 
-    @property
-    def nearest(self) -> torch.Tensor:
-        """The Mahalanobis distance to the nearest domain's mean [B].
-
-        How far out of distribution a question lies.
+        Less what the means' own uncertainty adds: a domain of thirty questions is not further off for it.
         """
-        return self.squared.amin(1).clamp_min(0).sqrt()
+        products = (self.statistics.whitened_means @ self.whitened.T).T
+        lengths = self.statistics.squares - self.statistics.uncertainties
+        return self.whitened.square().sum(1, keepdim=True) + lengths - 2 * products
 
 
 class Rule(Protocol):
@@ -130,7 +126,9 @@ class _Centres:
     """The prototypes of all domains, one under the other, those of domains with equally many together."""
 
     def __init__(
-        self, banks: Sequence[Bank], transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        banks: Sequence[Prototypes | StoredBank],
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         order = sorted(range(len(banks)), key=lambda i: banks[i].centre_count)
         self._groups = Counter(banks[i].centre_count for i in order)  # domains by number of prototypes
@@ -158,7 +156,7 @@ class _Centres:
         return torch.cat(best)[self._places].T
 
 
-def _gathered(banks: Sequence[Bank], count: int) -> Iterator[torch.Tensor]:
+def _gathered(banks: Sequence[Prototypes | StoredBank], count: int) -> Iterator[torch.Tensor]:
     """Yield the banks' centres, some banks at a time."""
     waiting: list[torch.Tensor] = []
     for bank in banks:
@@ -204,17 +202,6 @@ class Lda:
     def scores(self, query: Query) -> torch.Tensor:
         """Return log densities up to what all domains share."""
         return -0.5 * query.squared
-
-
-class Blend:
-    """A weighted sum of rules' scores."""
-
-    def __init__(self, statistics: Statistics, weights: dict[str, float]):
-        self._rules = [(RULES[name](statistics), weight) for name, weight in weights.items()]
-
-    def scores(self, query: Query) -> torch.Tensor:
-        """Return the weighted sum [B, N]."""
-        return torch.stack([weight * rule.scores(query) for rule, weight in self._rules]).sum(0)
 
 
 RULES: dict[str, Callable[[Statistics], Rule]] = {"lda": Lda, "whitened": Whitened, "ppr": Ppr}

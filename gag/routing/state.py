@@ -27,7 +27,7 @@ from gag.project.settings import GENERAL
 from gag.project.tensors import load_tensors, save_tensors
 from gag.routing.bank import StoredBank, check_encoder, load_bank
 from gag.routing.building import load_questions
-from gag.routing.calibration import Calibration
+from gag.routing.calibration import Calibration, Curve, Spread
 from gag.routing.encoders import make_encoder
 from gag.routing.query_encoder import QueryEncoder
 from gag.routing.router import Router, RouterState, settled
@@ -106,6 +106,8 @@ def open_router(
     if router.calibration and "alpha" in settings.model_fields_set:
         _compare(settings.alpha, router.calibration.alpha)
     if router.state is not saved and router.calibration:
+        for note in router.calibration.notes:
+            say(f"router: {note}")
         try:
             keep_state(project, router.state)
         except (ArtifactError, OSError) as error:  # the next start decides again; this one goes on
@@ -178,7 +180,9 @@ def load_state(folder: Path) -> RouterState | None:
         return None
     try:
         content = read_manifest(folder)
-        calibration = Calibration(**content["calibration"])
+        decided = content["calibration"]
+        spread, curve = Spread(**decided["spread"]), Curve(**decided["curve"])
+        calibration = Calibration(**decided | {"spread": spread, "curve": curve})
         calibration.check()
         sums = load_tensors(folder / SUMS, mapped=True)
         return RouterState(dict(content["members"]), calibration, content["warning"], **sums)

@@ -8,7 +8,7 @@ def card(facts: DomainFacts) -> str:
     """Write the README.md of a domain's folder."""
     base, expert, bank, name = facts.base, facts.expert, facts.bank, facts.name
     tuned = f"{expert.model}, {facts.tuning} tuning"
-    carried = ", the vectors of some questions" if bank.held_out else ""
+    carried = ", the vectors of some questions" if bank.sample else ""
     data = [f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in facts.data.items()]
     return f"""# {name}
 
@@ -20,7 +20,7 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 | expert | {tuned}, width {expert.width}, fingerprint `{expert.fingerprint[:12]}` |
 | readout | {_readout(facts.readout)} |
 | projector | {facts.projector} |
-| router bank | {bank.centres} centres of {bank.count} questions; {bank.held_out} held out |
+| router bank | {bank.centres} centres of {bank.count} questions, {bank.sample} of them as vectors |
 | validation loss | {facts.scores.val_loss:.4f} per answer token |
 | transfer | {facts.scores.transfer.line} {facts.scores.transfer.advice(facts.readout)} |
 | built | {facts.created} |

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gag.errors import DataError
 from gag.project import distributed
 from gag.project.artifacts import MANIFEST, is_current, read_manifest, writing
@@ -21,10 +23,14 @@ from gag.project.rows import digest, read_grouped
 from gag.project.settings import BANK as BANK_STAGE
 from gag.project.settings import GENERAL
 from gag.routing.bank import MemoryBank, check_encoder, load_bank
-from gag.routing.building import build_bank, encode_questions, load_questions, updated
+from gag.routing.building import Encoded, build_bank, encode_questions, load_questions, sample_size, updated
+from gag.routing.doubts import strays
 from gag.routing.encoders import cached, encoder_key
+from gag.routing.folds import judge
 from gag.routing.query_encoder import QueryEncoder
+from gag.routing.router import Router
 from gag.routing.state import project_encoder
+from gag.routing.temperatures import summed
 from gag.training.report import Curve, write_report
 
 
@@ -87,8 +93,9 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
     settings, encoder = project.settings.router, cached(project_encoder(project), project)
     bank = load_bank(target, recorded, content["files"])
     check_encoder(bank, encoder.spec, domain)
-    fresh = encode_questions(grouped, encoder, settings)
-    grown = updated(bank, fresh, settings)
+    most = sample_size(domain)
+    fresh = encode_questions(grouped, encoder, settings, most)
+    grown = updated(bank, fresh, settings, most)
     facts = {name: value for name, value in content.items() if name not in ("schema", "files")}
     with writing(target, facts, manifest) as temporary:
         left = shutil.ignore_patterns(BANK, STATISTICS, manifest, ".*")
@@ -101,9 +108,44 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
     return target
 
 
+def stray_questions(project: Project, router: Router, most: int = 10) -> list[tuple[str, str, str]]:
+    """Name questions that surely look like another domain's: (domain, the other, question), `most` of a domain.
+
+    Their texts are the project's files' or what a domain carries; where neither is at hand, so is said.
+    """
+    state = router.state
+    if state.calibration is None or state.total is None:
+        return []
+    judged = judge(router.banks, state.total)
+    scores = summed(judged.scores, state.calibration.weights)
+    stray, found = strays(scores, judged.truth), []
+    for place in torch.unique(judged.truth[stray]).tolist():
+        name, rows = router.names[place], (stray & (judged.truth == place)).nonzero()[:most, 0]
+        vectors = router.banks[place].sample.vectors[judged.places[rows]]
+        texts = _texts(project, name, vectors, router.encoder)
+        others = scores[rows].argmax(1).tolist()
+        found += [(name, router.names[other], text) for other, text in zip(others, texts, strict=True)]
+    return found
+
+
+def _texts(project: Project, domain: str, vectors: torch.Tensor, encoder: QueryEncoder) -> list[str]:
+    """Return the texts of a domain's question vectors [B, Dq]."""
+    carried = project.general if domain == GENERAL else project.domain(domain)
+    if (carried / QUESTIONS).is_file():
+        known = load_questions(carried)
+    elif domain == GENERAL or domain in project.settings.domains:
+        questions = list(read_grouped(questions_file(project, domain)))
+        kept = cached(encoder, project).encode(questions)
+        known = Encoded(questions, kept, torch.empty(0))
+    else:
+        return ["(its text is not in this project)"] * len(vectors)
+    return [known.nearest(vector, 1)[0][0] for vector in vectors]
+
+
 def _build(project: Project, domain: str, target: Path, wanted: str, encoder: QueryEncoder) -> None:
     started, settings = time.monotonic(), project.settings.router
-    encoded = encode_questions(read_grouped(questions_file(project, domain)), encoder, settings)
+    grouped = read_grouped(questions_file(project, domain))
+    encoded = encode_questions(grouped, encoder, settings, sample_size(domain))
     bank = build_bank(encoded, encoder.spec, settings)
     nearest = sorted((encoded.vectors @ bank.centres.T).amax(1).tolist())
     curve = Curve("cosine", [i / len(nearest) for i in range(len(nearest))], nearest)
@@ -119,7 +161,7 @@ def _build(project: Project, domain: str, target: Path, wanted: str, encoder: Qu
 
 
 def _described(bank: MemoryBank) -> str:
-    said = f"{len(bank.centres)} centres of {bank.count} questions, {len(bank.held_out)} held out"
+    said = f"{len(bank.centres)} centres of {bank.count} questions, {len(bank.sample)} of them to judge it by"
     width = bank.encoder.width
     few = f"{said} (fewer questions than a vector's {width} numbers, which is fine)"
     return said if bank.count > width else few
