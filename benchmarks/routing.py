@@ -1,16 +1,15 @@
-"""The router's rules against nearest neighbours, logistic regression and semantic-router; and over many draws.
+"""The router's rules against nearest neighbours, logistic regression and semantic-router; over many draws.
 
-A data folder holds prototypes.jsonl, calibration.jsonl (both are known questions) and test.jsonl with "question"
-and "domain"; further --data folders add domains. The first round takes all known questions, the others five
-sixths of them, drawn anew. --draws N adds the hard cases of benchmarks.routing_draws: N draws with one domain cut
-short and one split in two, small domains, and drifting questions.
+A data folder holds prototypes.jsonl, calibration.jsonl (both are known questions) and test.jsonl with
+"question" and "domain"; further --data folders add domains. The first round takes all known questions, the
+others five sixths of them, drawn anew. --draws N adds the hard cases of benchmarks.routing_draws: N draws
+with one domain cut short and one split in two, small domains, and drifting questions.
 """
 
 import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,14 @@ import numpy as np
 import torch
 
 from benchmarks.drift import SLICES
-from benchmarks.harness import alternate, options, report
+from benchmarks.harness import options, report
 from benchmarks.routing_draws import SHARE, Given, Split, bank_of, over_draws, router_of
 from benchmarks.routing_speed import speeds, thousand
 from gag.evaluation.intervals import paired
 from gag.evaluation.labelled import LabelledQuestion, read_labelled
 from gag.evaluation.routing import evaluate_routing
-from gag.project.domain import EncoderSpec
 from gag.project.settings import GENERAL, EncoderSettings, RouterSettings
-from gag.routing.bank import Bank, MemoryBank
-from gag.routing.building import Encoded, build_bank
+from gag.routing.bank import Bank
 from gag.routing.encoders import CachedEncoder, SentenceEncoder
 from gag.routing.router import Router
 
@@ -77,7 +74,9 @@ def main() -> None:
             "thousand_real_domains_calibration_s": ("<=", 60.0),
             "thousand_real_domains_mb": ("<=", 2000.0),
         }
-        others = torch.cat([vectors for part in (known, test) for name, vectors in part.items() if name != GENERAL])
+        others = torch.cat(
+            [vectors for part in (known, test) for name, vectors in part.items() if name != GENERAL]
+        )
         figures |= thousand(others, known[GENERAL])
     report(args, "routing", figures, floors, [*shown, *more, ""])
 
@@ -265,7 +264,7 @@ def _drifts(
     router, found = _router(_banks(known)), {}
     truth = np.array([router.names.index(str(row.domain)) for row in rows])
     for name, changed in {"as_they_are": lambda text, _: text, **SLICES}.items():
-        rng = random.Random(0)  # noqa: S311 - no secrets
+        rng = random.Random(0)
         chosen = _ours(router, encoder.encode([changed(row.question, rng) for row in rows]))
         found[f"drift_{name}_micro"] = float((chosen == truth).mean())
         found[f"drift_{name}_coverage"] = float((chosen[truth > 0] > 0).mean())

@@ -37,7 +37,7 @@ class Given:
 
 
 def bank_of(vectors: torch.Tensor, encoder: QueryEncoder, settings: RouterSettings) -> Bank:
-    """Make a bank that can be judged by all of its questions; a question's fold is its hash, as in a project."""
+    """Make a bank that can be judged by all of its questions; a fold is a hash, as in a project."""
     hashes = [hashlib.sha256(row.numpy().tobytes()).digest() for row in vectors]
     folds = torch.tensor([int.from_bytes(digest[-8:]) % FOLDS for digest in hashes])
     return build_bank(Encoded([], vectors, folds), encoder.spec, settings)
@@ -100,7 +100,7 @@ def measure(scene: Scene, settings: RouterSettings) -> dict[str, float]:
 
 
 def strangers(banks: dict[str, Bank], scene: Scene, settings: RouterSettings) -> dict[str, float]:
-    """Leave each specialist out and ask its questions: how well does the distance tell them from the others'?"""
+    """Leave each specialist out and ask its questions: does the distance tell them from the others'?"""
     found = {}
     for name in banks.keys() - {GENERAL}:
         router = router_of({other: bank for other, bank in banks.items() if other != name}, settings)
@@ -112,7 +112,10 @@ def strangers(banks: dict[str, Bank], scene: Scene, settings: RouterSettings) ->
         found[f"auroc_{name}"] = float(roc_auc_score(outside, verdict.distances.numpy()))
         found[f"to_general_{name}"] = float((verdict.chosen.numpy()[outside] == 0).mean())
     near = [found[f"auroc_{name}"] for name in scene.near]
-    return found | {"auroc_near_neighbour": min(near), "auroc_strangers": min(v for k, v in found.items() if k[:5] == "auroc")}
+    return found | {
+        "auroc_near_neighbour": min(near),
+        "auroc_strangers": min(v for k, v in found.items() if k[:5] == "auroc"),
+    }
 
 
 def worst(figures: Iterable[dict[str, float]], share: float, lower_is_better: set[str]) -> dict[str, float]:
@@ -149,11 +152,15 @@ def over_draws(
     said = ", ".join(f"{key[7:]} {ratio:.2f}" for key, ratio in ratios.items())
     lines.append(f"margins over the draws, largest over smallest: {said}")
     for size in SIZES:
-        few = [measure(scene(known, test, seed, cut, split, size), settings) for seed in range(min(draws, FEWER))]
+        few = [
+            measure(scene(known, test, seed, cut, split, size), settings) for seed in range(min(draws, FEWER))
+        ]
         low = worst(few, 0.1, LOWER)
         figures |= {f"few_{size}_micro": low["micro"], f"few_{size}_coverage": low[f"coverage_{cut}"]}
-        lines.append(f"{cut} with {size} questions, worst tenth: micro {low['micro']:.4f}, "
-                     f"reached {low[f'coverage_{cut}']:.4f}, least of all {low['least_coverage']:.4f}")
+        lines.append(
+            f"{cut} with {size} questions, worst tenth: micro {low['micro']:.4f}, "
+            f"reached {low[f'coverage_{cut}']:.4f}, least of all {low['least_coverage']:.4f}"
+        )
     floors = {
         "draws_micro": (">=", 0.975),
         "draws_against_rule_alone": (">=", -0.012),

@@ -54,7 +54,7 @@ def speeds(settings: RouterSettings) -> dict[str, float]:
 
 
 def thousand(vectors: torch.Tensor, general: torch.Tensor) -> dict[str, float]:
-    """Calibrate 1,000 domains of real questions, each a question and those nearest to it, in a fresh process."""
+    """Calibrate 1,000 domains of real questions, each one and those nearest to it, in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         save_tensors(Path(folder) / "vectors.safetensors", {"vectors": vectors, "general": general})
         command = [sys.executable, "-m", "benchmarks.routing_speed", folder]
@@ -68,7 +68,8 @@ def _calibrate(folder: Path) -> dict[str, Any]:
     encoder = Given(vectors.shape[1])
     drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[: DOMAINS - 1]
     parts = {GENERAL: stored["general"][:GENERALS]} | {
-        f"d{place}": vectors[(vectors @ vectors[row]).topk(QUESTIONS).indices] for place, row in enumerate(drawn)
+        f"d{place}": vectors[(vectors @ vectors[row]).topk(QUESTIONS).indices]
+        for place, row in enumerate(drawn)
     }
     banks: dict[str, Bank] = {}
     for name, part in parts.items():  # as a project has them: on disk

@@ -1,4 +1,4 @@
-"""Banks judged by questions that they have not seen, margins from a tail, and what is wrong with questions."""
+"""Banks judged by questions that they have not seen, margins from a tail, and faults of questions."""
 
 import math
 
@@ -24,7 +24,7 @@ def bank_of(vectors: torch.Tensor) -> MemoryBank:
 
 
 def test_a_fold_is_taken_out_of_all_sums_exactly() -> None:
-    """Scores of left out questions are those of banks that are made without them (but for k-means' own choice)."""
+    """Scores of left out questions are those of banks that are made without them (k-means has no choice)."""
     settings = RouterSettings(centres=1)
     parts = [cloud(place, 40, place) for place in range(3)]
     banks: list[Bank] = [build_bank(encoded(part), WIDE, settings) for part in parts]
@@ -42,9 +42,13 @@ def test_a_fold_is_taken_out_of_all_sums_exactly() -> None:
 
 
 def test_a_bank_judges_no_question_by_itself() -> None:
-    """Pure noise has no domain: judged unseen it is a guess, by banks that have seen it almost all is right."""
-    noise = torch.nn.functional.normalize(torch.randn(400, 12, generator=torch.Generator().manual_seed(3)), dim=1)
-    banks: list[Bank] = [build_bank(encoded(half), WIDE, RouterSettings(centres=100)) for half in noise.chunk(2)]
+    """Pure noise has no domain: unseen it is a guess, by banks that have seen it almost all is right."""
+    noise = torch.nn.functional.normalize(
+        torch.randn(400, 12, generator=torch.Generator().manual_seed(3)), dim=1
+    )
+    banks: list[Bank] = [
+        build_bank(encoded(half), WIDE, RouterSettings(centres=100)) for half in noise.chunk(2)
+    ]
     judged = judge(banks, total_scatter(banks))
     unseen = (judged.scores["ppr"].argmax(1) == judged.truth).float().mean()
     seen = RULES["ppr"](Statistics(banks)).scores(Query(noise, Statistics(banks))).argmax(1)
@@ -64,10 +68,14 @@ def test_a_domain_of_one_question_is_routed_to_and_said_not_to_be_judged() -> No
 def test_two_domains_of_the_same_questions_are_said_to_be_the_same() -> None:
     made = Router(CLOUDS | {"copies": CLOUDS["metals"]}, Cloud(), SETTINGS).calibration
     assert made is not None
-    assert any("copies" in note and "metals" in note and "hardly be told apart" in note for note in made.notes)
+    assert any(
+        "copies" in note and "metals" in note and "hardly be told apart" in note for note in made.notes
+    )
 
 
-@pytest.mark.parametrize(("owner", "other"), [("general", "metals"), ("metals", "general"), ("woods", "metals")])
+@pytest.mark.parametrize(
+    ("owner", "other"), [("general", "metals"), ("metals", "general"), ("woods", "metals")]
+)
 def test_a_tenth_of_strays_is_found_and_named(owner: str, other: str) -> None:
     places = {"general": 0, "metals": 1, "woods": 2}
     mixed = torch.cat([cloud(places[owner], 270, 31, 0.1), cloud(places[other], 30, 32, 0.1)])
@@ -75,7 +83,11 @@ def test_a_tenth_of_strays_is_found_and_named(owner: str, other: str) -> None:
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     made = Router(banks | {owner: bank_of(mixed[order])}, Cloud(), SETTINGS).calibration
     assert made is not None
-    found = [note for note in made.notes if note.split(" questions of ")[1:2] and note.split(" of ")[2].startswith(owner)]
+    found = [
+        note
+        for note in made.notes
+        if note.split(" questions of ")[1:2] and note.split(" of ")[2].startswith(owner)
+    ]
     assert len(found) == 1 and f"({other} " in found[0], made.notes
     assert 25 <= int(found[0].split()[0]) <= 31
     clean = Router(banks, Cloud(), SETTINGS).calibration
@@ -109,7 +121,9 @@ def test_each_door_has_its_own_offset_and_one_of_few_questions_the_common_one() 
     own = torch.randn(count, generator=generator) + apart
     moved = torch.cat([general, own, general - shift, own - shift])
     doors = torch.cat([torch.ones(2 * count), torch.full((2 * count,), 2)]).long()
-    truth = torch.cat([torch.zeros(count), torch.ones(count), torch.zeros(count), torch.full((count,), 2)]).long()
+    truth = torch.cat(
+        [torch.zeros(count), torch.ones(count), torch.zeros(count), torch.full((count,), 2)]
+    ).long()
     found = offsets(moved, doors, truth, 4)
     assert found[0] == 0 and float(found[2] - found[1]) == pytest.approx(shift, abs=0.15)
     assert found[1] < found[3] < found[2]  # nobody came to the third door
@@ -121,7 +135,9 @@ def test_each_door_has_its_own_offset_and_one_of_few_questions_the_common_one() 
 def test_margins_that_cost_too_much_are_lowered_and_the_risk_is_said() -> None:
     """General questions that look like metals: the promise would shut the door of metals alone."""
     near = torch.cat([cloud(0, 280, 3), cloud(1, 20, 4)])
-    banks = CLOUDS | {"general": bank_of(near[torch.randperm(300, generator=torch.Generator().manual_seed(0))])}
+    banks = CLOUDS | {
+        "general": bank_of(near[torch.randperm(300, generator=torch.Generator().manual_seed(0))])
+    }
     router = Router(banks, Cloud(), SETTINGS)
     made = router.calibration
     assert made is not None and made.promised > made.alpha == 0.01

@@ -189,7 +189,9 @@ def test_calibration_is_written_bound_to_the_set_and_made_anew_with_another(
         and shown["alpha"] == 0.1
     )
     _, out, _ = run(capsys, monkeypatch, "router", "show", *at)
-    assert "at most 10.0% of general questions" in out and "<- here" in out and "general at specialists" in out
+    assert (
+        "at most 10.0% of general questions" in out and "<- here" in out and "general at specialists" in out
+    )
     shutil.rmtree(project.domain("plants"))
     code, out, _ = run(capsys, monkeypatch, "router", "show", *at, "--json")
     again = json.loads(out)

@@ -193,7 +193,9 @@ def test_new_questions_add_up_without_the_old_ones() -> None:
     assert torch.allclose(grown.scatter, whole.scatter, atol=1e-4)
     assert float(grown.sizes.sum()) == 300 and len(grown.centres) == 6
     assert torch.equal(grown.sample.vectors, vectors) and torch.equal(grown.sample.folds, whole.sample.folds)
-    sums = torch.zeros(6, 12).index_add_(0, grown.sample.clusters, vectors)  # every question in its cluster's sum
+    sums = torch.zeros(6, 12).index_add_(
+        0, grown.sample.clusters, vectors
+    )  # every question in its cluster's sum
     assert torch.allclose(grown.centres * (grown.lengths * grown.sizes)[:, None], sums, atol=1e-3)
     many = replace(old, count=900, sample=build_bank(encoded(cloud(1, SAMPLE, 2)), WIDE, settings).sample)
     mixed = updated(many, encoded(cloud(2, 100, 3)), settings).sample
@@ -339,9 +341,7 @@ def test_a_bank_is_saved_and_loaded(tmp_path) -> None:
     facts = made.save(tmp_path)
     files = {name: digest(tmp_path / name) for name in (BANK, STATISTICS)}
     loaded = load_bank(tmp_path, BankFacts(**json.loads(facts.model_dump_json())), files)
-    assert (
-        loaded.count == 300 and loaded.encoder == WIDE and loaded.sample_count == made.sample_count == 300
-    )
+    assert loaded.count == 300 and loaded.encoder == WIDE and loaded.sample_count == made.sample_count == 300
     with pytest.raises(ArtifactError, match=r"lists no bank-statistics"):
         load_bank(tmp_path, facts, {BANK: files[BANK]})
     for name in ("centres", "lengths", "sizes", "mean", "scatter"):
@@ -373,13 +373,27 @@ def test_wordings_of_one_question_are_left_out_together(tmp_path) -> None:
     wordings = {f"fact {i % 10} in wording {i}": f"fact {i % 10}" for i in range(50)}
     made = encode_questions(wordings, Lengths(), RouterSettings())
     folds = dict(zip(made.texts, made.folds.tolist(), strict=True))
-    assert made.texts == list(wordings) and set(folds.values()) <= set(range(FOLDS)) and len(set(folds.values())) > 2
+    assert (
+        made.texts == list(wordings)
+        and set(folds.values()) <= set(range(FOLDS))
+        and len(set(folds.values())) > 2
+    )
     assert len({(wordings[question], fold) for question, fold in folds.items()}) == 10
     again = encode_questions(dict(reversed(wordings.items())), Lengths(), RouterSettings())
     assert dict(zip(again.texts, again.folds.tolist(), strict=True)) == folds
     many = encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings())
     assert len(many.texts) == 4000 and int((many.folds != NONE).sum()) == SAMPLE
-    assert int((encode_questions({str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings(), 9000).folds != NONE).sum()) == 4000
+    assert (
+        int(
+            (
+                encode_questions(
+                    {str(i): str(i) for i in range(4000)}, Lengths(), RouterSettings(), 9000
+                ).folds
+                != NONE
+            ).sum()
+        )
+        == 4000
+    )
     made.save(tmp_path)
     loaded = load_questions(tmp_path)
     assert loaded.texts == made.texts

@@ -67,9 +67,14 @@ def router_show(
         name: {"questions": bank.count, "centres": bank.centre_count, "sample": bank.sample_count}
         for name, bank in zip(router.names, router.banks, strict=True)
     }
-    lines = [f"{'bank':<20}{'questions':>10}{'centres':>9}{'judged by':>11}" + f"{'margin':>9}{'reach':>8}" * bool(made)]
+    lines = [
+        f"{'bank':<20}{'questions':>10}{'centres':>9}{'judged by':>11}"
+        + f"{'margin':>9}{'reach':>8}" * bool(made)
+    ]
     for name, bank in banks.items():
-        lines.append(f"{name:<20}{bank['questions']:>10}{bank['centres']:>9}{bank['sample']:>11}" + _door(made, name))
+        lines.append(
+            f"{name:<20}{bank['questions']:>10}{bank['centres']:>9}{bank['sample']:>11}" + _door(made, name)
+        )
     if made:
         decided, lines = asdict(made), lines + _calibrated(made)
     else:
@@ -202,13 +207,20 @@ def _calibrated(made: "Calibration") -> list[str]:
     ]
     if more := more_questions(made):
         lines.append(
-            f"a threshold for {made.alpha:.1%} rests on fewer than {STEADY} questions and is drawn from the tail "
-            f"of all: {more} more in general.questions would make it steady"
+            f"a threshold for {made.alpha:.1%} rests on fewer than {STEADY} questions and is drawn from the "
+            f"tail of all: {more} more in general.questions would make it steady"
         )
-    lines.append(f"a question is out of distribution beyond a distance of {made.far:.3g}, and goes to general")
+    lines.append(
+        f"a question is out of distribution beyond a distance of {made.far:.3g}, and goes to general"
+    )
     curve = made.curve
-    lines += ["", f"{'router.alpha':>12}{'general at specialists':>24}{'specialists reached':>21}{'the worst':>11}"]
-    for alpha, risk, coverage, least in zip(curve.alpha, curve.risk, curve.coverage, curve.least, strict=True):
+    lines += [
+        "",
+        f"{'router.alpha':>12}{'general at specialists':>24}{'specialists reached':>21}{'the worst':>11}",
+    ]
+    for alpha, risk, coverage, least in zip(
+        curve.alpha, curve.risk, curve.coverage, curve.least, strict=True
+    ):
         here = "  <- here" if alpha == made.alpha else ""
         lines.append(f"{alpha:>12.1%}{risk:>24.2%}{coverage:>21.1%}{least:>11.1%}{here}")
     return lines + [f"note: {note}" for note in made.notes]
@@ -222,7 +234,9 @@ def _explained(explanation: "Explanation") -> list[str]:
         lines[0] += f"; margin over general {explanation.margin:.3g}, needed {needed:.3g}"
     if explanation.distance is not None:
         distance, far = explanation.distance, explanation.far
-        lines.append(f"distance from the likeliest domain {distance:.3g}, out of distribution above {far:.3g}")
+        lines.append(
+            f"distance from the likeliest domain {distance:.3g}, out of distribution above {far:.3g}"
+        )
     for name, near in explanation.prototypes.items():
         stands_for = f"prototype {near.prototype} of {near.questions} questions"
         lines.append(f"   {name:<20} {stands_for}, cosine {near.cosine:.3f}")

@@ -89,7 +89,9 @@ def _add_promises(page: Page, made: Calibration, held: Abstention) -> None:
     for alpha, risk, least in zip(curve.alpha, curve.risk, curve.least, strict=True):
         axes.annotate(f"{alpha:.1%}", (risk, least), (4, -10), textcoords="offset points", fontsize=7)
     if held.risk is not None and held.coverage is not None:
-        axes.plot(held.risk, held.coverage, "*", color=COLOURS[2], markersize=12, label="here, on these questions")
+        axes.plot(
+            held.risk, held.coverage, "*", color=COLOURS[2], markersize=12, label="here, on these questions"
+        )
     axes.set_xlabel("share of general questions at specialists", fontsize=9)
     axes.set_ylabel("share of their questions that reach one", fontsize=9)
     axes.legend(fontsize=8, frameon=False)

@@ -117,8 +117,8 @@ class RouterSettings(Settings):
         lt=1,
         stage=ROUTING,
         when=When("rule", among=("auto", "blend", "lda", "whitened")),
-        description="share of a domain's questions that may be given up for `alpha`; beyond it the router says what it "
-        "promises instead",
+        description="share of a domain's questions that may be given up for `alpha`; beyond it the router "
+        "says what it promises instead",
     )
     priors: dict[str, Annotated[float, Field(gt=0)]] = result(
         {},

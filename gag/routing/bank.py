@@ -157,7 +157,9 @@ class StoredBank:
         count = self.facts.sample
         clusters = self._read(STATISTICS, "clusters", (count,))
         if count and not 0 <= int(clusters.min()) <= int(clusters.max()) < self.facts.centres:
-            raise ArtifactError(f"the bank in {self.folder.name} counts questions in no centre; build it again")
+            raise ArtifactError(
+                f"the bank in {self.folder.name} counts questions in no centre; build it again"
+            )
         vectors = self._read(STATISTICS, "sample", (count, self.encoder.width))
         return Sample(vectors, clusters, self._read(STATISTICS, "folds", (count,)))
 

@@ -1,4 +1,4 @@
-"""Make a domain's bank of its questions: encode them, cluster them, sum them up, and keep a sample of them."""
+"""Make a domain's bank of its questions: encode them, cluster them, sum them up, and keep a sample."""
 
 import hashlib
 import json
@@ -101,8 +101,8 @@ def encode_questions(
         grouped: the group of each question: wordings of one question are one group.
         encoder: what turns questions into vectors.
         settings: how many questions at most, drawn by a hash of the group.
-        most: questions in the sample, drawn by the same hash. A group lies in one fold, so that no question is
-            judged by another wording of itself.
+        most: questions in the sample, drawn by the same hash. A group lies in one fold, so that no question
+            is judged by another wording of itself.
     """
     order = sorted(grouped, key=lambda question: hashlib.sha256(grouped[question].encode()).digest())
     drawn, sampled = set(order[: settings.max_questions]), set(order[: min(most, settings.max_questions)])
@@ -144,7 +144,7 @@ def _cluster(
     """Cluster weighted points [N, Dq].
 
     Returns:
-        Unit centres [P, Dq], the lengths that they had [P], the weight of each [P], and each point's cluster [N].
+        Unit centres [P, Dq], the lengths that they had [P], the weight of each [P]; the points' clusters [N].
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
 

@@ -30,7 +30,9 @@ CANDIDATES = {  # by preference
     "ppr": ("ppr",),
 }
 FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance, and ...
-FAR_SLACK = 3.0  # times that is out of distribution: new wordings lie further out than a domain's own questions
+FAR_SLACK = (
+    3.0  # times that is out of distribution: new wordings lie further out than a domain's own questions
+)
 POOLED = 20  # questions' worth of all domains' spread in each domain's own
 
 
@@ -174,7 +176,7 @@ def calibrate(
 
 
 def _margins(odds: torch.Tensor, lifts: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Return each specialist's margin [N]: one threshold for the odds at all doors, so that the union keeps it."""
+    """Return each specialist's margin [N], from one threshold for the odds at all doors."""
     return (tail_threshold(odds, careful(alpha, len(odds))) - lifts).clamp_min(0)
 
 
@@ -211,7 +213,7 @@ def _curve(
 
 
 def _spread(judged: Judged, names: Sequence[str], chosen: torch.Tensor) -> tuple[Spread, torch.Tensor]:
-    """Return how the domains' own questions lie about them, and all questions' distances from where they go [C]."""
+    """Return how the domains' own questions lie about them, and how far each lies from where it goes [C]."""
     truth = judged.truth
     cosines = judged.scores["whitened"]
     own = cosines.gather(1, truth[:, None])[:, 0].double()

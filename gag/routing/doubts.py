@@ -14,13 +14,11 @@ PRIORS_COST = 0.05  # of mean recall
 
 
 def strays(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Say which questions are surely another domain's, scores [C, N] by rules that have not seen them -> [C]."""
+    """Say which questions look like another domain's, scores [C, N] by rules that saw none of them -> [C]."""
     return scores.amax(1) - scores.gather(1, truth[:, None])[:, 0] > SURE
 
 
-def doubts(
-    names: Sequence[str], scores: torch.Tensor, gains: torch.Tensor, truth: torch.Tensor
-) -> list[str]:
+def doubts(names: Sequence[str], scores: torch.Tensor, gains: torch.Tensor, truth: torch.Tensor) -> list[str]:
     """Say what is wrong with questions and priors.
 
     Args:
@@ -37,10 +35,12 @@ def doubts(
     for place in torch.unique(truth[stray]).tolist():
         found = torch.bincount(best[stray & (truth == place)], minlength=count)
         if (total := int(found.sum())) >= max(STRAYS, STRAY_SHARE * int(sizes[place])):
-            whose = ", ".join(f"{names[i]} {int(found[i])}" for i in found.argsort(descending=True)[:3] if found[i])
+            whose = ", ".join(
+                f"{names[i]} {int(found[i])}" for i in found.argsort(descending=True)[:3] if found[i]
+            )
             said.append(
-                f"{total} of the {int(sizes[place])} questions of {names[place]} that were judged look like other "
-                f"domains' ({whose}); `gag router show --strays` names them"
+                f"{total} of the {int(sizes[place])} questions of {names[place]} that were judged look like "
+                f"other domains' ({whose}); `gag router show --strays` names them"
             )
     wrong = best != truth
     pairs = truth[wrong] * count + best[wrong]
@@ -48,12 +48,13 @@ def doubts(
         place, other = divmod(int(pair), count)
         if int(number) >= max(STRAYS, MIXED_SHARE * int(sizes[place])):
             said.append(
-                f"{int(number)} of the {int(sizes[place])} questions of {names[place]} that were judged go to "
-                f"{names[other]}: the two can hardly be told apart; do they hold the same questions?"
+                f"{int(number)} of the {int(sizes[place])} questions of {names[place]} that were judged go "
+                f"to {names[other]}: the two can hardly be told apart; do they hold the same questions?"
             )
     before, after = recall(scores, truth), recall(scores + gains, truth)
     if before - after > PRIORS_COST:
         said.append(
-            f"router.priors contradict the questions: with them {after:.1%} are routed right, without {before:.1%}"
+            f"router.priors contradict the questions: with them {after:.1%} are routed right, without "
+            f"{before:.1%}"
         )
     return said

@@ -35,8 +35,8 @@ def judge(banks: Sequence[Bank], total: torch.Tensor) -> Judged:
         total: the sum of their scatters (`rules.total_scatter`).
 
     Returns:
-        The scores of general's whole sample, and of the specialists' as far as JUDGED and EACH say. A domain of
-        which nothing would be left is not judged by that fold.
+        The scores of general's whole sample, and of the specialists' as far as JUDGED and EACH say. A domain
+        of which nothing would be left is not judged by that fold.
     """
     most = max(EACH, JUDGED // max(1, len(banks) - 1))
     whole = [Prototypes(bank.centres, bank.sizes, bank.mean, bank.count, bank.encoder) for bank in banks]
@@ -103,7 +103,9 @@ def _without(bank: Prototypes, lengths: torch.Tensor, out: Sample) -> Prototypes
     sizes = bank.sizes - torch.bincount(out.clusters, minlength=len(sums))
     kept = sizes > 0.5  # some clusters were these questions alone
     mean = (bank.mean * bank.count - out.vectors.sum(0)) / count
-    return Prototypes(torch.nn.functional.normalize(sums[kept], dim=-1), sizes[kept], mean, count, bank.encoder)
+    return Prototypes(
+        torch.nn.functional.normalize(sums[kept], dim=-1), sizes[kept], mean, count, bank.encoder
+    )
 
 
 def _products(banks: Sequence[Prototypes]) -> torch.Tensor:

@@ -8,9 +8,15 @@ import math
 
 import torch
 
-TAIL, MOST_TAIL = 10, 0.2  # the excesses of so many times alpha of the questions give the tail, of a fifth at most
+TAIL, MOST_TAIL = (
+    10,
+    0.2,
+)  # the excesses of so many times alpha of the questions give the tail, of a fifth at most
 STEADY = 10  # questions beyond a threshold with which it hangs on no single one
-CONFIDENT, LEAST = 1.2816, 0.25  # deviations for a confidence of 90 %; share of alpha that is aimed at, at least
+CONFIDENT, LEAST = (
+    1.2816,
+    0.25,
+)  # deviations for a confidence of 90 %; share of alpha that is aimed at, at least
 DOOR = 0.5  # log odds by which doors' offsets differ, as a rule
 ROUNDS = 30  # of Newton's method
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the curve
@@ -74,7 +80,7 @@ def careful(alpha: float, count: int) -> float:
 
 
 def tail_threshold(odds: torch.Tensor, alpha: float) -> float:
-    """Return what a share of `alpha` of such values exceed, from an exponential tail (peaks over a threshold).
+    """Return what a share of `alpha` of such values exceed, by an exponential tail (peaks over a threshold).
 
     Many excesses in place of one order statistic: Pickands (1975), with shape zero.
     """
@@ -111,7 +117,7 @@ def capped(
 def risk_and_coverage(
     margins: torch.Tensor, scored: torch.Tensor, doors: torch.Tensor, truth: torch.Tensor
 ) -> tuple[float, torch.Tensor]:
-    """Return the share of general questions that come through a door, and of each specialist's own [N - 1]."""
+    """Return the share of general questions that come through a door, and of each specialist's [N - 1]."""
     through = (scored > margins[doors]).double()
     shares = torch.zeros(len(margins), dtype=torch.float64).index_add_(0, truth, through)
     shares /= torch.bincount(truth, minlength=len(margins)).clamp_min(1)

@@ -102,7 +102,9 @@ class Router:
         self.state = decide(dict(zip(self.names, self.banks, strict=True)), settings, saved)
         self.calibration = self.state.calibration
         self.rule = self.calibration.rule if self.calibration else "ppr"
-        self.margins = self.calibration.margins if self.calibration else dict.fromkeys(self.names[1:], settings.margin)
+        self.margins = (
+            self.calibration.margins if self.calibration else dict.fromkeys(self.names[1:], settings.margin)
+        )
         self._needed = torch.tensor([0.0, *(self.margins[name] for name in self.names[1:])])  # [N]
         self._weights = self.calibration.weights if self.calibration else {"ppr": 1.0}
         self._gains = log_priors(self.names, self.calibration.priors if self.calibration else {})
@@ -146,7 +148,9 @@ class Router:
         scores = summed(raw, self._weights) + self._gains  # [B, N]
         if len(self.names) == 1:
             nowhere = torch.zeros(len(vectors), dtype=torch.long)
-            return Verdict(scores, torch.full((len(vectors),), -torch.inf), nowhere, None, nowhere, nowhere.bool())
+            return Verdict(
+                scores, torch.full((len(vectors),), -torch.inf), nowhere, None, nowhere, nowhere.bool()
+            )
         margins, doors = margin_over_general(scores)
         distances, outside = None, torch.zeros(len(vectors), dtype=torch.bool)
         if self.calibration:
@@ -189,7 +193,9 @@ def settled(
     if settings.rule == "ppr" or len(banks) == 1:
         return RouterState(members, None, "")
     if (count := banks[GENERAL].sample_count) < ENOUGH:
-        said = f"general has {count} questions to judge by, {ENOUGH} are needed; name more in general.questions"
+        said = (
+            f"general has {count} questions to judge by, {ENOUGH} are needed; name more in general.questions"
+        )
         return RouterState(members, None, f"the router is not calibrated and routes by ppr: {said}")
     if saved and saved.calibration and saved.members == members and _serves(saved.calibration, settings):
         return saved
@@ -233,7 +239,8 @@ def _promise(made: Calibration) -> str:
     count = made.questions[GENERAL]
     said = f"at most {made.promised:.1%} of general questions go to specialists, not {made.alpha:.1%}"
     if made.promised <= 1 / (count + 1):
-        return f"{said}: general has {count} questions to judge by; {more_questions(made)} more in general.questions"
+        more = more_questions(made)
+        return f"{said}: general has {count} questions to judge by; {more} more in general.questions"
     kept = f"a smaller share would cost more than {made.max_abstention:.0%} of some domain's questions"
     return f"{said}: {kept} (router.max_abstention); `gag router show` draws one against the other"
 

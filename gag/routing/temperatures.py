@@ -1,4 +1,4 @@
-"""Weigh rules by their temperatures, so that the softmax of their sum is a probability; and say what it costs."""
+"""Weigh rules by their temperatures, so that the softmax of their sum is a probability; and its log loss."""
 
 import math
 

@@ -109,9 +109,9 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
 
 
 def stray_questions(project: Project, router: Router, most: int = 10) -> list[tuple[str, str, str]]:
-    """Name questions that surely look like another domain's: (domain, the other, question), `most` of a domain.
+    """Name questions that look like another domain's: (domain, the other, question), `most` of a domain.
 
-    Their texts are the project's files' or what a domain carries; where neither is at hand, so is said.
+    Their texts are in the project's files, or the domain carries them; where neither is at hand, so is said.
     """
     state = router.state
     if state.calibration is None or state.total is None:
