@@ -10,7 +10,15 @@ from gag.routing.bank import Bank, MemoryBank
 from gag.routing.building import FOLDS, Encoded, build_bank
 from gag.routing.doubts import doubts
 from gag.routing.folds import judge
-from gag.routing.margins import capped, margin_over_general, offsets, risk_and_coverage, tail_threshold
+from gag.routing.margins import (
+    at_most,
+    capped,
+    margin_over_general,
+    offsets,
+    risk_and_coverage,
+    tail_of,
+    threshold,
+)
 from gag.routing.router import Router
 from gag.routing.rules import RULES, Query, Statistics, covariance_root, total_scatter
 from gag.routing.temperatures import GRID_SIZE, GRID_STEP, SUREST, log_losses, temperature
@@ -102,14 +110,33 @@ def test_priors_that_contradict_the_questions_are_said() -> None:
 
 
 def test_the_tail_gives_the_quantile_of_exponential_values_and_varies_less_than_an_order_statistic() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = -torch.rand(1000, 1200, generator=generator).log()
-    tails = torch.tensor([tail_threshold(draw, 0.01) for draw in draws])
+    draws = -torch.rand(1000, 1200, generator=torch.Generator().manual_seed(0)).log()
+    tails = torch.tensor([tail_of(draw)[0].exceeded_by(0.01) for draw in draws])
     order = draws.sort(1, descending=True).values[:, 12]
     assert tails.mean() == pytest.approx(math.log(100), abs=0.03)
-    assert tails.std() < 0.9 * order.std()
-    assert tail_threshold(torch.arange(10.0), 0.5) == pytest.approx(4.0)  # a large share needs no tail
-    assert math.isfinite(tail_threshold(torch.tensor([1.0]), 0.01))
+    assert tails.std() < 0.75 * order.std()
+    tail = tail_of(draws[0])[0]
+    assert tail.exceeding(tail.exceeded_by(0.03)) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(("count", "alpha"), [(100, 0.02), (1000, 0.01), (1000, 0.05)])
+def test_a_threshold_keeps_its_share_nine_times_of_ten(count: int, alpha: float) -> None:
+    draws = -torch.rand(1000, count, generator=torch.Generator().manual_seed(0)).log()
+    exceed = torch.tensor([math.exp(-threshold(draw, alpha)) for draw in draws])
+    assert float((exceed <= alpha).float().mean()) == pytest.approx(0.9, abs=0.03)
+
+
+def test_a_threshold_is_finite_for_few_values_and_a_large_share_is_read_from_them() -> None:
+    assert threshold(torch.arange(10.0), 0.5) == pytest.approx(4.0)
+    assert math.isfinite(threshold(torch.tensor([1.0]), 0.01))
+
+
+@pytest.mark.parametrize(("count", "share"), [(200, 0.01), (1000, 0.005)])
+def test_what_a_count_speaks_for_holds_nine_times_of_ten(count: int, share: float) -> None:
+    hits = torch.distributions.Binomial(count, torch.tensor(share)).sample(torch.Size([4000]))
+    held = torch.tensor([at_most(int(hit), count) >= share for hit in hits])
+    assert 0.84 < float(held.float().mean()) < 0.96  # counts are whole numbers
+    assert 0 < at_most(0, 10) < 0.2
 
 
 def test_each_door_has_its_own_offset_and_one_of_few_questions_the_common_one() -> None:
@@ -141,7 +168,7 @@ def test_margins_that_cost_too_much_are_lowered_and_the_risk_is_said() -> None:
     router = Router(banks, Cloud(), SETTINGS)
     made = router.calibration
     assert made is not None and made.promised > made.alpha == 0.01
-    assert made.promised == (made.beyond + 1) / 301
+    assert made.promised == at_most(made.beyond, 300)
     assert "would cost more than 3% of some domain's questions" in router.state.warning
     reached = (router.judge(cloud(1, 1000, 501)).chosen > 0).float().mean()
     assert reached > 0.9 and (router.judge(cloud(2, 1000, 502)).chosen > 0).float().mean() > 0.9
@@ -151,13 +178,21 @@ def test_margins_that_cost_too_much_are_lowered_and_the_risk_is_said() -> None:
 
 
 def test_thresholds_are_lowered_to_what_may_be_given_up_and_shares_are_counted() -> None:
-    scored = torch.tensor([-1.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 1.0])
-    doors, truth = torch.ones(11).long(), torch.tensor([1] * 10 + [0])
-    found = capped(torch.tensor([0.0, 3.2]), scored, doors, truth, 0.2)
-    assert 1.0 < found[1] < 1.5  # 0.5 and 1.0 are given up
-    assert capped(torch.tensor([0.0, 0.7]), scored, doors, truth, 0.2)[1] == pytest.approx(0.7)
-    risk, coverage = risk_and_coverage(torch.tensor([0.0, 1.2]), scored, doors, truth)
-    assert risk == 0 and coverage.tolist() == [0.7]
+    """Margins 20 - e, e exponential: a share s of them lies below 20 + log s."""
+    draws = (torch.arange(5000.0) + 0.5) / 5000
+    scored, truth = 20 + draws.log(), torch.ones(5000).long()
+    found = capped(torch.tensor([0.0, 19.0]), scored, truth, 0.03)
+    assert found.tolist() == [0.0, pytest.approx(20 + math.log(0.03), abs=0.1)]
+    assert capped(torch.tensor([0.0, 3.0]), scored, truth, 0.03)[1] == 3.0
+    lost = capped(torch.tensor([0.0, 19.0]), scored - 18, truth, 0.03)  # a share e^-2 is general's anyway
+    assert lost[1] == pytest.approx(2 + math.log(math.exp(-2) + 0.03), abs=0.1)
+    most = capped(torch.tensor([0.0, 19.0]), scored - 20, truth, 0.03)  # all of them are
+    assert most[1] == 0.0
+    half = capped(torch.tensor([0.0, 19.9]), scored, truth, 0.5)  # read from the margins themselves
+    assert half[1] == pytest.approx(20 + math.log(0.5), abs=0.1)
+    few, doors = torch.tensor([-1.0, 0.5, 1.0, 1.5, 1.0]), torch.ones(5).long()
+    risk, coverage = risk_and_coverage(torch.tensor([0.0, 1.2]), few, doors, torch.tensor([1, 1, 1, 1, 0]))
+    assert risk == 0 and coverage.tolist() == [0.25]
     margins, places = margin_over_general(torch.tensor([[1.0, 3.0, 2.0], [4.0, 1.0, 3.0]]))
     assert margins.tolist() == [2.0, -1.0] and places.tolist() == [1, 2]
 

@@ -13,12 +13,12 @@ from gag.routing.doubts import doubts
 from gag.routing.folds import Judged, judge
 from gag.routing.margins import (
     ALPHAS,
+    at_most,
     capped,
-    careful,
     margin_over_general,
     offsets,
     risk_and_coverage,
-    tail_threshold,
+    threshold,
 )
 from gag.routing.rules import RULES
 from gag.routing.temperatures import log_losses, not_worse, recall, summed, weigh
@@ -133,7 +133,7 @@ def calibrate(
         banks: in their order.
         total: the sum of their scatters (`rules.total_scatter`).
         settings: the rule, or `auto`: the first of CANDIDATES whose log loss, at its own best temperature, is
-            within one standard error of the least; priors; and how many questions may be given up.
+            not clearly above the least; priors; and how many questions may be given up.
         alpha: the share of general questions that may go to specialists.
     """
     judged = judge(banks, total)
@@ -149,7 +149,7 @@ def calibrate(
     lifts = offsets(scored, doors, truth, len(names))
     odds = _unfitted_odds(judged, candidates[best], gains)
     wished = _margins(odds, lifts, alpha)
-    margins = capped(wished, scored, doors, truth, settings.max_abstention)
+    margins = capped(wished, scored, truth, settings.max_abstention)
     risk, coverage = risk_and_coverage(margins, scored, doors, truth)
     count = int((truth == 0).sum())
     beyond = round(risk * count)
@@ -165,7 +165,7 @@ def calibrate(
         alpha=alpha,
         max_abstention=settings.max_abstention,
         margins=dict(zip(names[1:], margins[1:].tolist(), strict=True)),
-        promised=max(alpha, (beyond + 1 if torch.any(margins < wished) else 1) / (count + 1)),
+        promised=max(alpha, at_most(beyond if torch.any(margins < wished) else 0, count)),
         beyond=beyond,
         coverage=dict(zip(names[1:], coverage.tolist(), strict=True)),
         spread=spread,
@@ -177,7 +177,7 @@ def calibrate(
 
 def _margins(odds: torch.Tensor, lifts: torch.Tensor, alpha: float) -> torch.Tensor:
     """Return each specialist's margin [N], from one threshold for the odds at all doors."""
-    return (tail_threshold(odds, careful(alpha, len(odds))) - lifts).clamp_min(0)
+    return (threshold(odds, alpha) - lifts).clamp_min(0)
 
 
 def _unfitted_odds(judged: Judged, rules: tuple[str, ...], gains: torch.Tensor) -> torch.Tensor:

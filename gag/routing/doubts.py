@@ -31,12 +31,16 @@ def doubts(names: Sequence[str], scores: torch.Tensor, gains: torch.Tensor, trut
     sizes = torch.bincount(truth, minlength=count)
     best = scores.argmax(1)
     stray = strays(scores, truth)
-    said = [f"{names[i]} has too few questions to be judged" for i in (sizes == 0).nonzero()[:, 0].tolist()]
+    said = [
+        f"{name} has too few questions to be judged"
+        for name, size in zip(names, sizes, strict=True)
+        if not size
+    ]
     for place in torch.unique(truth[stray]).tolist():
         found = torch.bincount(best[stray & (truth == place)], minlength=count)
         if (total := int(found.sum())) >= max(STRAYS, STRAY_SHARE * int(sizes[place])):
             whose = ", ".join(
-                f"{names[i]} {int(found[i])}" for i in found.argsort(descending=True)[:3] if found[i]
+                f"{names[i]} {int(found[i])}" for i in found.argsort(descending=True)[:3].tolist() if found[i]
             )
             said.append(
                 f"{total} of the {int(sizes[place])} questions of {names[place]} that were judged look like "

@@ -5,19 +5,14 @@ a door are judged by their odds: their margin, and the door's own offset.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
-TAIL, MOST_TAIL = (
-    10,
-    0.2,
-)  # the excesses of so many times alpha of the questions give the tail, of a fifth at most
+TAIL, LEAST_TAIL = 0.2, 10  # share of values whose excesses give a tail, and so many at least
 STEADY = 10  # questions beyond a threshold with which it hangs on no single one
-CONFIDENT, LEAST = (
-    1.2816,
-    0.25,
-)  # deviations for a confidence of 90 %; share of alpha that is aimed at, at least
-DOOR = 0.5  # log odds by which doors' offsets differ, as a rule
+CONFIDENT = 1.2816  # deviations for a confidence of 90 %
+DOOR = 0.25  # log odds by which doors' offsets differ, as a rule
 ROUNDS = 30  # of Newton's method
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the curve
 
@@ -70,48 +65,91 @@ def _newton(
     return found
 
 
-def careful(alpha: float, count: int) -> float:
-    """Return the share to aim at so that `count` questions promise `alpha` with a confidence of 90 %.
+@dataclass(frozen=True)
+class Tail:
+    """The upper end of values as an exponential: peaks over a threshold (Pickands 1975), with shape zero.
 
-    Half of all samples would show less than the share that is aimed at (Vovk 2012, on training-conditional
-    validity).
+    Many excesses stand in place of the two or three largest values.
     """
-    return max(LEAST * alpha, alpha - CONFIDENT * math.sqrt(alpha * (1 - alpha) / count))
+
+    share: float  # of the values that lie above `start`
+    start: float
+    scale: float  # mean excess over it
+    count: int  # of the excesses
+
+    def exceeding(self, value: float) -> float:
+        """Return the share of values that exceed one, which lies in the tail."""
+        return self.share * math.exp((self.start - value) / self.scale) if self.scale else 0.0
+
+    def exceeded_by(self, share: float) -> float:
+        """Return the value that a share of the values, no larger than the tail's, exceeds."""
+        return self.start + self.scale * math.log(self.share / share)
+
+    def careful(self, share: float) -> float:
+        """Return the share to aim at, so that no more than `share` exceed with a confidence of 90 %.
+
+        The deviation of the logarithm comes from those of the tail's start and of its scale, the more the
+        further out the share lies.
+        """
+        aim = share
+        for _ in range(4):  # each changes it less
+            spread = (1 - self.share + math.log(self.share / aim) ** 2) / self.count
+            aim = share * math.exp(-CONFIDENT * math.sqrt(spread))
+        return aim
 
 
-def tail_threshold(odds: torch.Tensor, alpha: float) -> float:
-    """Return what a share of `alpha` of such values exceed, by an exponential tail (peaks over a threshold).
-
-    Many excesses in place of one order statistic: Pickands (1975), with shape zero.
-    """
-    count = len(odds)
-    over = max(math.ceil(min(TAIL * alpha, max(MOST_TAIL, alpha)) * count), min(STEADY, count // 2), 1)
-    ordered = odds.sort(descending=True).values
+def tail_of(values: torch.Tensor) -> tuple[Tail, torch.Tensor]:
+    """Fit the upper tail of values [C]; return it and the values, the largest first."""
+    count = len(values)
+    over = max(math.ceil(TAIL * count), min(LEAST_TAIL, count // 2), 1)
+    ordered = values.sort(descending=True).values
     start = float(ordered[min(over, count - 1)])
-    scale = float((ordered[:over] - start).mean())
-    return start + scale * max(0.0, math.log(over / (count * alpha)))
+    return Tail(over / count, start, float((ordered[:over] - start).mean()), over), ordered
 
 
-def capped(
-    margins: torch.Tensor, scored: torch.Tensor, doors: torch.Tensor, truth: torch.Tensor, share: float
-) -> torch.Tensor:
-    """Lower thresholds [N] that keep more than a share of a domain's own questions from its door.
+def threshold(odds: torch.Tensor, alpha: float) -> float:
+    """Return what no more than a share of `alpha` of such values exceed, with a confidence of 90 %.
+
+    A share that is larger than the tail is read from the values themselves.
+    """
+    tail, ordered = tail_of(odds)
+    if alpha < tail.share:
+        return tail.exceeded_by(tail.careful(alpha))
+    return float(ordered[min(int(alpha * len(odds)), len(odds) - 1)])
+
+
+def capped(margins: torch.Tensor, scored: torch.Tensor, truth: torch.Tensor, share: float) -> torch.Tensor:
+    """Lower thresholds [N] that keep more than a share of a domain's own questions from every door.
+
+    Questions that lie below general anyway are no part of the share. Where the share ends is taken from the
+    lower tail of the domain's margins, as the thresholds from the upper one of general's.
 
     Args:
         margins: the thresholds [N].
         scored: questions' margins [C].
-        doors: and doors [C].
         truth: their domains' places [C].
         share: of a domain's questions that may be given up.
     """
     found = margins.clone()
-    own = truth == doors
-    for place in range(1, len(margins)):
-        allowed = int(share * int((truth == place).sum()))
-        above = scored[own & (truth == place) & (scored > 0)].sort().values
-        if len(above) > allowed:
-            found[place] = min(float(found[place]), float(above[allowed]) * (1 - 1e-4))
+    for place in (place for place in range(1, len(margins)) if bool((truth == place).any())):
+        tail, ordered = tail_of(-scored[truth == place])
+        below = tail.exceeding(0.0) if tail.start < 0 else float((ordered > 0).double().mean())
+        wanted = below + share
+        if wanted < tail.share:
+            most = -tail.exceeded_by(wanted)
+        else:
+            most = -float(ordered[min(int(wanted * len(ordered)), len(ordered) - 1)])
+        found[place] = min(float(found[place]), max(0.0, most))
     return found
+
+
+def at_most(beyond: int, count: int) -> float:
+    """Return the share that `beyond` of `count` questions speak for at most, with a confidence of 90 %.
+
+    Wilson's upper limit.
+    """
+    square, share = CONFIDENT**2 / count, beyond / count
+    return (share + square / 2 + math.sqrt(share * (1 - share) * square + square**2 / 4)) / (1 + square)
 
 
 def risk_and_coverage(

@@ -13,7 +13,7 @@ from gag.errors import SettingsError
 from gag.project.settings import GENERAL, RouterSettings
 from gag.routing.bank import Bank, check_encoder
 from gag.routing.calibration import CANDIDATES, Calibration, calibrate, log_priors
-from gag.routing.margins import STEADY, margin_over_general
+from gag.routing.margins import STEADY, at_most, margin_over_general
 from gag.routing.query_encoder import QueryEncoder
 from gag.routing.rules import RULES, Query, Statistics, covariance_root, total_scatter
 from gag.routing.temperatures import summed
@@ -238,7 +238,7 @@ def _promise(made: Calibration) -> str:
         return ""
     count = made.questions[GENERAL]
     said = f"at most {made.promised:.1%} of general questions go to specialists, not {made.alpha:.1%}"
-    if made.promised <= 1 / (count + 1):
+    if made.promised <= at_most(0, count):
         more = more_questions(made)
         return f"{said}: general has {count} questions to judge by; {more} more in general.questions"
     kept = f"a smaller share would cost more than {made.max_abstention:.0%} of some domain's questions"

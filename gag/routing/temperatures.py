@@ -5,7 +5,8 @@ import math
 import torch
 
 SUREST = 20.0  # log odds
-GRID_STEP, GRID_SIZE = 1.1, 150  # of the temperatures that are tried
+CLEAR = 3  # standard errors: a few questions that are missed with certainty make up most of a log loss
+GRID_STEP, GRID_SIZE = 1.02, 720  # of the temperatures that are tried
 
 
 def summed(scores: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
@@ -57,9 +58,9 @@ def log_losses(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def not_worse(losses: torch.Tensor, least: torch.Tensor) -> bool:
-    """Say whether losses [C] exceed the least by no more than a standard error of the difference."""
+    """Say whether losses [C] exceed the least by no more than CLEAR standard errors of the difference."""
     more = losses - least
-    return float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
+    return float(more.mean()) <= CLEAR * float(more.std()) / math.sqrt(len(more))
 
 
 def recall(scores: torch.Tensor, truth: torch.Tensor) -> float:
