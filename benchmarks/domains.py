@@ -3,8 +3,8 @@
 And a hundred banks of a large encoder.
 
 Every domain is a real folder of its own: the bundled pocket models' adapter and projector, and a bank with
-its own centres, scatter and 200 held-out vectors. Each figure is taken in a process of its own; what a start
-with one domain takes is subtracted. The 2,048-dimensional banks are opened by the router alone.
+its own centres, scatter and a sample of 200 vectors. Each figure is taken in a process of its own; what a
+start with one domain takes is subtracted. The 2,048-dimensional banks are opened by the router alone.
 """
 
 import json
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from gag.project.project import load_project
 from gag.project.rows import read_rows, write_rows
 from gag.project.settings import GENERAL, RouterSettings
 from gag.project.tensors import load_tensors, save_tensors
-from gag.routing.bank import Bank, MemoryBank, load_bank
+from gag.routing.bank import Bank, MemoryBank, Sample, load_bank
+from gag.routing.building import FOLDS
+from gag.routing.calibration import restored
 from gag.routing.router import Router, RouterState
 from gag.routing.state import SUMS
 
-QUESTIONS, HELD_OUT, CENTRES = 300, 200, 32
+QUESTIONS, SAMPLE, CENTRES = 300, 200, 32
 BUDGET, ASKED = 8, 20  # domains that stay loaded, domains that are asked
 WIDE, WIDE_BANKS = 2048, 100
 
@@ -117,13 +120,21 @@ def random_bank(number: int, encoder: EncoderSpec) -> MemoryBank:
     """Draw a domain's questions about a direction of its own, and sum them up."""
     generator = torch.Generator().manual_seed(number)
     direction = torch.nn.functional.normalize(torch.randn(encoder.width, generator=generator), dim=0)
-    noise = torch.randn(QUESTIONS + HELD_OUT, encoder.width, generator=generator) / encoder.width**0.5
+    noise = torch.randn(QUESTIONS, encoder.width, generator=generator) / encoder.width**0.5
     vectors = torch.nn.functional.normalize(direction + noise, dim=-1)
-    kept, held_out = vectors[:QUESTIONS], vectors[QUESTIONS:]
-    mean = kept.mean(0)
-    centred = kept - mean
-    sizes = torch.full((CENTRES,), QUESTIONS / CENTRES)
-    return MemoryBank(kept[:CENTRES], sizes, QUESTIONS, mean, centred.T @ centred, held_out, encoder)
+    mean = vectors.mean(0)
+    centred = vectors - mean
+    places = torch.arange(SAMPLE, dtype=torch.int32)
+    return MemoryBank(
+        centres=vectors[:CENTRES],
+        sizes=torch.full((CENTRES,), QUESTIONS / CENTRES),
+        mean=mean,
+        count=QUESTIONS,
+        encoder=encoder,
+        lengths=torch.ones(CENTRES),
+        scatter=centred.T @ centred,
+        sample=Sample(vectors[:SAMPLE], places % CENTRES, places % FOLDS),
+    )
 
 
 def make_wide(folder: Path, count: int) -> Path:
@@ -138,7 +149,7 @@ def make_wide(folder: Path, count: int) -> Path:
     if state.calibration is None or state.root is None or state.total is None:
         raise RuntimeError(f"the router decided nothing: {state.warning}")
     save_tensors(folder / SUMS, {"root": state.root, "total": state.total})
-    decided = {"members": state.members, "calibration": vars(state.calibration)}
+    decided = {"members": state.members, "calibration": asdict(state.calibration)}
     (folder / "state.json").write_text(json.dumps(decided))
     return folder
 
@@ -204,12 +215,10 @@ def measure_add(root: Path, folder: Path) -> dict[str, Any]:
 
 def measure_wide(folder: Path) -> dict[str, Any]:
     """Open the router over the banks, as a start does when the set is the one that was decided for."""
-    from gag.routing.calibration import Calibration
-
     warm_up()
     before, started = resident(), time.perf_counter()
     decided = json.loads((folder / "state.json").read_text())
-    calibration = Calibration(**decided["calibration"])
+    calibration = restored(decided["calibration"])
     state = RouterState(decided["members"], calibration, "", **load_tensors(folder / SUMS, mapped=True))
     router = Router(
         wide_banks(folder), _Silent(EncoderSpec("wide", "own", 256, WIDE)), RouterSettings(), state

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,9 +31,7 @@ CANDIDATES = {  # by preference
     "ppr": ("ppr",),
 }
 FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance, and ...
-FAR_SLACK = (
-    3.0  # times that is out of distribution: new wordings lie further out than a domain's own questions
-)
+FAR_SLACK = 1.5  # times that is out of distribution: questions typed in haste or new wordings lie further out
 POOLED = 20  # questions' worth of all domains' spread in each domain's own
 
 
@@ -93,20 +92,28 @@ class Calibration:
     curve: Curve
     notes: list[str]  # what is wrong with the questions, as far as it shows
 
-    def check(self) -> None:
-        """Refuse decisions that no router can follow, with a ValueError."""
-        numbers = (
-            self.alpha,
-            self.promised,
-            self.far,
-            *self.margins.values(),
-            *self.weights.values(),
-            *self.priors.values(),
-            *self.spread.squared,
-            *(number for pair in self.spread.cosine.values() for number in pair),
-        )
-        if not self.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
-            raise ValueError("it names an unknown rule, or a number that is not finite")
+
+def restored(content: dict[str, Any]) -> Calibration:
+    """Make the decisions of what `dataclasses.asdict` made of them.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no such thing, or no router can follow it.
+    """
+    spread, curve = Spread(**content["spread"]), Curve(**content["curve"])
+    made = Calibration(**content | {"spread": spread, "curve": curve})
+    numbers = (
+        made.alpha,
+        made.promised,
+        made.far,
+        *made.margins.values(),
+        *made.weights.values(),
+        *made.priors.values(),
+        *spread.squared,
+        *(number for pair in spread.cosine.values() for number in pair),
+    )
+    if not made.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
+        raise ValueError("it names an unknown rule, or a number that is not finite")
+    return made
 
 
 def set_hash(names: Sequence[str], banks: Sequence[Bank]) -> str:

@@ -27,7 +27,7 @@ from gag.project.settings import GENERAL
 from gag.project.tensors import load_tensors, save_tensors
 from gag.routing.bank import StoredBank, check_encoder, load_bank
 from gag.routing.building import load_questions
-from gag.routing.calibration import Calibration, Curve, Spread
+from gag.routing.calibration import restored
 from gag.routing.encoders import make_encoder
 from gag.routing.query_encoder import QueryEncoder
 from gag.routing.router import Router, RouterState, settled
@@ -180,10 +180,7 @@ def load_state(folder: Path) -> RouterState | None:
         return None
     try:
         content = read_manifest(folder)
-        decided = content["calibration"]
-        spread, curve = Spread(**decided["spread"]), Curve(**decided["curve"])
-        calibration = Calibration(**decided | {"spread": spread, "curve": curve})
-        calibration.check()
+        calibration = restored(content["calibration"])
         sums = load_tensors(folder / SUMS, mapped=True)
         return RouterState(dict(content["members"]), calibration, content["warning"], **sums)
     except (ArtifactError, ValueError, TypeError, AttributeError, KeyError) as error:
