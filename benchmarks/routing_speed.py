@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.harness import alternate
 from benchmarks.routing_draws import Given, bank_of, router_of
-from gag.project.domain import BANK, STATISTICS, EncoderSpec
+from gag.project.domain import BANK, STATISTICS
 from gag.project.memory import peak_bytes
 from gag.project.settings import GENERAL, RouterSettings
 from gag.project.tensors import load_tensors, save_tensors
@@ -35,7 +35,7 @@ def speeds(settings: RouterSettings) -> dict[str, float]:
             units(32, 2048), torch.ones(32), units(2048), 32, spec, torch.ones(32), torch.eye(2048), sample
         )
 
-    spec = EncoderSpec("speed", "own", 256, 2048)
+    spec = Given(2048).spec
     banks: dict[str, Bank] = {GENERAL if not i else f"domain-{i}": drawn() for i in range(DOMAINS)}
     asked, figures = units(64, 2048), {}
     published = router_of(banks, settings.model_copy(update={"rule": "ppr"}))
@@ -48,7 +48,7 @@ def speeds(settings: RouterSettings) -> dict[str, float]:
         vectors = units(10_000, width)
         started = time.perf_counter()
         encoded = Encoded([], vectors, torch.full((len(vectors),), NONE))
-        build_bank(encoded, EncoderSpec("speed", "own", 256, width), settings)
+        build_bank(encoded, Given(width).spec, settings)
         figures[f"bank_{width}_s"] = time.perf_counter() - started
     return figures
 
