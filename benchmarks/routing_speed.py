@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks.harness import alternate
+from benchmarks.resident import resident
 from benchmarks.routing_draws import Given, bank_of, router_of
-from gag.project.domain import BANK, STATISTICS
+from gag.project.domain import BANK, STATISTICS, BankFacts
 from gag.project.memory import peak_bytes
 from gag.project.settings import GENERAL, RouterSettings
-from gag.project.tensors import load_tensors, save_tensors
 from gag.routing.bank import Bank, MemoryBank, Sample, load_bank
 from gag.routing.building import NONE, Encoded, build_bank
 
@@ -55,29 +55,29 @@ def speeds(settings: RouterSettings) -> dict[str, float]:
 
 def thousand(vectors: torch.Tensor, general: torch.Tensor) -> dict[str, float]:
     """Calibrate 1,000 domains of real questions, each one and those nearest to it, in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_tensors(Path(folder) / "vectors.safetensors", {"vectors": vectors, "general": general})
-        command = [sys.executable, "-m", "benchmarks.routing_speed", folder]
+    settings, encoder = RouterSettings(centres=CENTRES), Given(vectors.shape[1])
+    drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[: DOMAINS - 1]
+    with tempfile.TemporaryDirectory() as name:
+        for place in range(DOMAINS):
+            near = (vectors @ vectors[drawn[place - 1]]).topk(QUESTIONS).indices
+            bank = bank_of(vectors[near] if place else general[:GENERALS], encoder, settings)
+            folder = Path(name) / (f"d{place:04d}" if place else GENERAL)
+            folder.mkdir()
+            (folder / "facts.json").write_text(bank.save(folder).model_dump_json())
+        command = [sys.executable, "-m", "benchmarks.routing_speed", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own module
         return json.loads(done.stdout.splitlines()[-1])
 
 
 def _calibrate(folder: Path) -> dict[str, Any]:
-    stored = load_tensors(folder / "vectors.safetensors")
-    vectors, settings = stored["vectors"], RouterSettings(centres=CENTRES)
-    encoder = Given(vectors.shape[1])
-    drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[: DOMAINS - 1]
-    parts = {GENERAL: stored["general"][:GENERALS]} | {
-        f"d{place}": vectors[(vectors @ vectors[row]).topk(QUESTIONS).indices]
-        for place, row in enumerate(drawn)
-    }
+    """Calibrate the banks in a folder, as an opened project would: they are on disk."""
     banks: dict[str, Bank] = {}
-    for name, part in parts.items():  # as a project has them: on disk
-        (folder / name).mkdir()
-        facts = bank_of(part, encoder, settings).save(folder / name)
-        banks[name] = load_bank(folder / name, facts, {file: f"{name} {file}" for file in (BANK, STATISTICS)})
-    before, started = peak_bytes(), time.perf_counter()
-    router = router_of(banks, settings)
+    for path in sorted(folder.iterdir()):
+        facts = BankFacts.model_validate_json((path / "facts.json").read_text())
+        files = {file: f"{path.name} {file}" for file in (BANK, STATISTICS)}
+        banks[path.name] = load_bank(path, facts, files)
+    before, started = resident(), time.perf_counter()
+    router = router_of(banks, RouterSettings(centres=CENTRES))
     seconds = time.perf_counter() - started
     if router.calibration is None:
         raise RuntimeError(router.state.warning)

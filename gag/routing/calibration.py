@@ -84,7 +84,7 @@ class Calibration:
     alpha: float  # the share of general questions that may go to specialists
     max_abstention: float  # the share of a specialist's questions that may be given up for it
     margins: dict[str, float]  # by specialist: how far its score must lie above general's
-    promised: float  # the smallest share, alpha or more, that these margins keep, with a confidence of 90 %
+    promised: float  # the smallest share, alpha or more, that these margins keep, with a confidence of 95 %
     beyond: int  # judged general questions above the margins
     coverage: dict[str, float]  # share of each specialist's judged questions that reach a specialist
     spread: Spread
@@ -154,7 +154,7 @@ def calibrate(
     scores = sums[best] + gains
     scored, doors = margin_over_general(scores)
     lifts = offsets(scored, doors, truth, len(names))
-    odds = _unfitted_odds(judged, candidates[best], gains)
+    odds = _unfitted_odds(scored, doors, truth, len(names))
     wished = _margins(odds, lifts, alpha)
     margins = capped(wished, scored, truth, settings.max_abstention)
     risk, coverage = risk_and_coverage(margins, scored, doors, truth)
@@ -187,23 +187,21 @@ def _margins(odds: torch.Tensor, lifts: torch.Tensor, alpha: float) -> torch.Ten
     return (threshold(odds, alpha) - lifts).clamp_min(0)
 
 
-def _unfitted_odds(judged: Judged, rules: tuple[str, ...], gains: torch.Tensor) -> torch.Tensor:
-    """Return the odds of general's questions [G], each by weights and offsets that were fitted without it.
+def _unfitted_odds(
+    scored: torch.Tensor, doors: torch.Tensor, truth: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Return the odds of general's questions [G], each by offsets that were fitted without it.
 
-    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over questions that all this was
+    Two halves serve each other (cross-conformal, Vovk 2015): a threshold over questions that the offsets were
     fitted to would promise too much.
     """
-    truth = judged.truth
     general = truth == 0
     first = general & (general.cumsum(0) % 2 == 1)
-    odds = torch.empty(int(general.sum()))
+    odds = torch.empty_like(scored)
     for asked in (first, general & ~first):
-        scores = {rule: judged.scores[rule] for rule in rules}
-        weights = weigh({rule: each[~asked] for rule, each in scores.items()}, rules, truth[~asked])
-        scored, doors = margin_over_general(summed(scores, weights) + gains)
-        lifts = offsets(scored[~asked], doors[~asked], truth[~asked], len(gains))
-        odds[asked[general]] = (scored + lifts[doors])[asked]
-    return odds
+        lifts = offsets(scored[~asked], doors[~asked], truth[~asked], count)
+        odds[asked] = (scored + lifts[doors])[asked]
+    return odds[general]
 
 
 def _curve(

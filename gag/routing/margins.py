@@ -11,8 +11,8 @@ import torch
 
 TAIL, LEAST_TAIL = 0.2, 10  # share of values whose excesses give a tail, and so many at least
 STEADY = 10  # questions beyond a threshold with which it hangs on no single one
-CONFIDENT = 1.2816  # deviations for a confidence of 90 %
-DOOR = 0.25  # log odds by which doors' offsets differ, as a rule
+CONFIDENT = 1.6449  # deviations for a confidence of 95 %
+DOOR = 0.2  # log odds by which doors' offsets differ, as a rule
 ROUNDS = 30  # of Newton's method
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the curve
 
@@ -24,22 +24,24 @@ def margin_over_general(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def offsets(margins: torch.Tensor, doors: torch.Tensor, truth: torch.Tensor, count: int) -> torch.Tensor:
-    """Fit by how much the log odds of being the specialist's exceed the margin at each door [N].
+    """Fit by how much more a margin says for the specialist at each door than at all doors together [N].
 
-    The odds are of densities: every domain weighs alike, however many questions it has. It is a logistic
-    regression with slope one for each door, drawn to the doors' common offset by a normal prior of deviation
-    DOOR, so that a door of few questions has the common one.
+    The log odds of being the specialist's are a margin and an offset. The odds are of densities: every domain
+    weighs alike, however many questions it has. It is a logistic regression with slope one for each door,
+    drawn to the doors' common offset by a normal prior of deviation DOOR, so that a door of few questions has
+    that one.
 
     Args:
         margins: of questions [C].
         doors: places of their best specialists [C].
         truth: places of the domains that they are of, general's 0 [C].
-        count: N, domains with general; general's own offset is 0.
+        count: N, domains with general; general's own is 0.
     """
     sizes = torch.bincount(truth, minlength=count).clamp_min(1)
     weights = sizes.clamp_max(int(sizes[0]))[doors] / sizes[truth]  # at a door: of general as of its own
     common = _newton(margins, torch.zeros_like(doors), truth, weights, 1, 0.0, 0.01)
     found = _newton(margins, doors, truth, weights, count, float(common), 1 / DOOR**2)
+    found -= common
     found[0] = 0.0
     return found
 
@@ -86,7 +88,7 @@ class Tail:
         return self.start + self.scale * math.log(self.share / share)
 
     def careful(self, share: float) -> float:
-        """Return the share to aim at, so that no more than `share` exceed with a confidence of 90 %.
+        """Return the share to aim at, so that no more than `share` exceed with a confidence of 95 %.
 
         The deviation of the logarithm comes from those of the tail's start and of its scale, the more the
         further out the share lies.
@@ -108,7 +110,7 @@ def tail_of(values: torch.Tensor) -> tuple[Tail, torch.Tensor]:
 
 
 def threshold(odds: torch.Tensor, alpha: float) -> float:
-    """Return what no more than a share of `alpha` of such values exceed, with a confidence of 90 %.
+    """Return what no more than a share of `alpha` of such values exceed, with a confidence of 95 %.
 
     A share that is larger than the tail is read from the values themselves.
     """
@@ -144,7 +146,7 @@ def capped(margins: torch.Tensor, scored: torch.Tensor, truth: torch.Tensor, sha
 
 
 def at_most(beyond: int, count: int) -> float:
-    """Return the share that `beyond` of `count` questions speak for at most, with a confidence of 90 %.
+    """Return the share that `beyond` of `count` questions speak for at most, with a confidence of 95 %.
 
     Wilson's upper limit.
     """
