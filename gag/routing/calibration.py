@@ -147,11 +147,14 @@ def calibrate(
     truth, gains = judged.truth, log_priors(names, settings.priors)
     candidates = {name: of for name, of in CANDIDATES.items() if settings.rule in ("auto", name)}
     weights = {name: weigh(judged.scores, of, truth) for name, of in candidates.items()}
-    sums = {name: summed(judged.scores, chosen) for name, chosen in weights.items()}
-    losses = {name: log_losses(scores, truth) for name, scores in sums.items()}
+    losses, recalls = {}, {}
+    for name, chosen in weights.items():  # one sum at a time: with a thousand domains each is large
+        alone = summed(judged.scores, chosen)
+        losses[name], recalls[name] = log_losses(alone, truth), recall(alone, truth)
     least = min(losses.values(), key=lambda each: float(each.mean()))
     best = next(name for name, each in losses.items() if not_worse(each, least))
-    scores = sums[best] + gains
+    alone = summed(judged.scores, weights[best])
+    scores = alone + gains
     scored, doors = margin_over_general(scores)
     lifts = offsets(scored, doors, truth, len(names))
     odds = _unfitted_odds(scored, doors, truth, len(names))
@@ -166,7 +169,7 @@ def calibrate(
         rule=best,
         weights=weights[best],
         losses={name: round(float(each.mean()), 5) for name, each in losses.items()},
-        recalls={name: recall(each, truth) for name, each in sums.items()},
+        recalls=recalls,
         questions=dict(zip(names, torch.bincount(truth, minlength=len(names)).tolist(), strict=True)),
         priors=settings.priors,
         alpha=alpha,
@@ -178,7 +181,7 @@ def calibrate(
         spread=spread,
         far=FAR_SLACK * float(distances[truth > 0].quantile(FAR_SHARE)),
         curve=_curve(odds, lifts, scored, doors, truth),
-        notes=doubts(names, sums[best], gains, truth),
+        notes=doubts(names, alone, gains, truth),
     )
 
 

@@ -56,22 +56,20 @@ def judge(banks: Sequence[Bank], total: torch.Tensor) -> Judged:
                 gone[fold].add(out.vectors)
                 asked[fold].append(out.vectors[::step])
                 rows[fold] += [(number, place) for place in places[::step].tolist()]
-    before, scores, squared = _products(whole), [], []
-    for fold in (fold for fold in range(FOLDS) if asked[fold]):
-        change = packed(gone[fold].sum() - before + _products(left[fold]))
-        root = covariance_root(total - (change * GRID).round(), left[fold])
-        statistics = Statistics(left[fold], root)
-        query = Query(torch.cat(asked[fold]), statistics)
-        scores.append({name: rule(statistics).scores(query) for name, rule in RULES.items()})
-        squared.append(query.squared)
     truth, places = torch.tensor([row for fold in rows for row in fold], dtype=torch.long).view(-1, 2).T
     order = truth.argsort(stable=True)
-    return Judged(
-        truth[order],
-        places[order],
-        {name: torch.cat([each[name] for each in scores])[order] for name in RULES} if scores else {},
-        torch.cat(squared)[order] if squared else torch.empty(0, len(banks)),
-    )
+    ranks = list(order.argsort().split([len(fold) for fold in rows]))  # where each fold's questions end up
+    scores = {name: torch.empty(len(truth), len(banks)) for name in RULES}
+    squared, before = torch.empty(len(truth), len(banks)), _products(whole)
+    for fold in (fold for fold in range(FOLDS) if rows[fold]):
+        change = packed(gone[fold].sum() - before + _products(left[fold]))
+        statistics = Statistics(left[fold], covariance_root(total - (change * GRID).round(), left[fold]))
+        query = Query(torch.cat(asked[fold]), statistics)
+        squared[ranks[fold]] = query.squared
+        for name, rule in RULES.items():
+            scores[name][ranks[fold]] = rule(statistics).scores(query)
+        left[fold], asked[fold] = [], []  # a thousand domains' centres
+    return Judged(truth[order], places[order], scores, squared)
 
 
 class _Outer:

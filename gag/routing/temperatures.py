@@ -11,7 +11,10 @@ GRID_STEP, GRID_SIZE = 1.02, 720  # of the temperatures that are tried
 
 def summed(scores: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
     """Return the weighted sum of rules' scores [B, N]."""
-    return torch.stack([weight * scores[rule] for rule, weight in weights.items()]).sum(0)
+    total = torch.zeros(())
+    for rule, weight in weights.items():
+        total = torch.add(total, scores[rule], alpha=weight)
+    return total
 
 
 def weigh(scores: dict[str, torch.Tensor], rules: tuple[str, ...], truth: torch.Tensor) -> dict[str, float]:
