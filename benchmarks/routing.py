@@ -25,6 +25,7 @@ from benchmarks.routing_speed import speeds, thousand
 from gag.evaluation.intervals import paired
 from gag.evaluation.labelled import LabelledQuestion, read_labelled
 from gag.evaluation.routing import evaluate_routing
+from gag.project.progress import say_once
 from gag.project.settings import GENERAL, EncoderSettings, RouterSettings
 from gag.routing.bank import Bank
 from gag.routing.encoders import CachedEncoder, SentenceEncoder
@@ -182,7 +183,7 @@ def _others(
     try:
         import semantic_router  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        print("semantic-router is not installed: left out (pip install semantic-router)")
+        say_once("semantic-router is not installed: left out (pip install semantic-router)")
         return ways
     return ways | {"semantic-router": lambda: _semantic_router(names, parts, vectors)}
 

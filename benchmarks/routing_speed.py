@@ -32,10 +32,10 @@ def speeds(settings: RouterSettings) -> dict[str, float]:
     def drawn() -> MemoryBank:
         sample = Sample(units(10, 2048), torch.zeros(10, dtype=torch.int32), torch.arange(10).int() % 5)
         return MemoryBank(
-            units(32, 2048), torch.ones(32), units(2048), 32, spec, torch.ones(32), torch.eye(2048), sample
+            units(32, 2048), torch.ones(32), units(2048), 32, spec, torch.ones(32), scatter, sample
         )
 
-    spec = Given(2048).spec
+    spec, scatter = Given(2048).spec, torch.eye(2048)
     banks: dict[str, Bank] = {GENERAL if not i else f"domain-{i}": drawn() for i in range(DOMAINS)}
     asked, figures = units(64, 2048), {}
     published = router_of(banks, settings.model_copy(update={"rule": "ppr"}))

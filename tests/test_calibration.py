@@ -120,10 +120,10 @@ def test_the_tail_gives_the_quantile_of_exponential_values_and_varies_less_than_
 
 
 @pytest.mark.parametrize(("count", "alpha"), [(100, 0.02), (1000, 0.01), (1000, 0.05)])
-def test_a_threshold_keeps_its_share_nineteen_times_of_twenty(count: int, alpha: float) -> None:
+def test_a_threshold_keeps_its_share_seventeen_times_of_twenty(count: int, alpha: float) -> None:
     draws = -torch.rand(1000, count, generator=torch.Generator().manual_seed(0)).log()
     exceed = torch.tensor([math.exp(-threshold(draw, alpha)) for draw in draws])
-    assert float((exceed <= alpha).float().mean()) == pytest.approx(0.95, abs=0.025)
+    assert float((exceed <= alpha).float().mean()) == pytest.approx(0.85, abs=0.03)
 
 
 def test_a_threshold_is_finite_for_few_values_and_a_large_share_is_read_from_them() -> None:
@@ -132,11 +132,11 @@ def test_a_threshold_is_finite_for_few_values_and_a_large_share_is_read_from_the
 
 
 @pytest.mark.parametrize(("count", "share"), [(400, 0.02), (1000, 0.01)])
-def test_what_a_count_speaks_for_holds_nineteen_times_of_twenty(count: int, share: float) -> None:
+def test_what_a_count_speaks_for_holds_seventeen_times_of_twenty(count: int, share: float) -> None:
     hits = torch.distributions.Binomial(count, torch.tensor(share)).sample(torch.Size([4000]))
     held = torch.tensor([at_most(int(hit), count) >= share for hit in hits])
-    assert 0.9 < float(held.float().mean()) < 0.99  # counts are whole numbers
-    assert 0.15 < at_most(0, 10) < 0.3
+    assert 0.8 < float(held.float().mean()) < 0.92  # counts are whole numbers
+    assert 0.05 < at_most(0, 10) < 0.2
 
 
 def test_each_door_has_its_own_offset_and_one_of_few_questions_the_common_one() -> None:

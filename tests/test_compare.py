@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,11 @@ def test_what_the_worlds_of_their_own_do_not_read_is_refused(
 ) -> None:
     code, _, err = run(capsys, monkeypatch, "compare", *given, "--dir", str(tmp_path / "new"))
     assert code == 2 and odd in err and not (tmp_path / "new").exists()
+
+
+def test_the_peak_of_memory_is_this_process_s_own() -> None:
+    """The system's count of a started process begins with what its starter had taken."""
+    large = bytearray(b"x") * 400_000_000
+    code = "from gag.project.memory import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 5_000_000 < int(done.stdout) < len(large)

@@ -231,7 +231,7 @@ def test_a_risk_that_so_few_questions_cannot_promise_is_said() -> None:
     router = Router(CLOUDS, Cloud(), RouterSettings(alpha=0.001, max_abstention=0.5))
     assert router.calibration is not None and router.calibration.promised == pytest.approx(at_most(0, 300))
     said = router.state.warning
-    assert "at most 0.9% of general questions go to specialists, not 0.1%" in said
+    assert "at most 0.4% of general questions go to specialists, not 0.1%" in said
     assert "general has 300 questions to judge by; 9700 more in general.questions" in said
 
 

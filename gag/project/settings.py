@@ -101,7 +101,7 @@ class RouterSettings(Settings):
     rule: Literal["auto", "blend", "lda", "whitened", "ppr"] = result(
         "auto",
         stage=ROUTING,
-        description="auto: the best on the questions held out; ppr: as published, with `margin` alone",
+        description="auto: the best on unseen questions; ppr: as published, with `margin` alone",
     )
     alpha: float = result(
         0.01,

@@ -84,7 +84,7 @@ class Calibration:
     alpha: float  # the share of general questions that may go to specialists
     max_abstention: float  # the share of a specialist's questions that may be given up for it
     margins: dict[str, float]  # by specialist: how far its score must lie above general's
-    promised: float  # the smallest share, alpha or more, that these margins keep, with a confidence of 95 %
+    promised: float  # the smallest share, alpha or more, that these margins keep, with a confidence of 85 %
     beyond: int  # judged general questions above the margins
     coverage: dict[str, float]  # share of each specialist's judged questions that reach a specialist
     spread: Spread

@@ -11,7 +11,7 @@ import torch
 
 TAIL, LEAST_TAIL = 0.2, 10  # share of values whose excesses give a tail, and so many at least
 STEADY = 10  # questions beyond a threshold with which it hangs on no single one
-CONFIDENT = 1.6449  # deviations for a confidence of 95 %
+CONFIDENT = 1.0364  # deviations for a confidence of 85 %
 DOOR = 0.2  # log odds by which doors' offsets differ, as a rule
 ROUNDS = 30  # of Newton's method
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the curve
@@ -88,7 +88,7 @@ class Tail:
         return self.start + self.scale * math.log(self.share / share)
 
     def careful(self, share: float) -> float:
-        """Return the share to aim at, so that no more than `share` exceed with a confidence of 95 %.
+        """Return the share to aim at, so that no more than `share` exceed with a confidence of 85 %.
 
         The deviation of the logarithm comes from those of the tail's start and of its scale, the more the
         further out the share lies.
@@ -110,7 +110,7 @@ def tail_of(values: torch.Tensor) -> tuple[Tail, torch.Tensor]:
 
 
 def threshold(odds: torch.Tensor, alpha: float) -> float:
-    """Return what no more than a share of `alpha` of such values exceed, with a confidence of 95 %.
+    """Return what no more than a share of `alpha` of such values exceed, with a confidence of 85 %.
 
     A share that is larger than the tail is read from the values themselves.
     """
@@ -146,7 +146,7 @@ def capped(margins: torch.Tensor, scored: torch.Tensor, truth: torch.Tensor, sha
 
 
 def at_most(beyond: int, count: int) -> float:
-    """Return the share that `beyond` of `count` questions speak for at most, with a confidence of 95 %.
+    """Return the share that `beyond` of `count` questions speak for at most, with a confidence of 85 %.
 
     Wilson's upper limit.
     """
