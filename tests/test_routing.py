@@ -297,7 +297,7 @@ def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
     [
         {"weights": {"magic": 1.0}},
         {"margins": {"metals": float("nan")}},
-        {"spread": {"squared": [1.0, 2.0]}},
+        {"spread": {"outward": 1.0}},
         {"far": "x"},
         {"weights": 3},
         {"more": 1},

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from gag.routing.explain import Explanation
     from gag.routing.router import Router
 
+BanksOption = Annotated[
+    list[Path] | None,
+    typer.Option("--banks", help="Try banks made from such rows in place of the project's. May be repeated."),
+]
+
 router_app = typer.Typer(help="Show, judge and calibrate the router.", no_args_is_help=True)
 
 
@@ -53,17 +58,20 @@ def router_show(
     strays: Annotated[
         bool, typer.Option("--strays", help="Also name questions that look like another domain's.")
     ] = False,
+    banks: BanksOption = None,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the banks, the rule that was chosen, what it promises, and what other promises would cost."""
-    opened = routed(project, settings)
-    from gag.routing.state import load_router
+    opened = open_project(project, settings) if banks else routed(project, settings)
+    learned = _read(opened, banks or [])
+    from gag.evaluation.labelled import need_domains
 
-    router = load_router(opened)
+    need_domains(learned)
+    router = _router_over(opened, learned)
     made = router.calibration
-    banks = {
+    held = {
         name: {"questions": bank.count, "centres": bank.centre_count, "sample": bank.sample_count}
         for name, bank in zip(router.names, router.banks, strict=True)
     }
@@ -71,7 +79,7 @@ def router_show(
         f"{'bank':<20}{'questions':>10}{'centres':>9}{'judged by':>11}"
         + f"{'margin':>9}{'reach':>8}" * bool(made)
     ]
-    for name, bank in banks.items():
+    for name, bank in held.items():
         lines.append(
             f"{name:<20}{bank['questions']:>10}{bank['centres']:>9}{bank['sample']:>11}" + _door(made, name)
         )
@@ -80,11 +88,14 @@ def router_show(
     else:
         decided = {"rule": router.rule, "margins": router.margins}
         lines.append(f"rule {router.rule}, margin {opened.settings.router.margin:g} (not calibrated)")
-    shown = {"banks": banks, "encoder": asdict(router.encoder.spec), **decided}
+    shown = {"banks": held, "encoder": asdict(router.encoder.spec), **decided}
     if strays:
         from gag.stages.prototypes import stray_questions
 
-        shown["strays"] = found = stray_questions(opened, router)
+        texts = {
+            name: [row.question for row in learned if row.domain == name] for name in router.names if learned
+        }
+        shown["strays"] = found = stray_questions(opened, router, texts)
         lines += [f"{domain}: {question!r} looks like {other}'s" for domain, other, question in found]
         lines += [] if found else ["no question looks like another domain's"]
     finish(as_json, shown, "\n".join(lines))
@@ -96,10 +107,7 @@ def router_evaluate(
         list[Path] | None,
         typer.Argument(metavar="[FILE...]", help="Rows with question and domain (default: test rows)."),
     ] = None,
-    banks: Annotated[
-        list[Path] | None,
-        typer.Option(help="Try banks made from such rows in place of the project's. May be repeated."),
-    ] = None,
+    banks: BanksOption = None,
     project: ProjectOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -211,7 +219,7 @@ def _calibrated(made: "Calibration") -> list[str]:
             f"tail of all: {more} more in general.questions would make it steady"
         )
     lines.append(
-        f"a question is out of distribution beyond a distance of {made.far:.3g}, and goes to general"
+        f"a question {made.far:.2g} times as far out as a domain's own is no domain's and goes to general"
     )
     curve = made.curve
     lines += [
@@ -235,7 +243,8 @@ def _explained(explanation: "Explanation") -> list[str]:
     if explanation.distance is not None:
         distance, far = explanation.distance, explanation.far
         lines.append(
-            f"distance from the likeliest domain {distance:.3g}, out of distribution above {far:.3g}"
+            f"{distance:.2g} times as far from the likeliest domain as its own questions; beyond {far:.2g} "
+            "it is no domain's"
         )
     for name, near in explanation.prototypes.items():
         stands_for = f"prototype {near.prototype} of {near.questions} questions"

@@ -31,21 +31,25 @@ CANDIDATES = {  # by preference
     "ppr": ("ppr",),
 }
 FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance, and ...
-FAR_SLACK = 1.5  # times that is out of distribution: questions typed in haste or new wordings lie further out
+FAR_SLACK = (
+    2.5  # times that is out of distribution: new wordings lie further out than a domain's own questions
+)
 POOLED = 20  # questions' worth of all domains' spread in each domain's own
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How the domains' own questions lie about them: what a distance is measured in."""
+    """How far the domains' own questions lie from them, on average: what a distance is measured in."""
 
-    squared: list[float]  # Mahalanobis distances of all domains' questions: mean, deviation
-    cosine: dict[str, list[float]]  # to the nearest whitened centre, by domain: the same
+    outward: float  # Mahalanobis distance to the domain's mean, of all domains' questions
+    across: dict[str, float]  # distance to the nearest whitened centre on the unit sphere, by domain
 
     def distances(
         self, squared: torch.Tensor, cosine: torch.Tensor, places: torch.Tensor, names: Sequence[str]
     ) -> torch.Tensor:
-        """Return how far questions lie from domains, in deviations of the domains' own questions [B].
+        """Return how many times as far as its own questions from a domain questions lie [B].
+
+        The mean of two ratios: of Mahalanobis distances, and of distances to the nearest centre.
 
         Args:
             squared: Mahalanobis distances to all means [B, N].
@@ -53,11 +57,9 @@ class Spread:
             places: of the domain that each question is measured from [B].
             names: the domains.
         """
-        spreads = torch.tensor([self.cosine[name] for name in names])[places]  # [B, 2]
-        near = cosine.gather(1, places[:, None])[:, 0]
-        mean, deviation = self.squared
-        outward = (squared.gather(1, places[:, None])[:, 0] - mean) / deviation
-        return outward + (spreads[:, 0] - near) / spreads[:, 1]
+        outward, across = _distances(squared, cosine, places)
+        own = torch.tensor([self.across[name] for name in names])[places]
+        return (outward / self.outward + across / own) / 2
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def restored(content: dict[str, Any]) -> Calibration:
         *made.margins.values(),
         *made.weights.values(),
         *made.priors.values(),
-        *spread.squared,
-        *(number for pair in spread.cosine.values() for number in pair),
+        spread.outward,
+        *spread.across.values(),
     )
     if not made.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
         raise ValueError("it names an unknown rule, or a number that is not finite")
@@ -222,20 +224,18 @@ def _curve(
 
 def _spread(judged: Judged, names: Sequence[str], chosen: torch.Tensor) -> tuple[Spread, torch.Tensor]:
     """Return how the domains' own questions lie about them, and how far each lies from where it goes [C]."""
-    truth = judged.truth
-    cosines = judged.scores["whitened"]
-    own = cosines.gather(1, truth[:, None])[:, 0].double()
-    squared = judged.squared.gather(1, truth[:, None])[:, 0]
-    counts = torch.bincount(truth, minlength=len(names)).double()
-
-    def mean_of(values: torch.Tensor, prior: float) -> torch.Tensor:
-        sums = torch.zeros(len(names), dtype=torch.float64).index_add_(0, truth, values)
-        return (sums + POOLED * prior) / (counts + POOLED)
-
-    means = mean_of(own, float(own.mean()))
-    apart = (own - means[truth]).square()
-    deviations = mean_of(apart, float(apart.mean())).sqrt().clamp_min(1e-3)
-    pairs = torch.stack([means, deviations], 1).tolist()
-    outward = [float(squared.mean()), max(1e-3, float(squared.std()))]
-    spread = Spread(outward, dict(zip(names, pairs, strict=True)))
+    truth, cosines = judged.truth, judged.scores["whitened"]
+    outward, across = _distances(judged.squared, cosines, truth)
+    counts = torch.bincount(truth, minlength=len(names))
+    sums = torch.zeros(len(names)).index_add_(0, truth, across) + POOLED * across.mean()
+    own = (sums / (counts + POOLED)).clamp_min(1e-3).tolist()
+    spread = Spread(max(1e-3, float(outward.mean())), dict(zip(names, own, strict=True)))
     return spread, spread.distances(judged.squared, cosines, chosen, names)
+
+
+def _distances(
+    squared: torch.Tensor, cosine: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distances to a domain's mean and to its nearest centre, on the unit sphere [B]."""
+    near = cosine.gather(1, places[:, None])[:, 0]
+    return squared.gather(1, places[:, None])[:, 0].clamp_min(0).sqrt(), (2 - 2 * near).clamp_min(0).sqrt()

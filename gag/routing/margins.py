@@ -12,7 +12,7 @@ import torch
 TAIL, LEAST_TAIL = 0.2, 10  # share of values whose excesses give a tail, and so many at least
 STEADY = 10  # questions beyond a threshold with which it hangs on no single one
 CONFIDENT = 1.0364  # deviations for a confidence of 85 %
-DOOR = 0.2  # log odds by which doors' offsets differ, as a rule
+DOOR = 0.15  # log odds by which doors' offsets differ, as a rule
 ROUNDS = 30  # of Newton's method
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the curve
 

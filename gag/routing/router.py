@@ -43,7 +43,7 @@ class Verdict:
     scores: torch.Tensor  # [B, N] of the rule
     margins: torch.Tensor  # [B], of the best specialist over general
     needed: torch.Tensor  # [B], the margin that this specialist needs
-    distances: torch.Tensor | None  # [B], from the domain that scores best, in its own questions' deviations
+    distances: torch.Tensor | None  # [B], from the domain that scores best; 1: as its own questions
     chosen: torch.Tensor  # [B], number of the domain
     out_of_distribution: torch.Tensor  # [B], whether it lies too far from all
 

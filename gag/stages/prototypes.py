@@ -5,7 +5,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,16 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
     return target
 
 
-def stray_questions(project: Project, router: Router, most: int = 10) -> list[tuple[str, str, str]]:
+def stray_questions(
+    project: Project, router: Router, texts: Mapping[str, list[str]], most: int = 10
+) -> list[tuple[str, str, str]]:
     """Name questions that look like another domain's: (domain, the other, question), `most` of a domain.
 
-    Their texts are in the project's files, or the domain carries them; where neither is at hand, so is said.
+    Args:
+        project: its files hold the texts, or the domains carry them; where neither is at hand, so is said.
+        router: over its banks, or over others.
+        texts: of those others, by domain.
+        most: questions of a domain.
     """
     state = router.state
     if state.calibration is None or state.total is None:
@@ -122,24 +128,27 @@ def stray_questions(project: Project, router: Router, most: int = 10) -> list[tu
     for place in torch.unique(judged.truth[stray]).tolist():
         name, rows = router.names[place], (stray & (judged.truth == place)).nonzero()[:most, 0]
         vectors = router.banks[place].sample.vectors[judged.places[rows]]
-        texts = _texts(project, name, vectors, router.encoder)
-        others = scores[rows].argmax(1).tolist()
-        found += [(name, router.names[other], text) for other, text in zip(others, texts, strict=True)]
+        known = _known(project, name, texts, router.encoder)
+        for other, vector in zip(scores[rows].argmax(1).tolist(), vectors, strict=True):
+            said = known.nearest(vector, 1)[0][0] if known else "(its text is not in this project)"
+            found.append((name, router.names[other], said))
     return found
 
 
-def _texts(project: Project, domain: str, vectors: torch.Tensor, encoder: QueryEncoder) -> list[str]:
-    """Return the texts of a domain's question vectors [B, Dq]."""
+def _known(
+    project: Project, domain: str, texts: Mapping[str, list[str]], encoder: QueryEncoder
+) -> Encoded | None:
+    """Find a domain's questions with their texts."""
     carried = project.general if domain == GENERAL else project.domain(domain)
-    if (carried / QUESTIONS).is_file():
-        known = load_questions(carried)
+    if domain in texts:
+        questions = texts[domain]
+    elif (carried / QUESTIONS).is_file():
+        return load_questions(carried)
     elif domain == GENERAL or domain in project.settings.domains:
         questions = list(read_grouped(questions_file(project, domain)))
-        kept = cached(encoder, project).encode(questions)
-        known = Encoded(questions, kept, torch.empty(0))
     else:
-        return ["(its text is not in this project)"] * len(vectors)
-    return [known.nearest(vector, 1)[0][0] for vector in vectors]
+        return None
+    return Encoded(questions, cached(encoder, project).encode(questions), torch.empty(0))
 
 
 def _build(project: Project, domain: str, target: Path, wanted: str, encoder: QueryEncoder) -> None:
