@@ -235,3 +235,24 @@ def test_doubts_are_said_of_many_questions_alone() -> None:
     scores = torch.tensor([[9.0, 0.0]] * 99 + [[0.0, 9.0]] + [[0.0, 9.0]] * 100)
     truth = torch.tensor([0] * 100 + [1] * 100)
     assert doubts(["general", "metals"], scores, torch.zeros(2), truth) == []
+
+
+def test_far_out_a_question_needs_a_margin_and_very_far_out_none_is_enough() -> None:
+    made = Router(CLOUDS, Cloud(), SETTINGS).calibration
+    assert made is not None
+    spread = made.spread
+    assert 1 < spread.near < spread.far and spread.sure > 0
+    near = torch.tensor([0.99, 0.99, 1.01, 1.01, 2.49, 2.51]) * spread.near
+    margins = torch.tensor([0.0, 9e9, 0.9 * spread.sure, 1.1 * spread.sure, 9e9, 9e9])
+    assert spread.outside(near, margins).tolist() == [False, False, True, False, False, True]
+
+
+def test_strangers_are_kept_from_domains_whose_own_questions_are_not() -> None:
+    router = Router(CLOUDS, Cloud(), SETTINGS)
+    strangers = torch.nn.functional.normalize(cloud(1, 200, 61) + 2 * cloud(3, 200, 62), dim=-1)
+    verdict = router.judge(strangers)
+    assert verdict.distances is not None and router.calibration is not None
+    past, chosen = verdict.margins > verdict.needed, verdict.chosen > 0
+    assert past.float().mean() - chosen.float().mean() > 0.1
+    own = router.judge(cloud(1, 500, 63))
+    assert own.out_of_distribution.float().mean() < 0.02

@@ -298,7 +298,7 @@ def test_a_saved_calibration_is_for_its_own_set_alone(project: Project) -> None:
         {"weights": {"magic": 1.0}},
         {"margins": {"metals": float("nan")}},
         {"spread": {"outward": 1.0}},
-        {"far": "x"},
+        {"alpha": "x"},
         {"weights": 3},
         {"more": 1},
         {"priors": [1]},

@@ -218,8 +218,10 @@ def _calibrated(made: "Calibration") -> list[str]:
             f"a threshold for {made.alpha:.1%} rests on fewer than {STEADY} questions and is drawn from the "
             f"tail of all: {more} more in general.questions would make it steady"
         )
+    spread = made.spread
     lines.append(
-        f"a question {made.far:.2g} times as far out as a domain's own is no domain's and goes to general"
+        f"99 % of domains' own questions lie within {spread.near:.2g} times the usual distance; a question"
+        f"\nfurther out needs a margin of {spread.sure:.2g}, and beyond {spread.far:.2g} times none is enough"
     )
     curve = made.curve
     lines += [
@@ -240,11 +242,10 @@ def _explained(explanation: "Explanation") -> list[str]:
     if explanation.margin is not None:
         needed = explanation.margin_needed
         lines[0] += f"; margin over general {explanation.margin:.3g}, needed {needed:.3g}"
-    if explanation.distance is not None:
-        distance, far = explanation.distance, explanation.far
+    if explanation.distance is not None and (spread := explanation.spread):
         lines.append(
-            f"{distance:.2g} times as far from the likeliest domain as its own questions; beyond {far:.2g} "
-            "it is no domain's"
+            f"{explanation.distance:.2g} times as far from the likeliest domain as its own questions; beyond "
+            f"{spread.near:.2g} it needs a margin of {spread.sure:.2g}, beyond {spread.far:.2g} none will do"
         )
     for name, near in explanation.prototypes.items():
         stands_for = f"prototype {near.prototype} of {near.questions} questions"

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,9 @@ CANDIDATES = {  # by preference
     "whitened": ("whitened",),
     "ppr": ("ppr",),
 }
-FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance, and ...
-FAR_SLACK = (
-    2.5  # times that is out of distribution: new wordings lie further out than a domain's own questions
-)
+FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance; beyond it ...
+SURE_SHARE = 0.2  # of their median margin over general is needed, as most strangers have less, and ...
+FAR_SLACK = 2.5  # times that distance no margin is enough: only new wordings lie further out than the rest
 POOLED = 20  # questions' worth of all domains' spread in each domain's own
 
 
@@ -43,6 +42,11 @@ class Spread:
 
     outward: float  # Mahalanobis distance to the domain's mean, of all domains' questions
     across: dict[str, float]  # distance to the nearest whitened centre on the unit sphere, by domain
+
+    near: float = (
+        0.0  # as far as 99 % of the specialists' own questions lie from where they go, in such units
+    )
+    sure: float = 0.0  # margin over general that a question further out needs
 
     def distances(
         self, squared: torch.Tensor, cosine: torch.Tensor, places: torch.Tensor, names: Sequence[str]
@@ -60,6 +64,15 @@ class Spread:
         outward, across = _distances(squared, cosine, places)
         own = torch.tensor([self.across[name] for name in names])[places]
         return (outward / self.outward + across / own) / 2
+
+    @property
+    def far(self) -> float:
+        """Where no margin is enough."""
+        return FAR_SLACK * self.near
+
+    def outside(self, distances: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
+        """Say which questions are no domain's, by their distances and margins over general [B]."""
+        return (distances > self.near) & (margins < self.sure) | (distances > self.far)
 
 
 @dataclass(frozen=True)
@@ -89,8 +102,7 @@ class Calibration:
     promised: float  # the smallest share, alpha or more, that these margins keep, with a confidence of 85 %
     beyond: int  # judged general questions above the margins
     coverage: dict[str, float]  # share of each specialist's judged questions that reach a specialist
-    spread: Spread
-    far: float  # distance beyond which a question is out of distribution
+    spread: Spread  # and what is out of distribution
     curve: Curve
     notes: list[str]  # what is wrong with the questions, as far as it shows
 
@@ -106,11 +118,12 @@ def restored(content: dict[str, Any]) -> Calibration:
     numbers = (
         made.alpha,
         made.promised,
-        made.far,
         *made.margins.values(),
         *made.weights.values(),
         *made.priors.values(),
         spread.outward,
+        spread.near,
+        spread.sure,
         *spread.across.values(),
     )
     if not made.weights.keys() <= RULES.keys() or not all(math.isfinite(number) for number in numbers):
@@ -162,10 +175,10 @@ def calibrate(
     odds = _unfitted_odds(scored, doors, truth, len(names))
     wished = _margins(odds, lifts, alpha)
     margins = capped(wished, scored, truth, settings.max_abstention)
-    risk, coverage = risk_and_coverage(margins, scored, doors, truth)
+    spread, inside = _spread(judged, names, scores.argmax(1), scored)
+    risk, coverage = risk_and_coverage(margins, inside, doors, truth)
     count = int((truth == 0).sum())
     beyond = round(risk * count)
-    spread, distances = _spread(judged, names, scores.argmax(1))
     return Calibration(
         bank_set=set_hash(names, banks),
         rule=best,
@@ -181,8 +194,7 @@ def calibrate(
         beyond=beyond,
         coverage=dict(zip(names[1:], coverage.tolist(), strict=True)),
         spread=spread,
-        far=FAR_SLACK * float(distances[truth > 0].quantile(FAR_SHARE)),
-        curve=_curve(odds, lifts, scored, doors, truth),
+        curve=_curve(odds, lifts, inside, doors, truth),
         notes=doubts(names, alone, gains, truth),
     )
 
@@ -222,15 +234,20 @@ def _curve(
     return curve
 
 
-def _spread(judged: Judged, names: Sequence[str], chosen: torch.Tensor) -> tuple[Spread, torch.Tensor]:
-    """Return how the domains' own questions lie about them, and how far each lies from where it goes [C]."""
+def _spread(
+    judged: Judged, names: Sequence[str], chosen: torch.Tensor, scored: torch.Tensor
+) -> tuple[Spread, torch.Tensor]:
+    """Return how the domains' questions lie about them, and margins, -inf where out of distribution [C]."""
     truth, cosines = judged.truth, judged.scores["whitened"]
     outward, across = _distances(judged.squared, cosines, truth)
     counts = torch.bincount(truth, minlength=len(names))
     sums = torch.zeros(len(names)).index_add_(0, truth, across) + POOLED * across.mean()
     own = (sums / (counts + POOLED)).clamp_min(1e-3).tolist()
     spread = Spread(max(1e-3, float(outward.mean())), dict(zip(names, own, strict=True)))
-    return spread, spread.distances(judged.squared, cosines, chosen, names)
+    distances, theirs = spread.distances(judged.squared, cosines, chosen, names), truth > 0
+    near, sure = float(distances[theirs].quantile(FAR_SHARE)), SURE_SHARE * float(scored[theirs].median())
+    spread = replace(spread, near=near, sure=max(0.0, sure))
+    return spread, scored.masked_fill(spread.outside(distances, scored), -torch.inf)
 
 
 def _distances(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gag.project.project import Project
 from gag.project.settings import GENERAL
+from gag.routing.calibration import Spread
 from gag.routing.router import Nearest, Router
 from gag.routing.state import near_questions
 
@@ -16,7 +17,7 @@ class Explanation:
     margin: float | None  # of the best specialist over general; None without specialists
     margin_needed: float
     distance: float | None  # from the domain that scores best; None where the router is not calibrated
-    far: float | None  # the distance beyond which a question is out of distribution
+    spread: Spread | None  # what distances ask of margins
     prototypes: dict[str, Nearest]  # by domain
     questions: dict[str, list[tuple[str, float]]]  # by domain, where it carries its questions
 
@@ -35,7 +36,7 @@ def explain_route(project: Project, router: Router, question: str) -> Explanatio
         margin=float(verdict.margins[0]) if len(router.names) > 1 else None,
         margin_needed=float(verdict.needed[0]),
         distance=None if verdict.distances is None else float(verdict.distances[0]),
-        far=router.calibration.far if router.calibration else None,
+        spread=router.calibration.spread if router.calibration else None,
         prototypes=router.nearest(vector[0]),
         questions={name: near for name, near in carried.items() if near},
     )

@@ -156,7 +156,7 @@ class Router:
         if self.calibration:
             spread = self.calibration.spread
             distances = spread.distances(query.squared, raw["whitened"], scores.argmax(1), self.names)
-            outside = distances > self.calibration.far
+            outside = spread.outside(distances, margins)
         needed = self._needed[doors]
         chosen = torch.where((margins > needed) & ~outside, doors, 0)
         return Verdict(scores, margins, needed, distances, chosen, outside)
