@@ -204,6 +204,8 @@ def test_the_curve_shows_that_a_smaller_risk_costs_coverage() -> None:
     assert curve.risk == sorted(curve.risk) and curve.coverage == sorted(curve.coverage)
     assert all(least <= mean for least, mean in zip(curve.least, curve.coverage, strict=True))
     here = curve.alpha.index(made.alpha)
+    odd = Router(CLOUDS, Cloud(), RouterSettings(centres=6, alpha=0.03)).calibration
+    assert odd is not None and 0.03 in odd.curve.alpha
     assert curve.risk[here] == pytest.approx(made.beyond / 300, abs=1e-4)
 
 

@@ -2,12 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gag.evaluation.intervals import Interval
 from gag.evaluation.page import COLOURS, Page, canvas, heatmap
 from gag.evaluation.routing import Abstention, RoutingFigures
 from gag.project.artifacts import write_json
-from gag.routing.calibration import Calibration
+from gag.routing.calibration import Calibration, Curve
 
 
 def write_routing(folder: Path, figures: RoutingFigures, title: str) -> Path:
@@ -83,25 +84,46 @@ def _add_promises(page: Page, made: Calibration, held: Abstention) -> None:
     """Draw what each promise costs, and where this router stands."""
     page.heading("Risk against coverage")
     curve = made.curve
-    figure, axes = canvas()
-    axes.plot(curve.risk, curve.coverage, marker="o", color=COLOURS[0], label="specialists, mean")
-    axes.plot(curve.risk, curve.least, marker="o", color=COLOURS[1], label="the worst specialist")
+    named: dict[tuple[float, float], list[str]] = {}  # several alphas may come to one point
     for alpha, risk, least in zip(curve.alpha, curve.risk, curve.least, strict=True):
-        axes.annotate(f"{alpha:.1%}", (risk, least), (4, -10), textcoords="offset points", fontsize=7)
-    if held.risk is not None and held.coverage is not None:
-        axes.plot(
-            held.risk, held.coverage, "*", color=COLOURS[2], markersize=12, label="here, on these questions"
+        named.setdefault((risk, least), []).append(f"{alpha:.1%}" + " (kept)" * (alpha == made.alpha))
+    if len(named) > 1:
+        page.figure(
+            _promises(curve, named, held),
+            "What each router.alpha would give on the banks' own questions, judged unseen",
         )
-    axes.set_xlabel("share of general questions at specialists", fontsize=9)
-    axes.set_ylabel("share of their questions that reach one", fontsize=9)
-    axes.legend(fontsize=8, frameon=False)
-    page.figure(figure, "What each router.alpha would give on the banks' own questions, judged unseen")
+    else:
+        page.text(
+            f"Every router.alpha from {curve.alpha[0]:.1%} to {curve.alpha[-1]:.1%} gives the same on the "
+            f"banks' own questions, judged unseen: {curve.risk[0]:.1%} of general questions go to specialists, "
+            f"and {curve.least[0]:.1%} of the worst specialist's questions reach one.",
+            "note",
+        )
     page.table(
         ["specialist", "margin over general", "reached, judged unseen", "questions judged"],
         [[name, margin, made.coverage[name], made.questions[name]] for name, margin in made.margins.items()],
     )
     for note in made.notes:
         page.text(note, "note")
+
+
+def _promises(curve: Curve, named: dict[tuple[float, float], list[str]], held: Abstention) -> Any:
+    """Draw risk against coverage; points have the names of their alphas."""
+    figure, axes = canvas()
+    axes.plot(curve.risk, curve.coverage, marker="o", color=COLOURS[0], label="specialists, mean")
+    axes.plot(curve.risk, curve.least, marker="o", color=COLOURS[1], label="the worst specialist")
+    for point, alphas in named.items():
+        label = alphas[0] if len(alphas) == 1 else f"{alphas[0]} to {alphas[-1]}"
+        axes.annotate(label, point, (4, -11), textcoords="offset points", fontsize=7)
+    if held.risk is not None and held.coverage is not None:
+        axes.plot(
+            held.risk, held.coverage, "*", color=COLOURS[2], markersize=12, label="here, on these questions"
+        )
+    axes.margins(0.12, 0.06)
+    axes.set_xlabel("share of general questions at specialists", fontsize=9)
+    axes.set_ylabel("share of their questions that reach one", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def _add_out_of_distribution(page: Page, figures: RoutingFigures) -> None:

@@ -194,7 +194,7 @@ def calibrate(
         beyond=beyond,
         coverage=dict(zip(names[1:], coverage.tolist(), strict=True)),
         spread=spread,
-        curve=_curve(odds, lifts, inside, doors, truth),
+        curve=_curve(sorted({*ALPHAS, alpha}), odds, lifts, inside, doors, truth),
         notes=doubts(names, alone, gains, truth),
     )
 
@@ -222,10 +222,15 @@ def _unfitted_odds(
 
 
 def _curve(
-    odds: torch.Tensor, lifts: torch.Tensor, scored: torch.Tensor, doors: torch.Tensor, truth: torch.Tensor
+    alphas: list[float],
+    odds: torch.Tensor,
+    lifts: torch.Tensor,
+    scored: torch.Tensor,
+    doors: torch.Tensor,
+    truth: torch.Tensor,
 ) -> Curve:
-    curve = Curve(list(ALPHAS), [], [], [])
-    for alpha in ALPHAS:
+    curve = Curve(alphas, [], [], [])
+    for alpha in alphas:
         risk, coverage = risk_and_coverage(_margins(odds, lifts, alpha), scored, doors, truth)
         seen = coverage[torch.bincount(truth, minlength=len(lifts))[1:] > 0]
         curve.risk.append(round(risk, 5))
