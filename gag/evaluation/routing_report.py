@@ -95,7 +95,7 @@ def _add_promises(page: Page, made: Calibration, held: Abstention) -> None:
     else:
         page.text(
             f"Every router.alpha from {curve.alpha[0]:.1%} to {curve.alpha[-1]:.1%} gives the same on the "
-            f"banks' own questions, judged unseen: {curve.risk[0]:.1%} of general questions go to specialists, "
+            f"banks' own questions, unseen: {curve.risk[0]:.1%} of general questions go to specialists, "
             f"and {curve.least[0]:.1%} of the worst specialist's questions reach one.",
             "note",
         )
