@@ -132,6 +132,30 @@ def test_shared_questions_are_reported(project: Project, tmp_path: Path, files, 
     assert json.loads(out.splitlines()[-1])["duplicates"]["metals and plants"] >= 1
 
 
+def test_strays_are_named_with_their_texts(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:
+    strange = [
+        {"id": f"stray-{i}", "question": TOPICS["plants"].format(i=i, j=0), "domain": "metals"}
+        for i in range(100, 106)
+    ]
+    write_rows(tmp_path / "mixed.jsonl", [*rows(80), *strange])
+    at = ["--banks", str(tmp_path / "mixed.jsonl"), "--project", str(project.root)]
+    code, out, err = run(capsys, monkeypatch, "router", "show", "--strays", *at)
+    assert code == 0, err
+    named = [line for line in out.splitlines() if "looks like" in line]
+    texts = [row["question"] for row in strange]
+    assert 3 <= len(named) <= 6 and all(any(repr(text) in line for text in texts) for line in named)
+    assert all(line.startswith("metals: ") and line.endswith("looks like plants's") for line in named)
+    found = len(named)
+    assert (
+        f"{found} of the 86 questions of metals that were judged look like other domains' (plants {found})"
+        in out
+    )
+    assert "router.alpha" in out and "<- here" in out
+    write_rows(tmp_path / "mixed.jsonl", rows(80))
+    code, out, err = run(capsys, monkeypatch, "router", "show", "--strays", *at, "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["strays"] == []
+
+
 def test_a_route_is_explained(project: Project, capsys, monkeypatch) -> None:
     at = ["--project", str(project.root)]
     code, out, err = run(capsys, monkeypatch, "route", "What is in metals number 3?", "--explain", *at)

@@ -198,7 +198,8 @@ def _door(made: "Calibration | None", name: str) -> str:
     """Write a specialist's margin, and the share of its questions that reach a specialist."""
     if made is None or name not in made.margins:
         return ""
-    return f"{made.margins[name]:>9.3g}{made.coverage[name]:>8.1%}"
+    reached = f"{made.coverage[name]:.1%}" if made.questions[name] else "-"
+    return f"{made.margins[name]:>9.3g}{reached:>8}"
 
 
 def _calibrated(made: "Calibration") -> list[str]:

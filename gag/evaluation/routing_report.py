@@ -101,7 +101,10 @@ def _add_promises(page: Page, made: Calibration, held: Abstention) -> None:
         )
     page.table(
         ["specialist", "margin over general", "reached, judged unseen", "questions judged"],
-        [[name, margin, made.coverage[name], made.questions[name]] for name, margin in made.margins.items()],
+        [
+            [name, margin, made.coverage[name] if made.questions[name] else None, made.questions[name]]
+            for name, margin in made.margins.items()
+        ],
     )
     for note in made.notes:
         page.text(note, "note")
