@@ -221,8 +221,8 @@ def _calibrated(made: "Calibration") -> list[str]:
         )
     spread = made.spread
     lines.append(
-        f"99 % of domains' own questions lie within {spread.near:.2g} times the usual distance; a question"
-        f"\nfurther out needs a margin of {spread.sure:.2g}, and beyond {spread.far:.2g} times none is enough"
+        f"99 % of domains' own questions lie within {spread.near:.2g} times the usual distance; further out "
+        f"margins\ncount from {spread.sure:.2g} on, and beyond {spread.far:.2g} times not at all"
     )
     curve = made.curve
     lines += [
@@ -246,7 +246,7 @@ def _explained(explanation: "Explanation") -> list[str]:
     if explanation.distance is not None and (spread := explanation.spread):
         lines.append(
             f"{explanation.distance:.2g} times as far from the likeliest domain as its own questions; beyond "
-            f"{spread.near:.2g} it needs a margin of {spread.sure:.2g}, beyond {spread.far:.2g} none will do"
+            f"{spread.near:.2g} a margin counts from {spread.sure:.2g} on, beyond {spread.far:.2g} not"
         )
     for name, near in explanation.prototypes.items():
         stands_for = f"prototype {near.prototype} of {near.questions} questions"

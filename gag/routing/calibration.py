@@ -31,8 +31,8 @@ CANDIDATES = {  # by preference
     "ppr": ("ppr",),
 }
 FAR_SHARE = 0.99  # of the specialists' questions lie nearer than some distance; beyond it ...
-SURE_SHARE = 0.2  # of their median margin over general is needed, as most strangers have less, and ...
-FAR_SLACK = 2.5  # times that distance no margin is enough: only new wordings lie further out than the rest
+SURE_SHARE = 0.08  # of their median margin over general counts for nothing, as of many strangers, and ...
+FAR_SLACK = 2.5  # times that distance no margin counts: only new wordings lie further out than the rest
 POOLED = 20  # questions' worth of all domains' spread in each domain's own
 
 
@@ -42,11 +42,8 @@ class Spread:
 
     outward: float  # Mahalanobis distance to the domain's mean, of all domains' questions
     across: dict[str, float]  # distance to the nearest whitened centre on the unit sphere, by domain
-
-    near: float = (
-        0.0  # as far as 99 % of the specialists' own questions lie from where they go, in such units
-    )
-    sure: float = 0.0  # margin over general that a question further out needs
+    near: float = 0.0  # nearer to where they go lie 99 % of the specialists' own
+    sure: float = 0.0  # further out, margins over general count from this one on
 
     def distances(
         self, squared: torch.Tensor, cosine: torch.Tensor, places: torch.Tensor, names: Sequence[str]
@@ -67,12 +64,13 @@ class Spread:
 
     @property
     def far(self) -> float:
-        """Where no margin is enough."""
+        """Where no margin counts."""
         return FAR_SLACK * self.near
 
-    def outside(self, distances: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-        """Say which questions are no domain's, by their distances and margins over general [B]."""
-        return (distances > self.near) & (margins < self.sure) | (distances > self.far)
+    def counted(self, distances: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
+        """Return what margins over general count for: nothing far out if small, and very far out [B]."""
+        nothing = (distances > self.near) & (margins < self.sure) | (distances > self.far)
+        return torch.where(nothing, margins.clamp_max(0), margins)
 
 
 @dataclass(frozen=True)
@@ -175,8 +173,9 @@ def calibrate(
     odds = _unfitted_odds(scored, doors, truth, len(names))
     wished = _margins(odds, lifts, alpha)
     margins = capped(wished, scored, truth, settings.max_abstention)
-    spread, inside = _spread(judged, names, scores.argmax(1), scored)
-    risk, coverage = risk_and_coverage(margins, inside, doors, truth)
+    spread, distances = _spread(judged, names, scores.argmax(1), scored)
+    counted = spread.counted(distances, scored)
+    risk, coverage = risk_and_coverage(margins, counted, doors, truth)
     count = int((truth == 0).sum())
     beyond = round(risk * count)
     return Calibration(
@@ -194,7 +193,7 @@ def calibrate(
         beyond=beyond,
         coverage=dict(zip(names[1:], coverage.tolist(), strict=True)),
         spread=spread,
-        curve=_curve(sorted({*ALPHAS, alpha}), odds, lifts, inside, doors, truth),
+        curve=_curve(sorted({*ALPHAS, alpha}), odds, lifts, counted, doors, truth),
         notes=doubts(names, alone, gains, truth),
     )
 
@@ -242,7 +241,7 @@ def _curve(
 def _spread(
     judged: Judged, names: Sequence[str], chosen: torch.Tensor, scored: torch.Tensor
 ) -> tuple[Spread, torch.Tensor]:
-    """Return how the domains' questions lie about them, and margins, -inf where out of distribution [C]."""
+    """Return how the domains' own questions lie about them, and how far each lies from where it goes [C]."""
     truth, cosines = judged.truth, judged.scores["whitened"]
     outward, across = _distances(judged.squared, cosines, truth)
     counts = torch.bincount(truth, minlength=len(names))
@@ -251,8 +250,7 @@ def _spread(
     spread = Spread(max(1e-3, float(outward.mean())), dict(zip(names, own, strict=True)))
     distances, theirs = spread.distances(judged.squared, cosines, chosen, names), truth > 0
     near, sure = float(distances[theirs].quantile(FAR_SHARE)), SURE_SHARE * float(scored[theirs].median())
-    spread = replace(spread, near=near, sure=max(0.0, sure))
-    return spread, scored.masked_fill(spread.outside(distances, scored), -torch.inf)
+    return replace(spread, near=near, sure=max(0.0, sure)), distances
 
 
 def _distances(

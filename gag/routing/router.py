@@ -41,7 +41,7 @@ class Verdict:
     """A batch's routes as numbers; the domains are the router's `names`, general first."""
 
     scores: torch.Tensor  # [B, N] of the rule
-    margins: torch.Tensor  # [B], of the best specialist over general
+    margins: torch.Tensor  # [B], of the best specialist over general, as they count (Spread.counted)
     needed: torch.Tensor  # [B], the margin that this specialist needs
     distances: torch.Tensor | None  # [B], from the domain that scores best; 1: as its own questions
     chosen: torch.Tensor  # [B], number of the domain
@@ -152,14 +152,15 @@ class Router:
                 scores, torch.full((len(vectors),), -torch.inf), nowhere, None, nowhere, nowhere.bool()
             )
         margins, doors = margin_over_general(scores)
+        needed = self._needed[doors]
         distances, outside = None, torch.zeros(len(vectors), dtype=torch.bool)
         if self.calibration:
             spread = self.calibration.spread
             distances = spread.distances(query.squared, raw["whitened"], scores.argmax(1), self.names)
-            outside = spread.outside(distances, margins)
+            counted = spread.counted(distances, margins)
+            margins, outside = counted, (counted < margins) | (distances > spread.far)
         needed = self._needed[doors]
-        chosen = torch.where((margins > needed) & ~outside, doors, 0)
-        return Verdict(scores, margins, needed, distances, chosen, outside)
+        return Verdict(scores, margins, needed, distances, torch.where(margins > needed, doors, 0), outside)
 
     def nearest(self, vector: torch.Tensor) -> dict[str, Nearest]:
         """Find each domain's prototype nearest to a vector [Dq]."""
@@ -174,10 +175,10 @@ class Router:
 
     def _reason(self, chosen: int, margin: float, needed: float, outside: bool) -> str:
         best = "nearest prototype" if self.calibration is None else f"best by {self.rule}"
-        if chosen or margin <= 0:
-            return best
         if outside:
             return "far from every domain"
+        if chosen or margin <= 0:
+            return best
         return f"the best specialist lies above general by {margin:.3g}, not over {needed:.3g}"
 
 
