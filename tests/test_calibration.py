@@ -73,6 +73,18 @@ def test_a_domain_of_one_question_is_routed_to_and_said_not_to_be_judged() -> No
     assert (verdict.scores.argmax(1) == router.names.index("stones")).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("lone", ["general", "metals"])
+def test_one_question_alone_judges_nothing_and_the_published_rule_routes(lone: str) -> None:
+    """Ten wordings of one question lie in one fold: without it, nothing of the bank is left."""
+    wordings = Encoded([], cloud(3, 12, 5, 0.05), torch.zeros(12, dtype=torch.long))
+    banks = {name: CLOUDS[name] for name in ("general", "metals")}
+    router = Router(banks | {lone: build_bank(wordings, WIDE, SETTINGS)}, Cloud(), SETTINGS)
+    assert router.calibration is None and router.rule == "ppr"
+    assert "has one question alone" in router.state.warning
+    chosen = router.judge(cloud(3, 30, 8, 0.05)).chosen
+    assert (chosen == router.names.index(lone)).float().mean() > 0.8
+
+
 def test_two_domains_of_the_same_questions_are_said_to_be_the_same() -> None:
     made = Router(CLOUDS | {"copies": CLOUDS["metals"]}, Cloud(), SETTINGS).calibration
     assert made is not None

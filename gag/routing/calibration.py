@@ -145,8 +145,11 @@ def log_priors(names: Sequence[str], priors: dict[str, float]) -> torch.Tensor:
 
 def calibrate(
     names: Sequence[str], banks: Sequence[Bank], total: torch.Tensor, settings: RouterSettings, alpha: float
-) -> Calibration:
+) -> Calibration | None:
     """Decide from the banks' own questions, each judged by banks that have not seen it.
+
+    None where no question of general, or none of any specialist, can be judged: a bank of one question, or of
+    wordings of one question, leaves nothing to judge by.
 
     Args:
         names: the domains, general first.
@@ -158,6 +161,8 @@ def calibrate(
     """
     judged = judge(banks, total)
     truth, gains = judged.truth, log_priors(names, settings.priors)
+    if bool((truth > 0).all()) or bool((truth == 0).all()):
+        return None
     candidates = {name: of for name, of in CANDIDATES.items() if settings.rule in ("auto", name)}
     weights = {name: weigh(judged.scores, of, truth) for name, of in candidates.items()}
     losses, recalls = {}, {}

@@ -216,6 +216,9 @@ def decide(banks: Mapping[str, Bank], settings: RouterSettings, saved: RouterSta
     root = covariance_root(total, list(banks.values()))
     alpha = saved.calibration.alpha if saved and saved.calibration else settings.alpha
     made = calibrate(names, list(banks.values()), total, settings, alpha)
+    if made is None:
+        said = "general, or every domain, has one question alone, whatever its wordings"
+        return RouterState(members, None, f"the router is not calibrated and routes by ppr: {said}")
     return RouterState(members, made, _promise(made), total, root)
 
 
