@@ -6,6 +6,7 @@ GagError
 ├── ArtifactError     a trained folder: missing, half-written, edited, of another version
 ├── MismatchError     two things that do not belong together: domain and base, store and expert, ...
 ├── RoutingError      no domain of that name
+├── BusyError         the server has no room for a question now
 └── MissingExtraError an optional package is not installed
 
 A message says what happened, what was expected, and what to do.
@@ -36,6 +37,14 @@ class MismatchError(GagError):
 
 class RoutingError(GagError):
     """The asked domain is not among those present."""
+
+
+class BusyError(GagError):
+    """There is no room for a question now; `seconds` says when to ask again."""
+
+    def __init__(self, message: str, seconds: int):
+        self.seconds = seconds
+        super().__init__(message)
 
 
 class MissingExtraError(GagError):

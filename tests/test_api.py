@@ -46,16 +46,35 @@ class Parrot:
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         return -(states - self.embeddings[:, 0]).abs()
 
-    def generator(self) -> "Parrot":
-        return self
+    def generator(self, rows=None, tokens=None, prefill=None) -> "Echo":
+        return Echo()
 
-    def start(self, requests: Sequence[Request]) -> None:
-        self.waiting = [(i, int(r.embeds[-1]), r.max_new_tokens) for i, r in enumerate(requests)]
+
+class Echo:
+    """A generator in ten lines."""
+
+    def __init__(self):
+        self.waiting, self.count = [], 0
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        numbers = range(self.count, self.count + len(requests))
+        self.waiting += [
+            (n, int(r.prompt[-1]), r.max_new_tokens) for n, r in zip(numbers, requests, strict=True)
+        ]
+        self.count += len(requests)
+        return list(numbers)
+
+    def drop(self, numbers) -> None:
+        self.waiting = [one for one in self.waiting if one[0] not in numbers]
 
     def step(self) -> list[Token]:
         said = [Token(i, id, 0.0, "length" if left == 1 else None) for i, id, left in self.waiting]
         self.waiting = [(i, id, left - 1) for i, id, left in self.waiting if left > 1]
         return said
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.waiting)
 
 
 @pytest.fixture
@@ -64,7 +83,7 @@ def parts(base: Backbone) -> GAG:
     parrot = Parrot(base.prompts)
     projector = make_projector("mlp", (1, 1, 1), 1)
     readout = ReadoutSettings(layers=(-1,), pooling="mean", max_new_tokens=2)
-    module = Module(readout, {}, projector, PromptSettings(expert="Say.", answer="Tell."))
+    module = Module("birds", readout, {}, projector, PromptSettings(expert="Say.", answer="Tell."))
 
     class Experts:
         @contextmanager
@@ -76,7 +95,9 @@ def parts(base: Backbone) -> GAG:
             Route("birds" if "bird" in question else "general", 1.0, "by a word") for question in questions
         ]
 
-    domains = SimpleNamespace(names=["birds"], refresh=lambda: False, module=lambda name: module)
+    domains = SimpleNamespace(
+        names=["birds"], refresh=lambda: False, module=lambda name: module, release=lambda in_use: []
+    )
     return GAG(parrot, Experts(), SimpleNamespace(route=route), domains, DecodingSettings(max_new_tokens=3))
 
 
@@ -137,10 +158,10 @@ def test_tokens_come_step_by_step_with_reasons_and_probabilities(base: Backbone)
         Request(base.embed(ids[0]), 0),
     ]
     generator = base.generator()
-    generator.start(requests)
+    assert generator.add(requests) == [0, 1, 2]
     steps = []
-    while tokens := generator.step():
-        steps.append(tokens)
+    while generator.unfinished:
+        steps.append(generator.step())
     assert [len(tokens) for tokens in steps] == [2, 2, 1, 1, 1] and generator.step() == []
     assert steps[1][0].finish == "length" and steps[0][0].finish is None
     together = generate(base, requests)
@@ -148,7 +169,7 @@ def test_tokens_come_step_by_step_with_reasons_and_probabilities(base: Backbone)
         alone = generate(base, [request])[0]
         assert alone.ids == together[place].ids and alone.finish == together[place].finish
         assert alone.log_probabilities == pytest.approx(together[place].log_probabilities, abs=1e-4)
-    row = torch.cat([requests[1].embeds, base.embed(together[1].ids)])
+    row = torch.cat([requests[1].prompt, base.embed(together[1].ids)])
     logits = base.logits(base.states(pad_left([row])))[0].float().log_softmax(-1)
     expected = [float(logits[len(ids[1]) - 1 + i, token]) for i, token in enumerate(together[1].ids)]
     assert together[1].log_probabilities == pytest.approx(expected, abs=1e-4)

@@ -120,9 +120,9 @@ def test_adapters_off_is_the_backbone(gag: ProjectGAG) -> None:
     with torch.no_grad():
         plain = stock(ids).logits
         assert torch.equal(gag.experts.backbone.model(ids).logits, plain)
-        with gag.experts.using("metals") as expert:
+        with gag.experts.using(gag.domains.module("metals").expert) as expert:
             tuned = expert.model(ids).logits
-        with gag.experts.using("plants") as expert:
+        with gag.experts.using(gag.domains.module("plants").expert) as expert:
             other = expert.model(ids).logits
         assert torch.equal(gag.experts.backbone.model(ids).logits, plain)
     assert not torch.allclose(tuned, plain) and not torch.allclose(tuned, other)

@@ -322,18 +322,20 @@ def test_a_batch_beyond_the_memory_is_halved(base: Any, monkeypatch: pytest.Monk
         Request(base.embed(base.prompts.plain(q)), 3) for q in ("a?", "What b?", "c", "And what is d?", "e")
     ]
     wanted = generate(base, requests)
-    start, sizes = TransformersGenerator.start, []
+    run, sizes = TransformersGenerator._run, []
 
-    def small(self: Any, some: Any) -> None:
-        sizes.append(len(some))
-        if len(some) > 2:
+    def small(self: Any, embeds: torch.Tensor, *others: Any) -> torch.Tensor:
+        sizes.append(len(embeds))
+        if len(embeds) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        start(self, some)
+        return run(self, embeds, *others)
 
-    monkeypatch.setattr(TransformersGenerator, "start", small)
+    monkeypatch.setattr(TransformersGenerator, "_run", small)
     assert [row.ids for row in generate(base, requests)] == [row.ids for row in wanted]
-    assert sizes == [5, 2, 3, 1, 2]
-    monkeypatch.setattr(TransformersGenerator, "start", lambda self, some: small(self, [*some, *some, *some]))
+    assert sizes == [5, 2, 2, 2, 2, 2, 2, 1, 1, 1]
+    monkeypatch.setattr(
+        TransformersGenerator, "_run", lambda self, embeds, *o: small(self, embeds.repeat(3, 1, 1))
+    )
     with pytest.raises(SettingsError, match="one prompt does not fit in memory"):
         generate(base, requests[:1])
 

@@ -4,6 +4,7 @@ The folder is the truth, and one broken domain is one domain's affair.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_a_domain_is_loaded_when_it_is_first_asked_and_the_least_recent_one_leav
         assert [gag.ask(METAL, "metals").text, gag.ask(PLANT, "plants").text] == expected
         assert gag.domains.loaded == ["plants"]
     adapters = [name for name, _ in gag.experts.backbone.model.named_parameters() if "lora" in name]
-    assert adapters and all("domain-plants" in name for name in adapters)
+    assert adapters and all("domain-plants@" in name for name in adapters)
 
 
 def test_loading_one_domain_leaves_the_others_weights_alone(project: Project) -> None:
@@ -52,7 +53,8 @@ def test_loading_one_domain_leaves_the_others_weights_alone(project: Project) ->
     loaded = {n: p for n, p in gag.experts.backbone.model.named_parameters() if "domain-metals" in n}
     assert len(loaded) == len(stored)
     for name, weight in loaded.items():
-        assert torch.equal(stored[f"base_model.model.{name.replace('.domain-metals', '')}"], weight)
+        plain = re.sub(r"\.domain-metals@\w+", "", name)
+        assert torch.equal(stored[f"base_model.model.{plain}"], weight)
 
 
 def test_domains_join_and_leave_while_the_engine_runs(project: Project, tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_domains_join_and_leave_while_the_engine_runs(project: Project, tmp_path
     assert gag.ask(METAL).route.domain != "metals" and gag.domains.names == ["plants"]
     with pytest.raises(RoutingError, match=r"no domain 'metals' here \(present: general, plants\)"):
         gag.ask(METAL, "metals")
-    assert "metals" not in gag.experts._adapters
+    assert not any(name.startswith("metals") for name in gag.experts._adapters)
     away.rename(project.domain("metals"))
     again = gag.ask([METAL, PLANT])
     assert [(a.text, a.route.domain) for a in again] == [(a.text, a.route.domain) for a in expected]

@@ -124,13 +124,15 @@ def test_sampling_depends_on_the_question_alone(expert: Backbone) -> None:
 def test_seeded_sampling_follows_the_distribution() -> None:
     count, logits = 4000, torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
     samplings = [seeded(f"question {i}", 7, 1, 0.7, 1.0, 3) for i in range(count)]
-    chosen = choose(logits.expand(count, -1), samplings, 0)
+    chosen = choose(logits.expand(count, -1), samplings, [0] * count)
     expected = (logits[:3] / 0.7).softmax(0)
     shares = torch.bincount(chosen, minlength=5) / count
     assert torch.allclose(shares[:3], expected, atol=0.03) and shares[3:].sum() == 0
-    narrow = choose(logits.expand(count, -1), [seeded(f"{i}", 7, 1, 1.0, 0.6, 0) for i in range(count)], 0)
+    narrow = choose(
+        logits.expand(count, -1), [seeded(f"{i}", 7, 1, 1.0, 0.6, 0) for i in range(count)], [0] * count
+    )
     assert set(narrow.tolist()) == {0, 1}  # 0.58 is not 0.6 yet, so the second token is kept too
-    mixed = choose(logits.expand(3, -1), [None, samplings[0], None], 0)
+    mixed = choose(logits.expand(3, -1), [None, samplings[0], None], [0] * 3)
     assert mixed.tolist() == [0, int(chosen[0]), 0]
     assert seeded("question", 7, 1, 0.0, 1.0, 3) is None
 

@@ -11,6 +11,7 @@ from gag.commands.build import adapt, align, bridge, build, export_app, plan, pr
 from gag.commands.domains import domains_app
 from gag.commands.evaluate import compare, evaluate
 from gag.commands.router import route, router_app
+from gag.commands.serve import serve
 from gag.commands.start import demo, init
 from gag.errors import GagError, is_full_disk, is_full_memory
 from gag.project import distributed
@@ -24,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo, init, build, plan, adapt, readouts, align, bridge, prototypes, ask, route, evaluate, compare
+    demo, init, build, plan, adapt, readouts, align, bridge, prototypes, ask, serve, route,
+    evaluate, compare,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(domains_app, name="domains")

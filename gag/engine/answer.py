@@ -36,7 +36,7 @@ class Answer:
         prompt_tokens: tokens and vectors that the base read.
         answer_tokens: tokens that it wrote.
         knowledge: what was injected, and what the expert wrote; None on the general route.
-        seconds: of its batch: route, read, answer.
+        seconds: what each part of its way took: wait, route, read, answer.
         refusal: why its domain could not be read.
 
     Example:

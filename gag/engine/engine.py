@@ -1,20 +1,20 @@
 """GAG: route a question, read the expert, project, inject, and let the frozen base answer."""
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from textwrap import shorten
-from typing import Protocol, overload
+from typing import overload
 
 import torch
 
 from gag.engine.answer import Answer, Knowledge
-from gag.engine.pool import DomainPool, Module
-from gag.errors import DataError, GagError, RoutingError
+from gag.engine.answering import Answering
+from gag.engine.asking import Ask, Ended, Event, Job, Read, Refused, Routed, Said
+from gag.engine.parts import Domains
+from gag.engine.pool import DomainPool, Module, routable
+from gag.errors import DataError, RoutingError
 from gag.models.backbone import Backbone
 from gag.models.experts import Experts, ExpertSource
-from gag.models.language_model import Generation, LanguageModel, Request, check_room, generate
+from gag.models.language_model import LanguageModel
 from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import check_text
@@ -24,31 +24,7 @@ from gag.readout.states import read
 from gag.readout.vocabulary import BaseVocabulary
 from gag.routing.router import Route, Router
 from gag.routing.state import open_router, project_encoder
-
-
-class Domains(Protocol):
-    """What the engine asks of the domains; `DomainPool` follows a project's folder."""
-
-    @property
-    def names(self) -> list[str]:
-        """The domains that can be asked."""
-        ...
-
-    def refresh(self) -> bool:
-        """Look again which domains there are; say whether anything changed."""
-        ...
-
-    def module(self, name: str) -> Module:
-        """Return a domain's module."""
-        ...
-
-
-class Routes(Protocol):
-    """What the engine asks of a router."""
-
-    def route(self, questions: Sequence[str]) -> list[Route]:
-        """Route a batch of questions."""
-        ...
+from gag.routing.turns import Routes
 
 
 class GAG:
@@ -79,6 +55,7 @@ class GAG:
     ):
         self.base, self.experts, self.router, self.domains = base, experts, router, domains
         self.decoding = decoding or DecodingSettings()
+        self._answering: Answering | None = None
 
     @classmethod
     def open(cls, project: str | Path | Project) -> "ProjectGAG":
@@ -137,31 +114,44 @@ class GAG:
             if answer.finish == "refused":
                 raise RoutingError(answer.refusal)
             return answer
-        questions, size = _checked(questions), self.decoding.batch_size
+        asked = _checked(questions)
         self._follow()
         if domain not in (None, GENERAL):
             self.domains.module(domain)  # one that is not here, or refused, is said at once
-        starts = range(0, len(questions), size)
-        return [answer for start in starts for answer in self._ask(questions[start : start + size], domain)]
+        self._answering = self._answering or Answering(self, in_phases=True)
+        collected = [_Collected(Ask((("user", question),), domain)) for question in asked]
+        for one in collected:
+            self._answering.add(one.job)
+        while self._answering.busy:
+            self._answering.step()
+        return [one.answer() for one in collected]
 
-    def read(self, questions: Sequence[str], domain: str, module: Module | None = None) -> list[Knowledge]:
+    def read(
+        self,
+        questions: Sequence[str],
+        domain: str,
+        module: Module | None = None,
+        written: list[list[int]] | None = None,
+    ) -> list[Knowledge]:
         """Read a domain's expert on questions and project what it knows.
 
         Args:
             questions: the questions.
             domain: whose expert is read.
             module: another readout and projector of the same expert (default: the domain's own).
+            written: what the expert wrote to each, where it did.
         """
-        own = self.domains.module(domain)
+        module = module or self.domains.module(domain)
         if not questions:
             return []
-        chosen = module or own
         words = BaseVocabulary(self.base.embeddings, self.base.prompts)
-        asked, system = list(questions), chosen.prompts.expert
-        readout = read(self.experts, domain, asked, system, chosen.readout, words, common=chosen.common)
+        asked, system = list(questions), module.prompts.expert
+        readout = read(
+            self.experts, module.expert, asked, system, module.readout, words, written, module.common
+        )
         with torch.no_grad():
-            device = next(chosen.projector.parameters()).device
-            vectors = chosen.projector(readout.slots.to(device))  # [B, S, Db]
+            device = next(module.projector.parameters()).device
+            vectors = module.projector(readout.slots.to(device))  # [B, S, Db]
         rows = zip(vectors, readout.texts, readout.words, strict=True)
         return [Knowledge(*row) for row in rows]
 
@@ -172,70 +162,47 @@ class GAG:
         instruction = self.domains.module(domain).prompts.answer
         return inject(self.base, self.base.prompts.with_knowledge(question, instruction), knowledge.vectors)
 
-    def generate(self, prompts: Sequence[torch.Tensor], new: int | None = None) -> list[Generation]:
-        """Let the base continue prompts, each [T, Db], by `decoding.max_new_tokens` at most, or by `new`."""
-        budget = new or self.decoding.max_new_tokens
-        return generate(self.base, [Request(prompt, budget) for prompt in prompts])
-
     def _follow(self) -> None:
         self.domains.refresh()
 
-    def _ask(self, questions: list[str], domain: str | None) -> list[Answer]:
-        seconds: dict[str, float] = {}
-        with _clock(seconds, "route"):
-            routes = self.router.route(questions) if domain is None else [_forced(domain)] * len(questions)
-        with _clock(seconds, "read"):
-            knowledge, refusals = self._read_all(questions, routes)
-        with _clock(seconds, "answer"):
-            asked = [i for i in range(len(questions)) if i not in refusals]
-            prompts = {i: self.prompt(questions[i], routes[i].domain, knowledge.get(i)) for i in asked}
-            refusals |= self._too_long(questions, prompts)
-            prompts = {i: prompt for i, prompt in prompts.items() if i not in refusals}
-            written = (
-                dict(zip(prompts, self.generate(list(prompts.values())), strict=True)) if prompts else {}
-            )
-        answers = []
-        for i, (question, route) in enumerate(zip(questions, routes, strict=True)):
-            if i in refusals:
-                answers.append(Answer(question, "", route, "refused", 0, 0, None, seconds, refusals[i]))
-                continue
-            text = self.base.prompts.decode(written[i].ids)
-            counts = len(prompts[i]), len(written[i].ids)
-            answers.append(
-                Answer(question, text, route, written[i].finish, *counts, knowledge.get(i), seconds)
-            )
-        return answers
 
-    def _too_long(self, questions: list[str], prompts: dict[int, torch.Tensor]) -> dict[int, str]:
-        """Refuse prompts that are longer than the base's positions, by the question's place."""
-        refusals = {}
-        for i, prompt in prompts.items():
-            what = f"the question {shorten(questions[i], 60)!r}"
-            try:
-                check_room(self.base, len(prompt) + self.decoding.max_new_tokens, what)
-            except DataError as error:
-                refusals[i] = str(error)
-        return refusals
+class _Collected:
+    """A job whose events become an answer."""
 
-    def _read_all(
-        self, questions: list[str], routes: list[Route]
-    ) -> tuple[dict[int, Knowledge], dict[int, str]]:
-        """Read each domain's expert once -> knowledge, and refusals, by the question's place."""
-        knowledge: dict[int, Knowledge] = {}
-        refusals: dict[int, str] = {}
-        for domain in sorted({route.domain for route in routes} - {GENERAL}):
-            chosen = [i for i, route in enumerate(routes) if route.domain == domain]
-            try:
-                knowledge |= zip(chosen, self.read([questions[i] for i in chosen], domain), strict=True)
-            except DataError:  # of one question: the others are read without it
-                for i in chosen:
-                    try:
-                        knowledge[i] = self.read([questions[i]], domain)[0]
-                    except DataError as error:
-                        refusals[i] = str(error)
-            except GagError as error:
-                refusals |= dict.fromkeys(chosen, str(error))
-        return knowledge, refusals
+    def __init__(self, ask: Ask):
+        self.job = Job(ask, self._take)
+        self._route, self._read = Route("", 0.0, ""), Read(None, 0)
+        self._texts: list[str] = []
+        self._end, self._error = Ended(0, "stop", 0), ""
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Routed(route):
+                self._route = route
+            case Read():
+                self._read = event
+            case Said(_, text, _):
+                self._texts.append(text)
+            case Ended():
+                self._end = event
+            case Refused(error):
+                self._error = str(error)
+
+    def answer(self) -> Answer:
+        """Put the answer together."""
+        question, seconds = self.job.ask.questions[-1], self.job.seconds
+        if self._error:
+            return Answer(question, "", self._route, "refused", 0, 0, None, seconds, self._error)
+        return Answer(
+            question=question,
+            text="".join(self._texts),
+            route=self._route,
+            finish=self._end.finish,
+            prompt_tokens=self._read.prompt_tokens,
+            answer_tokens=self._end.answer_tokens,
+            knowledge=self._read.knowledge,
+            seconds=seconds,
+        )
 
 
 class ProjectGAG(GAG):
@@ -251,8 +218,8 @@ class ProjectGAG(GAG):
         settings = project.settings
         base = load_backbone(settings.base, project.root)
         experts = Experts(load_backbone(settings.expert, project.root))
-        self._encoder = project_encoder(project, lambda: experts.backbone)
-        pool = DomainPool(project, base.facts, experts, self._encoder.spec, base.device)
+        self.encoder = project_encoder(project, lambda: experts.backbone)
+        pool = DomainPool(project, base.facts, experts, self.encoder.spec, base.device)
         super().__init__(base, experts, self._open_router(pool), pool, settings.decoding)
         self._stale = False  # whether the router is of another set than the folder's
 
@@ -262,15 +229,35 @@ class ProjectGAG(GAG):
             self.router = self._open_router(self.domains)
             self._stale = False
 
+    def look(self) -> Callable[[], None] | None:
+        """Look at the folder from another thread, and make the router for what is there.
+
+        Returns: What takes it up, between two steps of the thread that owns the engine; None where nothing
+            changed.
+        """
+        found = self.domains.scan()
+        changed = self.domains.changed(found)
+        faulty = {name: entry.fault for name, entry in found.items() if entry.fault}
+        if not (changed or self._stale or faulty.keys() - self.domains.faults.keys()):
+            return None
+        routed = routable(found)
+        for name in changed & routed.keys():
+            self.domains.seen(routed[name])
+        router = open_router(self.project, routed, self.encoder) if changed or self._stale else None
+
+        def take() -> None:
+            self.domains.take(found)
+            if router:
+                self.domains.watch(routed.keys() - set(router.names))
+                self.router, self._stale = router, False
+
+        return take
+
     def _open_router(self, domains: DomainPool) -> Router:
         routed = domains.routed()
-        router = open_router(self.project, routed, self._encoder)
+        router = open_router(self.project, routed, self.encoder)
         domains.watch(routed.keys() - set(router.names))
         return router
-
-
-def _forced(domain: str) -> Route:
-    return Route(domain, 1.0, "asked for")
 
 
 def _checked(questions: Iterable[str]) -> list[str]:
@@ -281,10 +268,3 @@ def _checked(questions: Iterable[str]) -> list[str]:
         if not isinstance(question, str) or not question.strip():
             raise DataError("a question is empty; ask something")
     return [check_text(question, "a question") for question in questions]
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], step: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[step] = round(time.perf_counter() - started, 4)

@@ -5,7 +5,8 @@ more than a stated number is loaded.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ Signature = tuple[tuple[str, int, int], ...]  # names, sizes and times of a fold
 class Module:
     """How a domain's expert is asked and read, and its projector."""
 
+    expert: str  # its name among the experts: a revision has one of its own
     readout: ReadoutSettings
     common: Mapping[str, float]  # words that many of the expert's answers share
     projector: Projector
@@ -37,13 +39,14 @@ class Module:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A folder as it was found: the domain in it if its bank can route, and why it is refused."""
 
     signature: Signature
     domain: Domain | None
     refusal: str = ""
     whole: bool = False  # whether any of its files may mend it, so that all are looked at
+    fault: str = ""  # why what lies there now did not replace the domain, which goes on as it was
 
 
 class DomainPool:
@@ -67,10 +70,11 @@ class DomainPool:
     ):
         self._project, self._base, self._experts = project, base, experts
         self._encoder, self._device = encoder, device
-        self._found: dict[str, _Entry] = {}  # folder by folder
-        self._entries: dict[str, _Entry] = {}  # the same, one for each domain
+        self._found: dict[str, Entry] = {}  # folder by folder
+        self._entries: dict[str, Entry] = {}  # the same, one for each domain
         self._strays: set[str] = set()  # folders of no domain's name that were named
         self._loaded: OrderedDict[str, Module] = OrderedDict()  # least recently asked first
+        self._gone: set[str] = set()  # experts that may still be in use
         self.refresh()
 
     @property
@@ -79,9 +83,19 @@ class DomainPool:
         return [name for name, entry in self._entries.items() if not entry.refusal]
 
     @property
+    def known(self) -> list[str]:
+        """The domains whose folders are here, whether they can be asked or not."""
+        return list(self._entries)
+
+    @property
     def refused(self) -> dict[str, str]:
         """The folders that cannot be asked, each with its reason."""
         return {name: entry.refusal for name, entry in self._entries.items() if entry.refusal}
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why a folder's content is not what answers: it is refused, or the domain before goes on."""
+        return {name: why for name, one in self._entries.items() if (why := one.refusal or one.fault)}
 
     @property
     def loaded(self) -> list[str]:
@@ -90,26 +104,53 @@ class DomainPool:
 
     def refresh(self) -> bool:
         """Look at the folder again; say whether domains came, went, changed, were mended or fell out."""
-        before, found = self._entries, {}
+        return self.take(self.scan())
+
+    def scan(self) -> dict[str, Entry]:
+        """Look at the folder and change nothing: another thread may; `take` takes it up."""
+        found = {}
         for name in self._project.present():
             old, folder = self._found.get(name), self._project.domain(name)
             signature = _signature(folder, whole=old is not None and old.whole)
-            found[name] = old if old and old.signature == signature else self._open(name)
-        self._found = found
+            if old and old.signature == signature:
+                found[name] = old
+                continue
+            found[name] = new = self._open(name)
+            if new.refusal and old and not old.refusal and name in self._loaded:
+                found[name] = replace(old, signature=new.signature, whole=True, fault=new.refusal)
+        return found
+
+    def changed(self, found: Mapping[str, Entry]) -> set[str]:
+        """Name the domains that a scan found other than they are; one that goes on as it was is none."""
+        entries, before = self._one_each(found), self._entries
+        names = {name for name in before.keys() | entries.keys() if before.get(name) != entries.get(name)}
+        return {name for name in names if not (name in entries and entries[name].fault)}
+
+    def take(self, found: Mapping[str, Entry]) -> bool:
+        """Take up what a scan found -> whether anything changed."""
+        before, changed = self._entries, self.changed(found)
+        self._found = dict(found)
         self._entries = self._one_each(found)
-        changed = {
-            name for name in before.keys() | found.keys() if before.get(name) != self._entries.get(name)
-        }
-        for name in changed:
-            self._forget(name)
-            entry, old = self._entries.get(name), before.get(name)
-            if entry and entry.refusal and not (old and old.refusal == entry.refusal):
+        for name, entry in self._entries.items():
+            old = before.get(name)
+            if name in changed:
+                self._forget(name)
+            if entry.refusal and not (old and old.refusal == entry.refusal):
                 say(f"domain {name} is refused, all others answer: {entry.refusal}")
+            if entry.fault and not (old and old.fault == entry.fault):
+                say(f"domain {name} goes on as it was, what lies in its folder is refused: {entry.fault}")
+        for name in changed - self._entries.keys():
+            self._forget(name)
         for name, reason in self._project.strays().items():
             if name not in self._strays:
                 self._strays.add(name)
                 say(f"domains/{name} is left out: {reason}")
         return bool(changed)
+
+    def seen(self, domain: Domain) -> None:
+        """Hash what a domain's module is made of now, so that its first question need not wait for that."""
+        with suppress(GagError):  # whoever asks it is told
+            domain.check(MODULE_PART)
 
     def watch(self, names: set[str]) -> None:
         """Look at every file of domains that were left out of the router: any may be what was wrong."""
@@ -122,9 +163,21 @@ class DomainPool:
         """Return a domain's description."""
         return self._domain(name).facts
 
+    def revision(self, name: str) -> str:
+        """Name what a domain holds."""
+        return self._domain(name).revision
+
     def routed(self) -> dict[str, Domain]:
         """Return the domains whose banks can route: a question of one that is refused is refused with it."""
-        return {name: entry.domain for name, entry in self._entries.items() if entry.domain}
+        return routable(self._entries)
+
+    def release(self, in_use: Collection[str]) -> list[str]:
+        """Drop experts whose modules are gone and that nobody uses -> their names."""
+        dropped = [name for name in self._gone if name not in in_use]
+        for name in dropped:
+            self._gone.remove(name)
+            self._experts.forget(name)
+        return dropped
 
     def module(self, name: str) -> Module:
         """Return a domain's module, loaded now if it is not yet.
@@ -143,12 +196,17 @@ class DomainPool:
             projector = domain_projector(domain)
             while len(self._loaded) >= self._project.settings.decoding.resident_domains:
                 self._forget(next(iter(self._loaded)))
-            self._experts.load(name, domain.expert)
+            expert = f"{name}@{domain.revision}"
+            if expert in self._gone:
+                self._gone.remove(expert)
+            else:
+                self._experts.load(expert, domain.expert)
         except GagError as error:
             self._refuse(name, error)
             raise
         facts = domain.facts
-        self._loaded[name] = Module(facts.readout, facts.common, projector.to(self._device), facts.prompts)
+        projector = projector.to(self._device)
+        self._loaded[name] = Module(expert, facts.readout, facts.common, projector, facts.prompts)
         return self._loaded[name]
 
     def _domain(self, name: str) -> Domain:
@@ -162,13 +220,13 @@ class DomainPool:
             raise ArtifactError(f"domain {name} is refused: {entry.refusal}")
         return entry.domain
 
-    def _open(self, name: str) -> _Entry:
+    def _open(self, name: str) -> Entry:
         """Open a folder; one that fails is looked at again once its files are noted: it may be growing."""
         folder, (domain, refusal) = self._project.domain(name), self._read(name)
         if not refusal:
-            return _Entry(_signature(folder), domain)
+            return Entry(_signature(folder), domain)
         signature = _signature(folder, whole=True)
-        return _Entry(signature, *self._read(name), whole=True)
+        return Entry(signature, *self._read(name), whole=True)
 
     def _read(self, name: str) -> tuple[Domain | None, str]:
         """Read and check a domain's description, what routes, and its models -> it, and why it is refused."""
@@ -181,21 +239,26 @@ class DomainPool:
             return domain, str(error)
         return domain, ""
 
-    def _one_each(self, found: dict[str, _Entry]) -> dict[str, _Entry]:
+    def _one_each(self, found: Mapping[str, Entry]) -> dict[str, Entry]:
         """Refuse a second folder of one and the same domain."""
-        second = twins({name: entry.domain for name, entry in found.items() if entry.domain})
-        return found | {name: _Entry(found[name].signature, None, why) for name, why in second.items()}
+        second = twins(routable(found))
+        return dict(found) | {name: Entry(found[name].signature, None, why) for name, why in second.items()}
 
     def _refuse(self, name: str, error: GagError) -> None:
         """Refuse a domain that was found whole enough to route."""
         signature = _signature(self._project.domain(name), whole=True)
-        entry = _Entry(signature, self._entries[name].domain, str(error), whole=True)
+        entry = Entry(signature, self._entries[name].domain, str(error), whole=True)
         self._found[name] = self._entries[name] = entry
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        if self._loaded.pop(name, None):
-            self._experts.forget(name)
+        if module := self._loaded.pop(name, None):
+            self._gone.add(module.expert)
+
+
+def routable(entries: Mapping[str, Entry]) -> dict[str, Domain]:
+    """Return the domains whose banks can route."""
+    return {name: entry.domain for name, entry in entries.items() if entry.domain}
 
 
 def _signature(folder: Path, whole: bool = False) -> Signature:

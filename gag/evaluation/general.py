@@ -37,7 +37,7 @@ class StockBase:
             dtype=gag.base.model.dtype,
             attn_implementation=settings.attention,
         )
-        self.model = model.to(gag.base.device)
+        self.model = model.to(gag.base.device).requires_grad_(False)  # with gradients other kernels may run
         self.max_new_tokens = gag.project.settings.decoding.max_new_tokens
 
     @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 
 from gag.engine.answer import Knowledge
 from gag.engine.engine import ProjectGAG
-from gag.engine.pool import Module
 from gag.errors import SettingsError
 from gag.evaluation.answers import (
     MethodResult,
@@ -183,8 +182,12 @@ def _variant(project: Project, gag: ProjectGAG, domain: str, name: str) -> Metho
     folder, settings = variant.run(domain, "align"), variant.settings
     widths = gag.experts.facts.width, gag.base.width
     projector = load_projector(folder, settings.align.projector, settings.readout, *widths)
-    inputs, prompts = variant.inputs(domain), gag.domains.facts(domain).prompts
-    module = Module(settings.readout, inputs.common, projector.to(gag.base.device), prompts)
+    module = replace(
+        gag.domains.module(domain),
+        readout=settings.readout,
+        common=variant.inputs(domain).common,
+        projector=projector.to(gag.base.device),
+    )
     disk = folder_bytes(project.domain(domain) / "expert") + (folder / PROJECTOR).stat().st_size
 
     def answer(questions: list[str], new: int | None) -> MethodResult:

@@ -9,14 +9,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
 from gag.models.generation import TransformersGenerator
 from gag.models.hidden_states import hidden_states
 from gag.models.language_model import Inputs
 from gag.models.prompts import Prompts
+from gag.models.slots import kept_by
 from gag.project.domain import ModelFacts
 
 _VOLATILE = (
@@ -93,8 +93,7 @@ class Backbone:
     @cached_property
     def recurrent(self) -> bool:
         """Whether some layer keeps a running state in place of keys and values."""
-        layers = DynamicCache(config=self.model.config).layers
-        return any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        return kept_by(self.model.config) == "states"
 
     @property
     def prompts(self) -> Prompts:
@@ -168,9 +167,12 @@ class Backbone:
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    def generator(self) -> TransformersGenerator:
-        """Return what continues prompts."""
-        return TransformersGenerator(self.decoder, self.model.config, self.stops, self.embed, self.logits)
+    def generator(
+        self, rows: int | None = None, tokens: int | None = None, prefill: int | None = None
+    ) -> TransformersGenerator:
+        """Return what continues prompts; the limits are those of `LanguageModel.generator`."""
+        model = self.decoder, self.model.config, self.stops, self.embed, self.logits
+        return TransformersGenerator(*model, rows=rows, tokens=tokens, prefill=prefill)
 
 
 def token_limit(config: Any) -> int | None:

@@ -7,7 +7,7 @@ turns is the text taken as it is.
 
 import datetime
 import re
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -17,7 +17,9 @@ from gag.errors import MismatchError
 from gag.models.plain_text import Piece
 
 SYSTEM, QUESTION, KNOWLEDGE, ANSWER = "\ue0f0", "\ue0f1", "\ue0f2", "\ue0f3"
-_MARKER = re.compile(f"([{SYSTEM}-{ANSWER}])")
+_FIRST_TURN, TURNS = 0xE100, 1024  # of a conversation, each with a marker of its own
+_MARKER = re.compile(f"([{SYSTEM}-{ANSWER}{chr(_FIRST_TURN)}-{chr(_FIRST_TURN + TURNS - 1)}])")
+KEPT = 64  # renderings around markers
 _FAILURES = (  # what a template can raise while it runs
     TemplateError,
     ValueError,
@@ -47,7 +49,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, today: bool):
         self._tokenizer = tokenizer
         self._today = today
-        self._cached = cache(self._marked)
+        self._cached = lru_cache(KEPT)(self._marked)
 
     def marked(self, turns: Turns, generate: bool = True) -> str:
         """Render turns around their markers.
@@ -138,6 +140,11 @@ class ChatTemplate:
                 messages, tokenize=False, add_generation_prompt=generate, **more
             )
         )
+
+
+def turn_marker(number: int) -> str:
+    """Return the marker of a conversation's turn, below TURNS."""
+    return chr(_FIRST_TURN + number)
 
 
 def _filled(turns: Turns, values: dict[str, str]) -> Turns:

@@ -3,7 +3,7 @@
 `Backbone` is the implementation by transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,7 +13,6 @@ from gag.errors import DataError, SettingsError
 from gag.models.prompts import Prompts
 from gag.models.sampling import Sampling
 from gag.project.domain import ModelFacts
-from gag.project.progress import say
 
 Finish = Literal["stop", "length"]  # an end token came; the budget was used up
 
@@ -35,19 +34,22 @@ class Inputs:
 class Request:
     """One prompt to be continued."""
 
-    embeds: torch.Tensor  # [T, D]
+    prompt: torch.Tensor | list[int]  # embeddings [T, D], or token ids
     max_new_tokens: int
     sampling: Sampling | None = None  # None: greedy
+    top: int = 0  # likeliest tokens that each step also tells
+    prefix: tuple[int, ...] = ()  # tokens ahead of the prompt that many requests share
 
 
 @dataclass(frozen=True)
 class Token:
     """One step of one request."""
 
-    request: int  # its place among those that were started
+    request: int  # its number
     id: int
     log_probability: float  # under the model, whatever sampling chose it
     finish: Finish | None  # why this token is the last; an end token is no part of the text
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,35 @@ class Generation:
     log_probabilities: list[float]  # of `ids`
 
 
-class Generator(Protocol):
-    """Continues prompts, all started ones by one token a step."""
+class NoMemoryError(SettingsError):
+    """One request alone does not fit in memory; it is forgotten."""
 
-    def start(self, requests: Sequence[Request]) -> None:
-        """Take prompts; those of before are dropped."""
+    def __init__(self, request: int):
+        self.request = request
+        super().__init__(
+            "one prompt does not fit in memory; lower its budget (decoding.max_new_tokens, of the expert "
+            "readout.max_new_tokens), or use a smaller model"
+        )
+
+
+class Generator(Protocol):
+    """Continues prompts; requests come and go between its steps."""
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        """Take prompts -> their numbers."""
+        ...
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Forget requests, finished or not."""
         ...
 
     def step(self) -> list[Token]:
-        """Continue every unfinished request by one token; nothing once all are finished."""
+        """Continue requests, each by one token at most; those that wait for room by none."""
+        ...
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that are not finished."""
         ...
 
 
@@ -105,8 +127,14 @@ class LanguageModel(Protocol):
         """Turn last hidden states [..., D] into logits [..., V]."""
         ...
 
-    def generator(self) -> Generator:
-        """Return what continues prompts."""
+    def generator(
+        self, rows: int | None = None, tokens: int | None = None, prefill: int | None = None
+    ) -> Generator:
+        """Return what continues prompts.
+
+        At most `rows` go on together, with `tokens` in their prompts and budgets; in one step at most
+        `prefill` prompt tokens join.
+        """
         ...
 
 
@@ -132,42 +160,24 @@ def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generati
         SettingsError: one prompt alone does not fit in memory.
     """
     for request in requests:
-        check_room(model, len(request.embeds) + request.max_new_tokens, "a prompt")
-    try:
-        return _generate(model, requests)
-    except torch.OutOfMemoryError:
-        pass  # go on outside of this block, so that the failed tensors can be freed
-    if len(requests) == 1:
-        raise SettingsError(
-            "one prompt does not fit in memory; lower its budget (decoding.max_new_tokens, of the expert "
-            "readout.max_new_tokens), or use a smaller model"
-        )
-    free_memory()
-    half = len(requests) // 2
-    say(
-        f"  out of memory with {len(requests)} prompts at once: going on with {half}; lower "
-        "decoding.batch_size, of the expert readout.batch_tokens"
-    )
-    return [*generate(model, requests[:half]), *generate(model, requests[half:])]
+        check_room(model, len(request.prefix) + len(request.prompt) + request.max_new_tokens, "a prompt")
+    generator, ids, chances = model.generator(), [[] for _ in requests], [[] for _ in requests]
+    finishes: list[Finish] = ["length"] * len(requests)
+    places = {number: place for place, number in enumerate(generator.add(requests))}
+    while generator.unfinished:
+        for token in generator.step():
+            place = places[token.request]
+            finishes[place] = token.finish or "length"
+            if token.finish != "stop":
+                ids[place].append(token.id)
+                chances[place].append(token.log_probability)
+    return [Generation(*row) for row in zip(ids, finishes, chances, strict=True)]
 
 
 def free_memory() -> None:
     """Give an accelerator's cached memory back."""
     if torch.accelerator.is_available():
         torch.accelerator.memory.empty_cache()
-
-
-def _generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generation]:
-    generator, ids, chances = model.generator(), [[] for _ in requests], [[] for _ in requests]
-    finishes: list[Finish] = ["length"] * len(requests)
-    generator.start(requests)
-    while tokens := generator.step():
-        for token in tokens:
-            finishes[token.request] = token.finish or "length"
-            if token.finish != "stop":
-                ids[token.request].append(token.id)
-                chances[token.request].append(token.log_probability)
-    return [Generation(*row) for row in zip(ids, finishes, chances, strict=True)]
 
 
 def pad_left(rows: Sequence[torch.Tensor]) -> Inputs:

@@ -7,11 +7,21 @@ in all of them, and the ids before an injected vector never depend on what comes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import groupby, takewhile
 
 from transformers import PreTrainedTokenizerBase
 
-from gag.errors import MismatchError
-from gag.models.chat_template import ANSWER, KNOWLEDGE, QUESTION, SYSTEM, ChatTemplate, Turns
+from gag.errors import DataError, MismatchError
+from gag.models.chat_template import (
+    ANSWER,
+    KNOWLEDGE,
+    QUESTION,
+    SYSTEM,
+    TURNS,
+    ChatTemplate,
+    Turns,
+    turn_marker,
+)
 from gag.models.plain_text import Piece, PlainText
 
 _PLAIN: Turns = (("user", QUESTION),)
@@ -46,6 +56,25 @@ class Prompts:
         """Encode the question alone, as the base answers it on the general route."""
         return self._ids(self._of_today, _PLAIN, {QUESTION: question})
 
+    def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Encode a conversation of (role, text) that asks for an answer, as the base has it on its own.
+
+        Turns of one role in a row are one turn; a template without a system turn has it at the head of the
+        first question.
+
+        Raises:
+            DataError: it has too many turns.
+        """
+        joined = _one_a_role(turns)
+        if len(joined) > TURNS:
+            raise DataError(f"the conversation has {len(joined)} turns, at most {TURNS} are read")
+        if joined[0][0] == "system" and len(joined) > 1 and not self._of_today.knows(_asking_after_system()):
+            joined = [("user", f"{joined[0][1]}\n\n{joined[1][1]}"), *joined[2:]]
+        markers = [turn_marker(number) for number in range(len(joined))]
+        values = {marker: text for marker, (_, text) in zip(markers, joined, strict=True)}
+        roles = tuple((role, marker) for marker, (role, _) in zip(markers, joined, strict=True))
+        return self._ids(self._of_today, roles, values)
+
     def ask_expert(self, question: str, system: str) -> list[int]:
         """Encode the request for background knowledge.
 
@@ -55,14 +84,19 @@ class Prompts:
         values = {SYSTEM: system, QUESTION: question} if system else {QUESTION: question}
         return self._ids(self._template, self._asking if system else _PLAIN, values, self._opening)
 
-    def with_knowledge(self, question: str, instruction: str) -> KnowledgePrompt:
-        """Encode the prompt that holds knowledge vectors at its end."""
-        marked = self._template.marked(_WITH_KNOWLEDGE)
+    def with_knowledge(self, question: str, instruction: str, system: str = "") -> KnowledgePrompt:
+        """Encode the prompt that holds knowledge vectors at its end, behind a system turn, if any."""
+        turns, values = _WITH_KNOWLEDGE, {SYSTEM: instruction, QUESTION: question}
+        if system and self._template.knows(after := (("system", turn_marker(0)), *turns)):
+            turns, values = after, values | {turn_marker(0): system}
+        elif system:
+            values[SYSTEM] = f"{system}\n\n{instruction}"
+        marked = self._template.marked(turns)
         if marked.count(KNOWLEDGE) > 1:
             raise MismatchError(
                 "the tokenizer's chat template writes what the user says more than once; use another model"
             )
-        pieces = self._template.pieces(_WITH_KNOWLEDGE, {SYSTEM: instruction, QUESTION: question})
+        pieces = self._template.pieces(turns, values)
         cut = next(i for i, piece in enumerate(pieces) if piece.text == KNOWLEDGE and not piece.plain)
         before = self._text.stock("".join(piece.text for piece in pieces[:cut]))
         if self._text.steering(before) != self._steering(marked.partition(KNOWLEDGE)[0]):
@@ -89,9 +123,14 @@ class Prompts:
         """Encode a text that stands alone, as plain text: no control token can come of it."""
         return self._text.text(text)
 
+    def shared(self, encode: Callable[[str], list[int]]) -> tuple[int, ...]:
+        """Return what all prompts of a kind begin with, whatever the question."""
+        pairs = zip(encode("a"), encode("Why?"), strict=False)
+        return tuple(id for id, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
     def decode(self, ids: list[int]) -> str:
         """Decode generated ids without control tokens."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return self._raw(ids).strip()
 
     def pieces(self, ids: list[int]) -> list[tuple[list[int], str]]:
         """Cut a text's tokens where its characters are whole -> the places of each piece, and its text.
@@ -101,13 +140,16 @@ class Prompts:
         found: list[tuple[list[int], str]] = []
         before, start = 0, 0  # the piece behind which a token is read, and where the open piece begins
         for place in range(len(ids)):
-            known = self._raw(ids[before:start])
-            text = self._raw(ids[before : place + 1])
-            if text.endswith(_CUT) and place + 1 < len(ids) and place - start < _LONGEST:
+            text = self.behind(ids[before:start], ids[start : place + 1])
+            if is_cut(text) and place + 1 < len(ids) and place - start < LONGEST:
                 continue
-            found.append((list(range(start, place + 1)), text[len(known) :]))
+            found.append((list(range(start, place + 1)), text))
             before, start = start, place + 1
         return found
+
+    def behind(self, before: list[int], ids: list[int]) -> str:
+        """Decode tokens as they stand behind others."""
+        return self._raw([*before, *ids])[len(self._raw(before)) :]
 
     def vocabulary(self, size: int) -> list[str]:
         """Return the text of each of the first tokens, with the space that it puts before itself."""
@@ -210,4 +252,19 @@ class Prompts:
 
 
 _ANSWER = Piece(ANSWER, plain=False)
-_CUT, _LONGEST = "\ufffd", 16  # what a character that is not whole decodes to; tokens of one character
+LONGEST = 16  # tokens of one character
+
+
+def is_cut(text: str) -> bool:
+    """Say whether a decoded text ends inside a character: more tokens make it whole."""
+    return text.endswith("\ufffd")
+
+
+def _asking_after_system() -> Turns:
+    return ("system", turn_marker(0)), ("user", turn_marker(1))
+
+
+def _one_a_role(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Join turns of one role that follow each other."""
+    grouped = groupby(turns, key=lambda turn: turn[0])
+    return [(role, "\n\n".join(text for _, text in some)) for role, some in grouped]

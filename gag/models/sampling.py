@@ -34,7 +34,7 @@ def seeded(
     return Sampling(temperature, top_p, top_k, torch.rand(count, generator=generator))
 
 
-def choose(logits: torch.Tensor, samplings: Sequence[Sampling | None], step: int) -> torch.Tensor:
+def choose(logits: torch.Tensor, samplings: Sequence[Sampling | None], steps: Sequence[int]) -> torch.Tensor:
     """Choose each row's next token: the likeliest, or the one at which its number falls: [B, V] -> [B]."""
     chosen = logits.argmax(-1)
     groups: dict[tuple[float, float, int], list[int]] = {}
@@ -42,7 +42,7 @@ def choose(logits: torch.Tensor, samplings: Sequence[Sampling | None], step: int
         if sampling is not None:
             groups.setdefault((sampling.temperature, sampling.top_p, sampling.top_k), []).append(row)
     for (temperature, top_p, top_k), rows in groups.items():
-        uniforms = torch.stack([samplings[row].uniforms[step] for row in rows])  # pyright: ignore
+        uniforms = torch.stack([samplings[row].uniforms[steps[row]] for row in rows])  # pyright: ignore
         place = torch.tensor(rows, device=logits.device)
         chosen[place] = _sample(logits[place].float() / temperature, uniforms.to(logits.device), top_p, top_k)
     return chosen

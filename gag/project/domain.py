@@ -4,6 +4,8 @@ This file knows what lies where and whether it is whole; `projection`, `routing`
 it.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -169,6 +171,12 @@ class Domain:
     def name(self) -> str:
         """The name that it is known by here: its folder's."""
         return self.folder.name
+
+    @property
+    def revision(self) -> str:
+        """Name what it holds: the same files under the same description have the same one."""
+        described = f"{self.facts.model_dump_json()}\n{json.dumps(self.files, sort_keys=True)}"
+        return hashlib.sha256(described.encode()).hexdigest()[:12]
 
     @property
     def expert(self) -> Path:

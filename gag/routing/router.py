@@ -5,7 +5,7 @@ Ties, doubts and what is out of distribution go to general.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -29,11 +29,13 @@ class Route:
         domain: a domain's name, or `general`.
         score: the domain's probability, or its best cosine where the router is not calibrated.
         reason: what decided it, in words.
+        scores: of every domain, and of general, in the same measure.
     """
 
     domain: str
     score: float
     reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,22 @@ class Router:
     def route_vectors(self, vectors: torch.Tensor) -> list[Route]:
         """Route encoded questions [B, Dq]."""
         verdict = self.judge(vectors)
-        scores = self._shown(verdict).gather(1, verdict.chosen[:, None])[:, 0]
         rows = zip(
             verdict.chosen.tolist(),
-            scores.tolist(),
+            self._shown(verdict).tolist(),
             verdict.margins.tolist(),
             verdict.needed.tolist(),
             verdict.out_of_distribution.tolist(),
             strict=True,
         )
         return [
-            Route(self.names[chosen], score, self._reason(chosen, margin, needed, outside))
-            for chosen, score, margin, needed, outside in rows
+            Route(
+                self.names[chosen],
+                scores[chosen],
+                self._reason(chosen, margin, needed, outside),
+                dict(zip(self.names, scores, strict=True)),
+            )
+            for chosen, scores, margin, needed, outside in rows
         ]
 
     def scores(self, question: str) -> dict[str, float]:

@@ -58,6 +58,7 @@ class Stock:
         self.model: Any = known.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention
         ).eval()
+        self.model.requires_grad_(False)  # PyTorch may take other kernels where a gradient can be asked for
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def ids(self, question: str) -> list[int]:

@@ -1,0 +1,93 @@
+"""What an expert writes for questions that come and go, a token of each in a step."""
+
+from dataclasses import dataclass
+from textwrap import shorten
+
+from gag.engine.asking import Background, Job
+from gag.engine.pool import Module
+from gag.models.experts import ExpertSource
+from gag.models.language_model import NoMemoryError, Request, check_room
+from gag.models.sampling import seeded
+from gag.models.text_stream import TextStream
+
+
+@dataclass(frozen=True)
+class Text:
+    """What an expert writes for a job."""
+
+    job: Job
+    asked: str
+    budget: int
+    ids: list[int]
+    stream: TextStream
+
+
+class Writer:
+    """One expert, writing for all who ask it.
+
+    Args:
+        experts: where it is held.
+        domain: whose expert it is.
+        module: how it is asked.
+    """
+
+    def __init__(self, experts: ExpertSource, domain: str, module: Module):
+        self.domain, self.module, self._experts = domain, module, experts
+        self._texts: dict[int, Text] = {}
+        self._whole: list[Text] = []
+        with experts.using(module.expert) as expert:
+            self._generator = expert.generator(tokens=module.readout.batch_tokens)
+            self._prompts, self._model = expert.prompts, expert
+        self._prefix = self._prompts.shared(self._ask)
+
+    @property
+    def count(self) -> int:
+        """Questions that it writes for."""
+        return len(self._texts) + len(self._whole)
+
+    def add(self, job: Job, asked: str, budget: int) -> None:
+        """Take a question; DataError: it is too long for the expert."""
+        ids, drawn = self._ask(asked), self.module.readout
+        check_room(self._model, len(ids) + budget, f"the question {shorten(asked, 60)!r}")
+        text = Text(job, asked, budget, [], TextStream(self._prompts))
+        if not budget:  # the prompt's last token is read
+            self._whole.append(text)
+            return
+        cut = len(self._prefix) if tuple(ids[: len(self._prefix)]) == self._prefix else 0
+        sampling = seeded(asked, drawn.seed, budget, drawn.temperature, drawn.top_p, drawn.top_k)
+        request = Request(ids[cut:], budget, sampling, prefix=tuple(ids[:cut]))
+        self._texts[self._generator.add([request])[0]] = text
+
+    def drop(self, job: Job) -> None:
+        """Forget a job."""
+        self._whole = [text for text in self._whole if text.job is not job]
+        gone = [number for number, text in self._texts.items() if text.job is job]
+        self._generator.drop(gone)
+        for number in gone:
+            del self._texts[number]
+
+    def step(self) -> list[Text]:
+        """Write a token for each question -> those whose text is whole."""
+        whole, self._whole = self._whole, []
+        if not self._texts:
+            return whole
+        try:
+            with self._experts.using(self.module.expert):
+                tokens = self._generator.step()
+        except NoMemoryError as error:
+            self._texts.pop(error.request).job.refuse(error)
+            return whole
+        for token in tokens:
+            text, new = self._texts[token.request], ""
+            if token.finish != "stop":
+                text.ids.append(token.id)
+                new = text.stream.add(token.id)
+            if token.finish:
+                new += text.stream.end()
+                whole.append(self._texts.pop(token.request))
+            if new:
+                text.job.tell(Background(new))
+        return whole
+
+    def _ask(self, question: str) -> list[int]:
+        return self._prompts.ask_expert(question, self.module.prompts.expert)

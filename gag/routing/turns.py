@@ -1,0 +1,38 @@
+"""Where a conversation goes: its last question, or else that question together with the one before it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from gag.project.settings import GENERAL
+from gag.routing.router import Route
+
+
+class Routes(Protocol):
+    """Anything that routes questions; `Router` does."""
+
+    def route(self, questions: Sequence[str]) -> list[Route]:
+        """Route a batch of questions."""
+        ...
+
+
+def route_turns(router: Routes, chats: Sequence[Sequence[str]]) -> list[tuple[Route, str]]:
+    """Route conversations by the user's turns, the last of each the question.
+
+    A question that goes to general alone may be a follow-up ("and its dose?"): where the turn before and it
+    together clear a domain's margin, the conversation stays in that domain.
+
+    Returns:
+        For each its route, and the text that asks the expert.
+    """
+    if not chats:
+        return []
+    found = list(
+        zip(router.route([turns[-1] for turns in chats]), [turns[-1] for turns in chats], strict=True)
+    )
+    open_ones = [i for i, (route, _) in enumerate(found) if route.domain == GENERAL and len(chats[i]) > 1]
+    joined = [f"{chats[i][-2]} {chats[i][-1]}" for i in open_ones]
+    for i, text, route in zip(open_ones, joined, router.route(joined) if joined else [], strict=True):
+        if route.domain != GENERAL:
+            found[i] = replace(route, reason=f"{route.reason}, with the turn before"), text
+    return found
