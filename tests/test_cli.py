@@ -1,5 +1,6 @@
 """The command line: real processes for the whole, in-process calls for each wrong input."""
 
+import io
 import json
 import os
 import shutil
@@ -57,6 +58,16 @@ def test_ask_route_and_domains_in_real_processes(project: Project) -> None:
     routed = json.loads(process("route", "What is in plants number 2?", *where).stdout)
     assert set(routed["scores"]) == {"general", "metals", "plants"}
     assert json.loads(process("domains", "verify", *where).stdout) == {"verified": ["metals", "plants"]}
+
+
+def test_a_chat_goes_on_until_an_empty_line(project: Project, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("What is in metals number 2?\nWhat is 3 plus 3?\n\nnot read\n")
+    )
+    assert run(capsys, monkeypatch, "chat", "--project", str(project.root))[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is tin?\n"))
+    code, out, _ = run(capsys, monkeypatch, "chat", "--domain", "plants", "--project", str(project.root))
+    assert code == 0 and out.startswith("[plants 1.000: asked for]\n")
 
 
 def test_domains_plug_out_and_in(project: Project, capsys, monkeypatch, tmp_path: Path) -> None:

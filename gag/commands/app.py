@@ -8,6 +8,7 @@ import typer
 
 from gag.commands.ask import ask
 from gag.commands.build import adapt, align, bridge, build, export_app, plan, prototypes, readouts
+from gag.commands.chat import chat
 from gag.commands.domains import domains_app
 from gag.commands.evaluate import compare, evaluate
 from gag.commands.router import route, router_app
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo, init, build, plan, adapt, readouts, align, bridge, prototypes, ask, serve, route,
+    demo, init, build, plan, adapt, readouts, align, bridge, prototypes, ask, chat, serve, route,
     evaluate, compare,
 ):  # fmt: skip
     app.command()(verb)

@@ -69,15 +69,15 @@ def serve(
         def handle_exit(self, sig: int, frame: Any) -> None:
             """Stop at the first signal once all is answered, at the second at once."""
             if app.state.server.owner.draining:
-                super().handle_exit(sig, frame)
+                self.should_exit = self.force_exit = True
                 return
-            threading.Thread(target=self._drain, args=(app.state.server, sig), daemon=True).start()
+            threading.Thread(target=self._drain, args=(app.state.server,), daemon=True).start()
 
-        def _drain(self, server: "Server", sig: int) -> None:
+        def _drain(self, server: "Server") -> None:
             say("stopping: no more questions are taken; those that were are answered first")
             if not server.owner.stop(chosen.drain_seconds):
                 say(f"some were not answered within {chosen.drain_seconds:g} s (serve.drain_seconds)")
-            super().handle_exit(sig, None)
+            self.should_exit = True
 
     named = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
     place = f"http://{named}:{listening.getsockname()[1]}"

@@ -1,7 +1,8 @@
 """The loop that answers: route, read, inject, answer, for many questions and domains at once.
 
 Each step moves every question on by one token at most, wherever it stands: those of one expert are written
-together, and the answers to all, general and of any domain, are one batch of the base.
+together, and the answers to all, general and of any domain, are one batch of the base. What begins, at the
+router, an expert or the base, begins together with others, every few steps: one pass for several prompts.
 """
 
 from collections import OrderedDict, deque
@@ -24,6 +25,7 @@ from gag.routing.router import Route
 from gag.routing.turns import route_turns
 
 KEPT = 1024  # questions whose knowledge is kept
+EVERY = 4  # steps: in each of so many, questions move from one part of their way to the next, together
 AHEAD = 2  # questions beyond the router, in multiples of the rows that the base answers together
 
 
@@ -56,6 +58,7 @@ class Answering:
         self._saying: dict[int, _Saying] = {}
         self._kept: OrderedDict[tuple[str, str, int], Knowledge] = OrderedDict()
         self._prefixes: dict[str, tuple[int, ...]] = {}  # of the base's prompts, by the instruction
+        self._steps = 0
         self.hits = self.misses = 0  # of the kept knowledge
 
     @property
@@ -97,15 +100,20 @@ class Answering:
 
     def step(self) -> None:
         """Move every question on by one token at most."""
-        self._route()
+        self._steps += 1
+        under_way = bool(self._saying) or any(writer.count for writer in self._writers.values())
+        moving = not under_way or self._steps % EVERY == 0
+        if moving:
+            self._route()
         for writer in list(self._writers.values()):
-            if whole := writer.step():
-                self._read(writer, whole)
-        writing = any(writer.count for writer in self._writers.values())
+            writer.step()
+            if writer.whole and (moving or not (writer.count or self._saying)):
+                self._read(writer, writer.take())
+        writing = any(writer.count or writer.whole for writer in self._writers.values())
         if self._saying and not (writing and self._in_phases):
             self._say()
         self._jobs = {job for job in self._jobs if job.left}
-        in_use = {writer.module.expert for writer in self._writers.values() if writer.count}
+        in_use = {w.module.expert for w in self._writers.values() if w.count or w.whole}
         for expert in self._parts.domains.release(in_use):
             self._writers.pop(expert, None)
 

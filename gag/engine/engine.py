@@ -126,6 +126,19 @@ class GAG:
             self._answering.step()
         return [one.answer() for one in collected]
 
+    def tell(self, ask: Ask, to: Callable[[Event], None]) -> None:
+        """Answer one ask, and tell what happens while it does, event by event.
+
+        Args:
+            ask: the question or conversation, and how it is to be answered.
+            to: takes the events, in order.
+        """
+        self._follow()
+        answering = Answering(self)
+        answering.add(Job(ask, to))
+        while answering.busy:
+            answering.step()
+
     def read(
         self,
         questions: Sequence[str],

@@ -75,6 +75,7 @@ class DomainPool:
         self._strays: set[str] = set()  # folders of no domain's name that were named
         self._loaded: OrderedDict[str, Module] = OrderedDict()  # least recently asked first
         self._gone: set[str] = set()  # experts that may still be in use
+        self.leaving: set[str] = set()  # domains that are about to be removed: they are not seen any more
         self.refresh()
 
     @property
@@ -110,6 +111,8 @@ class DomainPool:
         """Look at the folder and change nothing: another thread may; `take` takes it up."""
         found = {}
         for name in self._project.present():
+            if name in self.leaving:
+                continue
             old, folder = self._found.get(name), self._project.domain(name)
             signature = _signature(folder, whole=old is not None and old.whole)
             if old and old.signature == signature:

@@ -34,7 +34,7 @@ class Writer:
     def __init__(self, experts: ExpertSource, domain: str, module: Module):
         self.domain, self.module, self._experts = domain, module, experts
         self._texts: dict[int, Text] = {}
-        self._whole: list[Text] = []
+        self.whole: list[Text] = []  # to be read
         with experts.using(module.expert) as expert:
             self._generator = expert.generator(tokens=module.readout.batch_tokens)
             self._prompts, self._model = expert.prompts, expert
@@ -43,7 +43,7 @@ class Writer:
     @property
     def count(self) -> int:
         """Questions that it writes for."""
-        return len(self._texts) + len(self._whole)
+        return len(self._texts)
 
     def add(self, job: Job, asked: str, budget: int) -> None:
         """Take a question; DataError: it is too long for the expert."""
@@ -51,7 +51,7 @@ class Writer:
         check_room(self._model, len(ids) + budget, f"the question {shorten(asked, 60)!r}")
         text = Text(job, asked, budget, [], TextStream(self._prompts))
         if not budget:  # the prompt's last token is read
-            self._whole.append(text)
+            self.whole.append(text)
             return
         cut = len(self._prefix) if tuple(ids[: len(self._prefix)]) == self._prefix else 0
         sampling = seeded(asked, drawn.seed, budget, drawn.temperature, drawn.top_p, drawn.top_k)
@@ -60,23 +60,27 @@ class Writer:
 
     def drop(self, job: Job) -> None:
         """Forget a job."""
-        self._whole = [text for text in self._whole if text.job is not job]
+        self.whole = [text for text in self.whole if text.job is not job]
         gone = [number for number, text in self._texts.items() if text.job is job]
         self._generator.drop(gone)
         for number in gone:
             del self._texts[number]
 
-    def step(self) -> list[Text]:
-        """Write a token for each question -> those whose text is whole."""
-        whole, self._whole = self._whole, []
+    def take(self) -> list[Text]:
+        """Take the texts that are whole."""
+        whole, self.whole = self.whole, []
+        return whole
+
+    def step(self) -> None:
+        """Write a token for each question."""
         if not self._texts:
-            return whole
+            return
         try:
             with self._experts.using(self.module.expert):
                 tokens = self._generator.step()
         except NoMemoryError as error:
             self._texts.pop(error.request).job.refuse(error)
-            return whole
+            return
         for token in tokens:
             text, new = self._texts[token.request], ""
             if token.finish != "stop":
@@ -84,10 +88,9 @@ class Writer:
                 new = text.stream.add(token.id)
             if token.finish:
                 new += text.stream.end()
-                whole.append(self._texts.pop(token.request))
+                self.whole.append(self._texts.pop(token.request))
             if new:
                 text.job.tell(Background(new))
-        return whole
 
     def _ask(self, question: str) -> list[int]:
         return self._prompts.ask_expert(question, self.module.prompts.expert)

@@ -103,6 +103,7 @@ class Experts:
             )
         self._adapters.add(name)
         self._layers = [m for m in self._backbone.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._backbone.model.requires_grad_(False)
         self._switch_off()
 
     def forget(self, name: str) -> None:
@@ -120,9 +121,7 @@ class Experts:
         if name in self._full:
             yield self._full[name]
             return
-        for layer in self._layers:
-            layer.enable_adapters(True)
-            layer.set_adapter(_adapter(name), inference_mode=True)
+        self._switch([_adapter(name)])
         try:
             yield self._backbone
         finally:
@@ -146,8 +145,19 @@ class Experts:
                 model.delete_adapter(_adapter(name))
 
     def _switch_off(self) -> None:
+        self._switch([])
+
+    def _switch(self, adapters: list[str]) -> None:
+        """Say which adapter is active, if any.
+
+        PEFT's own `set_adapter` and `enable_adapters` look through all parameters for gradients as well,
+        which takes longer than a step of a small model; there are none here.
+        """
         for layer in self._layers:
-            layer.enable_adapters(False)
+            state = vars(layer)
+            state["_disable_adapters"] = not adapters
+            if adapters:
+                state["_active_adapter"] = adapters
 
     def _like_the_backbone(self, folder: Path) -> ModelSettings:
         model = self._backbone.model

@@ -52,8 +52,12 @@ def reloaded(name: str, server: Here, key: Admin) -> HttpResponse:
 def removed(name: str, server: Here, key: Admin) -> HttpResponse:
     """Take a domain away; questions that it is being asked are still answered."""
     _known(server, name)
-    take_away(server.gag.project, name)
-    server.owner.look()
+    server.gag.domains.leaving.add(name)
+    try:
+        server.owner.look()  # first nothing goes there any more
+        take_away(server.gag.project, name)
+    finally:
+        server.gag.domains.leaving.discard(name)
     return Json({"id": name, "object": "domain", "deleted": True})
 
 

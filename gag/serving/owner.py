@@ -75,8 +75,8 @@ class Owner:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: dict[Job, Ticket] = {}
         self._open = 0  # tickets that were handed over and are not ended
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
+        self._stopping, self._ended = threading.Event(), False
         self._looked = threading.Event()  # set: look at the folder now
         self.fault = ""  # of the last look at the folder
         self._thread = threading.Thread(target=self._run, name="gag-owner", daemon=True)
@@ -141,9 +141,10 @@ class Owner:
         Raises:
             GagError: the router cannot be made.
         """
-        take = self.gag.look()
-        if take:
-            self.call(take).result()
+        with self._looking:
+            take = self.gag.look()
+            if take:
+                self.call(take).result()
 
     def stop(self, seconds: float) -> bool:
         """Take no more questions, finish those that were taken, within some time -> whether all are done."""
@@ -159,11 +160,11 @@ class Owner:
         return done
 
     def _end(self) -> None:
-        raise SystemExit
+        self._ended = True
 
     def _run(self) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one is for HTTP
-        while True:
+        while not self._ended:
             self._take_in(wait=not self.answering.busy)
             if self.answering.busy:
                 try:
