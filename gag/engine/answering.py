@@ -25,7 +25,7 @@ from gag.routing.router import Route
 from gag.routing.turns import route_turns
 
 KEPT = 1024  # questions whose knowledge is kept
-EVERY = 4  # steps: in each of so many, questions move from one part of their way to the next, together
+EVERY = 3  # steps: in each of so many, questions move from one part of their way to the next, together
 AHEAD = 2  # questions beyond the router, in multiples of the rows that the base answers together
 
 
@@ -168,7 +168,8 @@ class Answering:
         """Read an expert on texts that are whole, and have the base answer around what it knows."""
         try:
             questions, ids = [text.asked for text in texts], [text.ids for text in texts]
-            known = self._parts.read(questions, writer.domain, writer.module, ids)
+            likely = [text.likely for text in texts] if writer.foretells else None
+            known = self._parts.read(questions, writer.domain, writer.module, ids, likely)
         except GagError as error:
             for text in texts:
                 text.job.refuse(error)

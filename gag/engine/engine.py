@@ -14,7 +14,7 @@ from gag.engine.pool import DomainPool, Module, routable
 from gag.errors import DataError, RoutingError
 from gag.models.backbone import Backbone
 from gag.models.experts import Experts, ExpertSource
-from gag.models.language_model import LanguageModel
+from gag.models.language_model import LanguageModel, Likely
 from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import check_text
@@ -145,6 +145,7 @@ class GAG:
         domain: str,
         module: Module | None = None,
         written: list[list[int]] | None = None,
+        likely: list[Likely] | None = None,
     ) -> list[Knowledge]:
         """Read a domain's expert on questions and project what it knows.
 
@@ -153,15 +154,15 @@ class GAG:
             domain: whose expert is read.
             module: another readout and projector of the same expert (default: the domain's own).
             written: what the expert wrote to each, where it did.
+            likely: what it found likeliest behind each token of that.
         """
         module = module or self.domains.module(domain)
         if not questions:
             return []
         words = BaseVocabulary(self.base.embeddings, self.base.prompts)
         asked, system = list(questions), module.prompts.expert
-        readout = read(
-            self.experts, module.expert, asked, system, module.readout, words, written, module.common
-        )
+        settings, common = module.readout, module.common
+        readout = read(self.experts, module.expert, asked, system, settings, words, written, common, likely)
         with torch.no_grad():
             device = next(module.projector.parameters()).device
             vectors = module.projector(readout.slots.to(device))  # [B, S, Db]

@@ -6,7 +6,7 @@ from typing import Protocol
 from gag.engine.answer import Knowledge
 from gag.engine.pool import Module
 from gag.models.experts import ExpertSource
-from gag.models.language_model import LanguageModel
+from gag.models.language_model import LanguageModel, Likely
 from gag.project.settings import DecodingSettings
 from gag.routing.turns import Routes
 
@@ -66,6 +66,7 @@ class Parts(Protocol):
         domain: str,
         module: Module | None = None,
         written: list[list[int]] | None = None,
+        likely: list[Likely] | None = None,
     ) -> list[Knowledge]:
         """Read a domain's expert on questions and project what it knows."""
         ...

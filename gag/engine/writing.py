@@ -1,14 +1,17 @@
 """What an expert writes for questions that come and go, a token of each in a step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import shorten
+
+import torch
 
 from gag.engine.asking import Background, Job
 from gag.engine.pool import Module
 from gag.models.experts import ExpertSource
-from gag.models.language_model import NoMemoryError, Request, check_room
+from gag.models.language_model import Likely, NoMemoryError, Request, check_room
 from gag.models.sampling import seeded
 from gag.models.text_stream import TextStream
+from gag.readout.states import foretelling
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,16 @@ class Text:
     job: Job
     asked: str
     budget: int
-    ids: list[int]
     stream: TextStream
+    ids: list[int] = field(default_factory=list)
+    steps: list[Likely] = field(default_factory=list)  # what each step found likeliest
+
+    @property
+    def likely(self) -> Likely:
+        """What was likeliest behind each token [T, K]; behind the prompt where nothing was written."""
+        behind = self.steps[1:] if self.ids else self.steps
+        ids, chances = ([getattr(one, name) for one in behind] for name in ("ids", "log_probabilities"))
+        return Likely(torch.stack(ids), torch.stack(chances))
 
 
 class Writer:
@@ -39,6 +50,7 @@ class Writer:
             self._generator = expert.generator(tokens=module.readout.batch_tokens)
             self._prompts, self._model = expert.prompts, expert
         self._prefix = self._prompts.shared(self._ask)
+        self.foretells = foretelling(module.readout)
 
     @property
     def count(self) -> int:
@@ -49,13 +61,14 @@ class Writer:
         """Take a question; DataError: it is too long for the expert."""
         ids, drawn = self._ask(asked), self.module.readout
         check_room(self._model, len(ids) + budget, f"the question {shorten(asked, 60)!r}")
-        text = Text(job, asked, budget, [], TextStream(self._prompts))
-        if not budget:  # the prompt's last token is read
+        text = Text(job, asked, budget, TextStream(self._prompts))
+        steps = budget + 1 if self.foretells else budget
+        if not steps:  # the prompt's last token is read
             self.whole.append(text)
             return
         cut = len(self._prefix) if tuple(ids[: len(self._prefix)]) == self._prefix else 0
-        sampling = seeded(asked, drawn.seed, budget, drawn.temperature, drawn.top_p, drawn.top_k)
-        request = Request(ids[cut:], budget, sampling, prefix=tuple(ids[:cut]))
+        sampling = seeded(asked, drawn.seed, steps, drawn.temperature, drawn.top_p, drawn.top_k)
+        request = Request(ids[cut:], steps, sampling, self.foretells, tuple(ids[:cut]))
         self._texts[self._generator.add([request])[0]] = text
 
     def drop(self, job: Job) -> None:
@@ -83,7 +96,9 @@ class Writer:
             return
         for token in tokens:
             text, new = self._texts[token.request], ""
-            if token.finish != "stop":
+            if token.top:
+                text.steps.append(token.top)
+            if token.finish != "stop" and len(text.ids) < text.budget:
                 text.ids.append(token.id)
                 new = text.stream.add(token.id)
             if token.finish:

@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
-from gag.models.language_model import Finish, NoMemoryError, Request, Token, free_memory, pad_left
+from gag.models.language_model import Finish, Likely, NoMemoryError, Request, Token, free_memory, pad_left
 from gag.models.prefixes import Prefixes
 from gag.models.sampling import choose
 from gag.models.slots import Slots, Together, kept_by
@@ -141,13 +141,15 @@ class TransformersGenerator:
         chosen = choose(logits, [row.request.sampling for row in rows], steps)
         total = logits.float().logsumexp(-1)
         chances = logits.gather(1, chosen[:, None])[:, 0].float() - total
-        likely = _likeliest(logits, total, max(row.request.top for row in rows))
+        best = _likeliest(logits, total, max(row.request.top for row in rows))
         tokens = []
         for i, (row, id, chance) in enumerate(zip(rows, chosen.tolist(), chances.tolist(), strict=True)):
             row.written.append(id)
             finish = self._finish(row)
             row.over = finish is not None
-            tokens.append(Token(row.number, id, chance, finish, tuple(likely[i][: row.request.top])))
+            wanted = row.request.top
+            top = Likely(best.ids[i, :wanted], best.log_probabilities[i, :wanted]) if wanted else None
+            tokens.append(Token(row.number, id, chance, finish, top))
         return tokens
 
     def _finish(self, row: _Row) -> Finish | None:
@@ -268,11 +270,7 @@ class TransformersGenerator:
         )
 
 
-def _likeliest(logits: torch.Tensor, total: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
-    """Return each row's likeliest tokens and their log-probabilities: [B, V], [B] -> B lists."""
-    if not count:
-        return [[]] * len(logits)
+def _likeliest(logits: torch.Tensor, total: torch.Tensor, count: int) -> Likely:
+    """Return each row's likeliest tokens and their log-probabilities: [B, V], [B] -> [B, K]."""
     best = logits.float().topk(min(count, logits.shape[-1]))
-    chances = best.values - total[:, None]
-    pairs = zip(best.indices.tolist(), chances.tolist(), strict=True)
-    return [list(zip(*pair, strict=True)) for pair in pairs]
+    return Likely(best.indices, best.values - total[:, None])

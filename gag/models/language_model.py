@@ -42,6 +42,18 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Likely:
+    """The likeliest tokens of a step, or of several."""
+
+    ids: torch.Tensor  # [..., K], likeliest first
+    log_probabilities: torch.Tensor  # [..., K]
+
+    def pairs(self) -> list[tuple[int, float]]:
+        """Return those of one step."""
+        return list(zip(self.ids.tolist(), self.log_probabilities.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
 class Token:
     """One step of one request."""
 
@@ -49,7 +61,7 @@ class Token:
     id: int
     log_probability: float  # under the model, whatever sampling chose it
     finish: Finish | None  # why this token is the last; an end token is no part of the text
-    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities
+    top: "Likely | None" = None  # where the request wants it
 
 
 @dataclass(frozen=True)

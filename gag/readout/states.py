@@ -10,12 +10,20 @@ import torch
 from gag.errors import SettingsError
 from gag.models.batching import length_batches
 from gag.models.experts import ExpertSource
-from gag.models.language_model import LanguageModel, Request, check_room, free_memory, generate, pad_left
+from gag.models.language_model import (
+    LanguageModel,
+    Likely,
+    Request,
+    check_room,
+    free_memory,
+    generate,
+    pad_left,
+)
 from gag.models.sampling import seeded
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.progress import say
 from gag.readout.salient import Word, fitting, rank_words
-from gag.readout.vocabulary import BaseVocabulary, predicted_embeddings
+from gag.readout.vocabulary import LIKELIEST, BaseVocabulary, likely_embeddings, predicted_embeddings
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ def read(
     vocabulary: BaseVocabulary | None = None,
     written: list[list[int]] | None = None,
     common: Mapping[str, float] | None = None,
+    likely: list[Likely] | None = None,
 ) -> Readout:
     """Read questions in batches of like length within the token budget; the order of the questions is kept.
 
@@ -60,6 +69,7 @@ def read(
         vocabulary: the base's, where `readout.space` is vocabulary.
         written: what the expert wrote to each before, if it is known.
         common: the share of the expert's answers that hold a word, of those that many share.
+        likely: the tokens that it found likeliest behind each written one [T, K], if they are known.
 
     Raises:
         DataError: a question and the budget are longer than the expert's positions.
@@ -77,7 +87,8 @@ def read(
         batch = waiting.pop()
         asked = [questions[i] for i in batch], [prompts[i] for i in batch]
         known = [written[i] for i in batch] if written else None
-        rows = _read_batch(experts, name, *asked, settings, vocabulary, known, common or {})
+        foretold = [likely[i] for i in batch] if likely else None
+        rows = _read_batch(experts, name, *asked, settings, vocabulary, known, common or {}, foretold)
         if rows is None:
             waiting += _halves(batch)
         else:
@@ -110,6 +121,7 @@ def _read_batch(
     vocabulary: BaseVocabulary | None,
     known: list[list[int]] | None,
     common: Mapping[str, float],
+    likely: list[Likely] | None,
 ) -> list[_Row] | None:
     """Write and read each question, or return None if they do not fit in memory."""
     try:
@@ -117,7 +129,7 @@ def _read_batch(
             written = known
             if written is None:
                 written = generate_background(expert, questions, prompts, settings)
-            rows = _token_rows(expert, prompts, written, settings, vocabulary)
+            rows = _token_rows(expert, prompts, written, settings, vocabulary, likely)
         if settings.select == "segments":
             return [_Row(pool(one, settings), ids, ()) for one, ids in zip(rows, written, strict=True)]
         with experts.using(None) as backbone:
@@ -136,10 +148,13 @@ def _token_rows(
     written: list[list[int]],
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None,
+    likely: list[Likely] | None,
 ) -> list[torch.Tensor]:
     """Return each written token's states, or the base's embeddings of what they predict: [T, L, De or Db]."""
     if settings.space == "vocabulary" and settings.select == "salient":
         return []  # the words themselves are embedded, once they are chosen
+    if likely and vocabulary:
+        return [likely_embeddings(one, vocabulary.table)[:, None] for one in likely]
     states = read_states(expert, prompts, written, settings.layers)
     if settings.space == "vocabulary" and vocabulary:
         return [
@@ -172,6 +187,15 @@ def _halves(batch: list[int]) -> list[list[int]]:
         "readout.batch_tokens"
     )
     return [batch[half:], batch[:half]]
+
+
+def foretelling(settings: ReadoutSettings) -> int:
+    """Return how many likeliest tokens a readout wants of each step while the expert writes; 0: none.
+
+    The step behind a token says what its state foretells, so nothing needs to be read again; the last token
+    takes a step more.
+    """
+    return LIKELIEST if settings.space == "vocabulary" and settings.select == "segments" else 0
 
 
 def generate_background(

@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from gag.errors import MismatchError, SettingsError
 from gag.models.backbone import embedding_scale
-from gag.models.language_model import LanguageModel
+from gag.models.language_model import LanguageModel, Likely
 from gag.models.loading import load_config, load_tokenizer, one_line, shell
 from gag.models.prompts import Prompts
 from gag.models.source import is_gguf, locate_model, model_source
@@ -69,10 +69,20 @@ def predicted_embeddings(expert: LanguageModel, states: torch.Tensor, table: tor
     """
     found = []
     for some in states.split(CHUNK):
-        likely = expert.logits(some)[..., : len(table)].float().softmax(-1).topk(min(LIKELIEST, len(table)))
-        weights = (likely.values / likely.values.sum(-1, keepdim=True)).to(table.device)
-        found.append(torch.einsum("tk,tkd->td", weights, table[likely.indices.to(table.device)].float()))
+        logits = expert.logits(some)[..., : len(table)].float()
+        best = logits.topk(min(LIKELIEST, len(table)))
+        found.append(likely_embeddings(Likely(best.indices, best.values), table))
     return torch.cat(found).to(states.device)
+
+
+def likely_embeddings(likely: Likely, table: torch.Tensor) -> torch.Tensor:
+    """Embed each step's likeliest tokens [T, K] by the base's embeddings [V, Db] -> [T, Db] in float32.
+
+    An expert may have rows for more tokens than there are; the base's table has none for them.
+    """
+    ids, chances = likely.ids.to(table.device), likely.log_probabilities.to(table.device).float()
+    weights = chances.masked_fill(ids >= len(table), -torch.inf).softmax(-1)
+    return torch.einsum("tk,tkd->td", weights, table[ids.clamp_max(len(table) - 1)].float())
 
 
 def check_shared(expert: str, tokens: dict[str, int], base_tokens: dict[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ from gag.project.progress import say
 
 T = TypeVar("T")
 LOOK = 1.0  # seconds between two looks at the domains' folder
+SWITCH = 0.0005  # seconds that HTTP may keep the interpreter while a step waits for it
 BEHIND = 1024  # events that a client may leave unread; one that leaves more is dropped
 
 
@@ -163,6 +165,7 @@ class Owner:
         self._ended = True
 
     def _run(self) -> None:
+        sys.setswitchinterval(SWITCH)
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one is for HTTP
         while not self._ended:
             self._take_in(wait=not self.answering.busy)

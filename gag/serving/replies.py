@@ -138,7 +138,7 @@ class Chat(Shape):
         return {"index": number, kind: content, "logprobs": logprobs, "finish_reason": finish}
 
     def _token(self, token: Token) -> dict[str, Any]:
-        likely = [self._named(*pair) for pair in token.top]
+        likely = [self._named(*pair) for pair in token.top.pairs()] if token.top else []
         return self._named(token.id, token.log_probability) | {"top_logprobs": likely}
 
     def _named(self, id: int, chance: float) -> dict[str, Any]:
@@ -200,7 +200,10 @@ class Completion(Shape):
             "tokens": texts,
             "token_logprobs": [token.log_probability for token in tokens],
             "top_logprobs": [
-                {self.prompts.behind([], [id]): chance for id, chance in token.top} for token in tokens
+                {self.prompts.behind([], [id]): chance for id, chance in token.top.pairs()}
+                if token.top
+                else {}
+                for token in tokens
             ],
             "text_offset": offsets,
         }
