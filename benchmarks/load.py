@@ -96,7 +96,9 @@ class Connection:
 
     async def send(self, plan: Plan, body: Any) -> None:
         """Send a POST request."""
-        content = body.encode("utf-8", "surrogateescape") if isinstance(body, str) else json.dumps(body).encode()
+        content = (
+            body.encode("utf-8", "surrogateescape") if isinstance(body, str) else json.dumps(body).encode()
+        )
         key = f"Authorization: Bearer {plan.key}\r\n" if plan.key else ""
         head = (
             f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{key}"
