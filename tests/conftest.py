@@ -106,6 +106,9 @@ class Alone:
     def using(self, name: str | None) -> Iterator[Backbone]:
         yield self.expert
 
+    def mixed(self, name: str) -> None:
+        return None
+
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Backbone:

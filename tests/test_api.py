@@ -90,6 +90,9 @@ def parts(base: Backbone) -> GAG:
         def using(self, name: str):
             yield parrot
 
+        def mixed(self, name: str):
+            return None
+
     def route(questions: Sequence[str]) -> list[Route]:
         return [
             Route("birds" if "bird" in question else "general", 1.0, "by a word") for question in questions

@@ -54,7 +54,7 @@ class Answering:
         self._base = parts.base.generator(rows=parts.decoding.batch_size, prefill=prefill)
         self._fresh: deque[Job] = deque()
         self._jobs: set[Job] = set()  # beyond the router
-        self._writers: dict[str, Writer] = {}  # by the expert's name
+        self._writers: dict[str, Writer] = {}  # by the expert's name; those that run together under none
         self._saying: dict[int, _Saying] = {}
         self._kept: OrderedDict[tuple[str, str, int], Knowledge] = OrderedDict()
         self._prefixes: dict[str, tuple[int, ...]] = {}  # of the base's prompts, by the instruction
@@ -108,12 +108,13 @@ class Answering:
         for writer in list(self._writers.values()):
             writer.step()
             if writer.whole and (moving or not (writer.count or self._saying)):
-                self._read(writer, writer.take())
+                for texts in writer.take():
+                    self._read(texts)
         writing = any(writer.count or writer.whole for writer in self._writers.values())
         if self._saying and not (writing and self._in_phases):
             self._say()
         self._jobs = {job for job in self._jobs if job.left}
-        in_use = {w.module.expert for w in self._writers.values() if w.count or w.whole}
+        in_use = {expert for writer in self._writers.values() for expert in writer.in_use}
         for expert in self._parts.domains.release(in_use):
             self._writers.pop(expert, None)
 
@@ -160,24 +161,26 @@ class Answering:
             self._inject(job, asked, known, module)
             return
         self.misses += 1
-        if module.expert not in self._writers:
-            self._writers[module.expert] = Writer(self._parts.experts, route.domain, module)
-        self._writers[module.expert].add(job, asked, budget)
+        together = "" if self._parts.experts.mixed(module.expert) else module.expert
+        if together not in self._writers:
+            self._writers[together] = Writer(self._parts.experts, module)
+        self._writers[together].add(job, route.domain, module, asked, budget)
 
-    def _read(self, writer: Writer, texts: list[Text]) -> None:
-        """Read an expert on texts that are whole, and have the base answer around what it knows."""
+    def _read(self, texts: list[Text]) -> None:
+        """Read one expert on texts that are whole, and have the base answer around what it knows."""
+        module, found = texts[0].module, [text.likely for text in texts]
+        likely = [one for one in found if one]
         try:
             questions, ids = [text.asked for text in texts], [text.ids for text in texts]
-            likely = [text.likely for text in texts] if writer.foretells else None
-            known = self._parts.read(questions, writer.domain, writer.module, ids, likely)
+            known = self._parts.read(questions, texts[0].domain, module, ids, likely or None)
         except GagError as error:
             for text in texts:
                 text.job.refuse(error)
             return
         for text, knowledge in zip(texts, known, strict=True):
-            self._kept[writer.module.expert, text.asked, text.budget] = knowledge
+            self._kept[module.expert, text.asked, text.budget] = knowledge
             with refusing(text.job):
-                self._inject(text.job, text.asked, knowledge, writer.module)
+                self._inject(text.job, text.asked, knowledge, module)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 

@@ -1,5 +1,7 @@
-"""What an expert writes for questions that come and go, a token of each in a step."""
+"""What experts write for questions that come and go, a token of each in a step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from textwrap import shorten
 
@@ -19,56 +21,68 @@ class Text:
     """What an expert writes for a job."""
 
     job: Job
+    domain: str
+    module: Module
     asked: str
     budget: int
     stream: TextStream
     ids: list[int] = field(default_factory=list)
-    steps: list[Likely] = field(default_factory=list)  # what each step found likeliest
+    steps: list[Likely] = field(default_factory=list)  # what each step found likeliest, where that is read
 
     @property
-    def likely(self) -> Likely:
+    def likely(self) -> Likely | None:
         """What was likeliest behind each token [T, K]; behind the prompt where nothing was written."""
+        if not self.steps:
+            return None
         behind = self.steps[1:] if self.ids else self.steps
         ids, chances = ([getattr(one, name) for one in behind] for name in ("ids", "log_probabilities"))
         return Likely(torch.stack(ids), torch.stack(chances))
 
 
 class Writer:
-    """One expert, writing for all who ask it.
+    """One expert, or several that run together, writing for all who ask them.
 
     Args:
-        experts: where it is held.
-        domain: whose expert it is.
-        module: how it is asked.
+        experts: where they are held.
+        module: of the first domain that is asked.
     """
 
-    def __init__(self, experts: ExpertSource, domain: str, module: Module):
-        self.domain, self.module, self._experts = domain, module, experts
+    def __init__(self, experts: ExpertSource, module: Module):
+        self._experts, self._mixed = experts, experts.mixed(module.expert) is not None
+        self._expert = "" if self._mixed else module.expert
         self._texts: dict[int, Text] = {}
         self.whole: list[Text] = []  # to be read
-        with experts.using(module.expert) as expert:
-            self._generator = expert.generator(tokens=module.readout.batch_tokens)
-            self._prompts, self._model = expert.prompts, expert
-        self._prefix = self._prompts.shared(self._ask)
-        self.foretells = foretelling(module.readout)
+        with self._running():
+            model = experts.mixed(module.expert) or self._model
+            self._generator = model.generator(tokens=module.readout.batch_tokens)
+        self._model, self._prompts = model, model.prompts
+        self._prefixes: dict[str, tuple[int, ...]] = {}  # by what the expert is told
 
     @property
     def count(self) -> int:
         """Questions that it writes for."""
         return len(self._texts)
 
-    def add(self, job: Job, asked: str, budget: int) -> None:
+    @property
+    def in_use(self) -> set[str]:
+        """The experts that write, or whose texts are to be read."""
+        return {text.module.expert for text in (*self._texts.values(), *self.whole)}
+
+    def add(self, job: Job, domain: str, module: Module, asked: str, budget: int) -> None:
         """Take a question; DataError: it is too long for the expert."""
-        ids, drawn = self._ask(asked), self.module.readout
+        system, drawn = module.prompts.expert, module.readout
+        if system not in self._prefixes:
+            self._prefixes[system] = self._prompts.shared(lambda q: self._prompts.ask_expert(q, system))
+        ids, prefix = self._prompts.ask_expert(asked, system), self._prefixes[system]
         check_room(self._model, len(ids) + budget, f"the question {shorten(asked, 60)!r}")
-        text = Text(job, asked, budget, TextStream(self._prompts))
-        steps = budget + 1 if self.foretells else budget
+        text, top = Text(job, domain, module, asked, budget, TextStream(self._prompts)), foretelling(drawn)
+        steps = budget + 1 if top else budget
         if not steps:  # the prompt's last token is read
             self.whole.append(text)
             return
-        cut = len(self._prefix) if tuple(ids[: len(self._prefix)]) == self._prefix else 0
+        cut = len(prefix) if tuple(ids[: len(prefix)]) == prefix else 0
         sampling = seeded(asked, drawn.seed, steps, drawn.temperature, drawn.top_p, drawn.top_k)
-        request = Request(ids[cut:], steps, sampling, self.foretells, tuple(ids[:cut]))
+        request = Request(ids[cut:], steps, sampling, top, tuple(ids[:cut]), module.expert)
         self._texts[self._generator.add([request])[0]] = text
 
     def drop(self, job: Job) -> None:
@@ -79,17 +93,20 @@ class Writer:
         for number in gone:
             del self._texts[number]
 
-    def take(self) -> list[Text]:
-        """Take the texts that are whole."""
-        whole, self.whole = self.whole, []
-        return whole
+    def take(self) -> list[list[Text]]:
+        """Take the texts that are whole, those of one expert together."""
+        groups: dict[str, list[Text]] = {}
+        for text in self.whole:
+            groups.setdefault(text.module.expert, []).append(text)
+        self.whole = []
+        return list(groups.values())
 
     def step(self) -> None:
         """Write a token for each question."""
         if not self._texts:
             return
         try:
-            with self._experts.using(self.module.expert):
+            with self._running():
                 tokens = self._generator.step()
         except NoMemoryError as error:
             self._texts.pop(error.request).job.refuse(error)
@@ -107,5 +124,8 @@ class Writer:
             if new:
                 text.job.tell(Background(new))
 
-    def _ask(self, question: str) -> list[int]:
-        return self._prompts.ask_expert(question, self.module.prompts.expert)
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Have the one expert active; those that run together are named by their requests."""
+        with self._experts.using(self._expert or None) as self._model:
+            yield

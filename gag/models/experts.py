@@ -8,17 +8,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from gag.errors import ArtifactError
 from gag.models.backbone import Backbone
+from gag.models.generation import TransformersGenerator
 from gag.models.language_model import LanguageModel
 from gag.models.loading import load_backbone, one_line
 from gag.project.domain import ModelFacts
 from gag.project.settings import ModelSettings
 from gag.project.tensors import load_tensors
+
+if TYPE_CHECKING:
+    from gag.models.mixed_adapters import MixedAdapters
 
 ADAPTER = "adapter_model.safetensors"
 _UNFIT = (  # what PEFT raises for an adapter that is not of this backbone, or not whole
@@ -39,6 +43,10 @@ class ExpertSource(Protocol):
         """Yield a domain's expert, or without a name the backbone as published."""
         ...
 
+    def mixed(self, name: str) -> LanguageModel | None:
+        """Return a model whose requests name their experts, where this one can run beside others."""
+        ...
+
 
 class Experts:
     """The experts in memory, by name: adapters over one backbone, or fully tuned models of their own.
@@ -52,6 +60,8 @@ class Experts:
         self._facts: ModelFacts | None = None
         self._layers: list[Any] = []  # that hold adapters
         self._adapters: set[str] = set()
+        self._mixed: MixedAdapters | None = None
+        self._alone: set[str] = set()  # adapters that cannot run beside others
         self._full: dict[str, Backbone] = {}
 
     @property
@@ -105,12 +115,15 @@ class Experts:
         self._layers = [m for m in self._backbone.model.modules() if isinstance(m, BaseTunerLayer)]
         self._backbone.model.requires_grad_(False)
         self._switch_off()
+        self._mix(name)
 
     def forget(self, name: str) -> None:
         """Drop an expert from memory."""
         self._full.pop(name, None)
         self._adapters.discard(name)
         self._drop(name)
+        if self._mixed:
+            self._mixed.look(self._layers)
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[Backbone]:
@@ -126,6 +139,23 @@ class Experts:
             yield self._backbone
         finally:
             self._switch_off()
+
+    def mixed(self, name: str) -> "MixedExperts | None":
+        """Return the backbone with an adapter for each row, if this expert is an adapter that can be one."""
+        if self._mixed is None or name not in self._adapters or name in self._alone:
+            return None
+        return MixedExperts(self._backbone, self._mixed)
+
+    def _mix(self, name: str) -> None:
+        """See whether an adapter can run beside others, and have it take part."""
+        from gag.models.mixed_adapters import MixedAdapters, can_mix
+
+        adapter, layers = _adapter(name), {id(layer) for layer in self._layers}
+        held = [pair for pair in self._backbone.model.named_modules() if id(pair[1]) in layers]
+        if not all(can_mix(path, layer, adapter) for path, layer in held):
+            self._alone.add(name)
+        self._mixed = self._mixed or MixedAdapters()
+        self._mixed.look(self._layers)
 
     def _lacking(self, name: str, tensors: dict[str, torch.Tensor]) -> list[str]:
         """Return an adapter's matrices that its file does not hold: PEFT makes those up."""
@@ -167,6 +197,25 @@ class Experts:
             device=str(model.device),
             attention=model.config._attn_implementation,  # pyright: ignore
         )
+
+
+class MixedExperts(Backbone):
+    """The backbone, where each request names the expert that it is of."""
+
+    def __init__(self, backbone: Backbone, adapters: "MixedAdapters"):
+        super().__init__(
+            backbone.model, backbone.tokenizer, backbone.name, backbone.revision, backbone.stated
+        )
+        vars(self).update(vars(backbone))
+        vars(self)["_around"] = lambda names: adapters.rows([_adapter(name) for name in names])
+
+    def generator(
+        self, rows: int | None = None, tokens: int | None = None, prefill: int | None = None
+    ) -> TransformersGenerator:
+        """Return what continues prompts, each by its own expert."""
+        made = super().generator(rows, tokens, prefill)
+        made.around = vars(self)["_around"]
+        return made
 
 
 @contextmanager

@@ -6,6 +6,7 @@ of them chooses its next token. What a row says does not depend on the others.
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,7 +15,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 from gag.models.language_model import Finish, Likely, NoMemoryError, Request, Token, free_memory, pad_left
-from gag.models.prefixes import Prefixes
+from gag.models.prefixes import Prefix, Prefixes
 from gag.models.sampling import choose
 from gag.models.slots import Slots, Together, kept_by
 from gag.project.progress import say
@@ -82,6 +83,7 @@ class TransformersGenerator:
         self._batches: list[_Batch] = []
         self._prefixes = Prefixes(config, self._run_prefix)
         self._count = self._tried = 0
+        self.around: Callable[[list[str]], AbstractContextManager[None]] = lambda experts: nullcontext()
 
     def add(self, requests: Sequence[Request]) -> list[int]:
         """Take prompts; they join as soon as there is room -> their numbers."""
@@ -179,7 +181,8 @@ class TransformersGenerator:
         positions = mask.sum(1, keepdim=True) - 1
         if over := [place for place, row in enumerate(batch.rows) if row.over]:
             positions[over] = 0  # beyond its budget the model may have none
-        return self._run(embeds, mask, positions, batch.slots.cache)
+        with self.around([row.request.expert for row in batch.rows]):
+            return self._run(embeds, mask, positions, batch.slots.cache)
 
     def _joining(self) -> list[_Row]:
         """Return those that wait, in order, as far as there is room for them."""
@@ -200,10 +203,12 @@ class TransformersGenerator:
     def _join(self, rows: list[_Row]) -> torch.Tensor:
         """Run prompts, and have their rows in a batch -> the states of their last tokens [N, D]."""
         inputs = pad_left([self._prompt(row) for row in rows])
+        experts = [row.request.expert for row in rows]
         shared = [row.request.prefix if self._shares else () for row in rows]
-        cache, mask = self._prefixes.ahead(shared, inputs.mask)
+        cache, mask = self._prefixes.ahead(list(zip(experts, shared, strict=True)), inputs.mask)
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -inputs.mask.shape[1] :]
-        last = self._run(inputs.embeds, mask, positions, cache)
+        with self.around(experts):
+            last = self._run(inputs.embeds, mask, positions, cache)
         if self._joins:
             self._take_places(rows, cache, mask)
         else:
@@ -236,10 +241,12 @@ class TransformersGenerator:
     def _embedded(self, prompt: list[int] | torch.Tensor) -> torch.Tensor:
         return prompt if isinstance(prompt, torch.Tensor) else self._embed(prompt)
 
-    def _run_prefix(self, ids: tuple[int, ...], cache: Cache) -> None:
+    def _run_prefix(self, prefix: Prefix, cache: Cache) -> None:
+        expert, ids = prefix
         embeds = self._embed(list(ids))[None]
         mask = torch.ones(1, len(ids), dtype=torch.long, device=embeds.device)
-        self._run(embeds, mask, mask.cumsum(1) - 1, cache)
+        with self.around([expert]):
+            self._run(embeds, mask, mask.cumsum(1) - 1, cache)
 
     def _run(
         self, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache

@@ -39,6 +39,7 @@ class Request:
     sampling: Sampling | None = None  # None: greedy
     top: int = 0  # likeliest tokens that each step also tells
     prefix: tuple[int, ...] = ()  # tokens ahead of the prompt that many requests share
+    expert: str = ""  # whose it is, where one model is many experts
 
 
 @dataclass(frozen=True)

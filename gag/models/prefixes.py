@@ -10,6 +10,8 @@ from transformers.cache_utils import Cache
 
 KEPT = 64  # prefixes
 
+Prefix = tuple[str, tuple[int, ...]]  # whose expert's, and its tokens
+
 
 class Prefixes:
     """Prefixes of a model whose layers keep the keys and values of all tokens.
@@ -19,32 +21,32 @@ class Prefixes:
         run: puts tokens through it alone, and their keys and values into a cache.
     """
 
-    def __init__(self, config: PretrainedConfig, run: Callable[[tuple[int, ...], Cache], object]):
+    def __init__(self, config: PretrainedConfig, run: Callable[[Prefix, Cache], object]):
         self._config, self._run = config, run
-        self._known: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
+        self._known: OrderedDict[Prefix, Cache] = OrderedDict()
 
-    def ahead(self, rows: list[tuple[int, ...]], mask: torch.Tensor) -> tuple[Cache, torch.Tensor]:
+    def ahead(self, rows: list[Prefix], mask: torch.Tensor) -> tuple[Cache, torch.Tensor]:
         """Put prefixes ahead of rows [B, T], padded on the left -> a cache of them, and the mask of both."""
-        cache, longest = DynamicCache(config=self._config), max(map(len, rows))
+        cache, longest = DynamicCache(config=self._config), max(len(ids) for _, ids in rows)
         if not longest:
             return cache, mask
-        known = [self._of(ids) if ids else None for ids in rows]
+        known = [self._of(prefix) if prefix[1] else None for prefix in rows]
         for number, mine in enumerate(cache.layers):
             for keys, values in _stacked([one and one.layers[number] for one in known], longest):
                 mine.update(keys, values)  # pyright: ignore[reportAttributeAccessIssue]
-        lengths = torch.tensor([[len(ids)] for ids in rows], device=mask.device)
+        lengths = torch.tensor([[len(ids)] for _, ids in rows], device=mask.device)
         ahead = torch.arange(longest, 0, -1, device=mask.device) <= lengths  # [B, longest]
         return cache, torch.cat([ahead.to(mask), mask], 1)
 
-    def _of(self, ids: tuple[int, ...]) -> Cache:
-        if ids not in self._known:
+    def _of(self, prefix: Prefix) -> Cache:
+        if prefix not in self._known:
             cache = DynamicCache(config=self._config)
-            self._run(ids, cache)
-            self._known[ids] = cache
-        self._known.move_to_end(ids)
+            self._run(prefix, cache)
+            self._known[prefix] = cache
+        self._known.move_to_end(prefix)
         while len(self._known) > KEPT:
             self._known.popitem(last=False)
-        return self._known[ids]
+        return self._known[prefix]
 
 
 def _stacked(layers: list[Any], longest: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
