@@ -76,6 +76,12 @@ def test_an_adapter_of_another_kind_and_full_weights_run_alone(project: Project)
     gag = GAG.open(project)
     full, lora = (gag.domains.module(name).expert for name in ("metals", "plants"))
     assert gag.experts.mixed(full) is None and gag.experts.mixed(lora) is not None
+    real = gag.experts._mixed._add  # pyright: ignore
+    gag.experts._mixed._add = lambda *inputs: None  # pyright: ignore
+    gag.experts._mix(lora)
+    assert gag.experts.mixed(lora) is None  # it was tried
+    gag.experts._mixed._add = real  # pyright: ignore
+    gag.experts._alone.clear()
     layer = gag.experts._layers[0]
     layer.lora_bias[f"domain-{lora}"] = True
     gag.experts._mix(lora)

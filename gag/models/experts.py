@@ -15,7 +15,7 @@ import torch
 from gag.errors import ArtifactError
 from gag.models.backbone import Backbone
 from gag.models.generation import TransformersGenerator
-from gag.models.language_model import LanguageModel
+from gag.models.language_model import LanguageModel, pad_left
 from gag.models.loading import load_backbone, one_line
 from gag.project.domain import ModelFacts
 from gag.project.settings import ModelSettings
@@ -24,6 +24,7 @@ from gag.project.tensors import load_tensors
 if TYPE_CHECKING:
     from gag.models.mixed_adapters import MixedAdapters
 
+CLOSE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}  # of the largest state
 ADAPTER = "adapter_model.safetensors"
 _UNFIT = (  # what PEFT raises for an adapter that is not of this backbone, or not whole
     ValueError,
@@ -121,6 +122,7 @@ class Experts:
         """Drop an expert from memory."""
         self._full.pop(name, None)
         self._adapters.discard(name)
+        self._alone.discard(name)
         self._drop(name)
         if self._mixed:
             self._mixed.look(self._layers)
@@ -152,10 +154,26 @@ class Experts:
 
         adapter, layers = _adapter(name), {id(layer) for layer in self._layers}
         held = [pair for pair in self._backbone.model.named_modules() if id(pair[1]) in layers]
-        if not all(can_mix(path, layer, adapter) for path, layer in held):
-            self._alone.add(name)
         self._mixed = self._mixed or MixedAdapters()
         self._mixed.look(self._layers)
+        if not all(can_mix(path, layer, adapter) for path, layer in held) or not self._mixes(name):
+            self._alone.add(name)
+
+    @torch.no_grad()
+    def _mixes(self, name: str) -> bool:
+        """Try a row of an adapter beside one of none: each must be what it is alone, to rounding."""
+        model, mixed = self._backbone, self._mixed
+        row = model.embed(model.prompts.plain("?"))
+        with self.using(name):
+            alone = model.states(pad_left([row]))[0]
+        plain, together = model.states(pad_left([row]))[0], None
+        try:
+            if mixed:
+                with mixed.rows([_adapter(name), ""]):
+                    together = model.states(pad_left([row, row]))
+        except RuntimeError:  # the model gives rows and tokens to some layer in another order
+            return False
+        return together is not None and _near(together[0], alone) and _near(together[1], plain)
 
     def _lacking(self, name: str, tensors: dict[str, torch.Tensor]) -> list[str]:
         """Return an adapter's matrices that its file does not hold: PEFT makes those up."""
@@ -238,6 +256,11 @@ def _copy(model: torch.nn.Module) -> None:
     for weights in model.parameters():
         if weights.device.type == "cpu":
             weights.data = weights.data.clone()
+
+
+def _near(ours: torch.Tensor, true: torch.Tensor) -> bool:
+    """Say whether states are the same to the rounding of their precision."""
+    return float((ours - true).abs().max()) <= CLOSE.get(true.dtype, 0.1) * max(1.0, float(true.abs().max()))
 
 
 def _adapter(name: str) -> str:

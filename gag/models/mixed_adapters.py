@@ -57,14 +57,18 @@ class MixedAdapters:
             self._rows = None
 
     def _add(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        """Add to a layer's output [B, T, out] what each row's adapter makes of its input [B, T, in]."""
+        """Add to a layer's output [B, T, out] what each row's adapter makes of its input [B, T, in].
+
+        Some models join rows and tokens around a layer: [B * T, in].
+        """
         if self._rows is None or not (stack := self._stacks[id(layer)]).ranks:
             return None
         mask = self._masks.get(stack.ranks)
         if mask is None:
             mask = self._masks[stack.ranks] = _mask(stack, self._rows)
-        inner = linear(inputs[0].to(stack.down.dtype), stack.down) * mask
-        return output + linear(inner, stack.up).to(output.dtype)
+        read = inputs[0].to(stack.down.dtype).reshape(len(self._rows), -1, inputs[0].shape[-1])
+        added = linear(linear(read, stack.down) * mask, stack.up)
+        return output + added.to(output.dtype).reshape(output.shape)
 
 
 def can_mix(path: str, layer: Any, adapter: str) -> bool:
