@@ -225,7 +225,7 @@ def http_over_engine(folder: Path, rounds: int) -> dict[str, float]:
 
 def clients(project: Path, rounds: int) -> dict[str, float]:
     """Ask the demo's test questions, each once: by one client, by 32, and at half of what these got."""
-    questions = test_questions(project)
+    questions = demo_questions(project)
     gag = ProjectGAG(load_project(project))
     expected = {answer.question: answer.text for answer in gag.ask(questions)}
     places = iter(questions)
@@ -306,7 +306,7 @@ def swaps(project: Path) -> dict[str, float]:
     key = new_key(project / "keys.yaml", "benchmark", [], True)
     name = sorted(path.name for path in (project / "domains").iterdir() if path.is_dir())[0]
     shutil.copytree(project / "domains" / name, project / "incoming" / name)
-    questions, taken, failed = test_questions(project), [], []
+    questions, taken, failed = demo_questions(project), [], []
     with serve(project, "serve.keys=keys.yaml") as server:
         stop = threading.Event()
 
@@ -337,7 +337,7 @@ def swaps(project: Path) -> dict[str, float]:
 
 def ended(project: Path) -> dict[str, float]:
     """Send SIGTERM while 32 clients ask; what was accepted must be answered, the rest is refused."""
-    questions = test_questions(project)[: CLIENTS * 16]
+    questions = demo_questions(project)[: CLIENTS * 16]
     with serve(project) as server:
         threading.Timer(2.0, server.stop).start()
         sent = server.load([chat(question, stream=True) for question in questions], clients=CLIENTS)
@@ -354,7 +354,7 @@ def chat(question: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}], **more}
 
 
-def test_questions(project: Path) -> list[str]:
+def demo_questions(project: Path) -> list[str]:
     """Return the demo's test questions of all domains and general, mixed, each once."""
     files = sorted((project / "data").glob("*/test.jsonl"))
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]

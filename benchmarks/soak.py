@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from benchmarks import harness
-from benchmarks.serving import CLIENTS, chat, serve, test_questions
+from benchmarks.serving import CLIENTS, chat, demo_questions, serve
 from gag.engine.engine import ProjectGAG
 from gag.project.project import load_project
 
@@ -44,7 +44,7 @@ def main() -> None:
     if not (args.project / "domains").is_dir():
         run = [sys.executable, "-m", "gag", "demo", "--dir", str(args.project)]
         subprocess.run(run, check=True, stdout=sys.stderr)  # noqa: S603
-    questions = test_questions(args.project)
+    questions = demo_questions(args.project)
     gag = ProjectGAG(load_project(args.project))
     expected = {answer.question: answer.text for answer in gag.ask(questions)}
     del gag

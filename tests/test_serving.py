@@ -328,6 +328,15 @@ def test_the_engine_outlives_a_fault_of_its_own(served: Served, monkeypatch, cap
     assert served.server.owner.answering is not answering and served.chat(METAL).status_code == 200
 
 
+def test_work_that_nobody_waits_for_any_more_ends_nothing(served: Served) -> None:
+    owner, hold = served.server.owner, threading.Event()
+    owner.call(lambda: hold.wait(20))
+    assert owner.call(lambda: 1).cancel()
+    hold.set()
+    assert owner.call(lambda: 2).result(20) == 2 and owner.alive
+    assert served.chat(METAL).status_code == 200
+
+
 def test_keys_say_who_may_ask_what(project: Project) -> None:
     file = project.root / "keys.yaml"
     metals, admin = new_key(file, "lab", ["metals"], False), new_key(file, "boss", [], True)

@@ -30,6 +30,7 @@ def chat(
         said: list[str] = []
 
         def show(event: Event, said: list[str] = said) -> None:
+            """Write what an event says."""
             match event:
                 case Routed(route):
                     _write(f"[{route.domain} {route.score:.3f}: {route.reason}]\n")

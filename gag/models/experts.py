@@ -62,6 +62,7 @@ class Experts:
         self._layers: list[Any] = []  # that hold adapters
         self._adapters: set[str] = set()
         self._mixed: MixedAdapters | None = None
+        self._together: MixedExperts | None = None
         self._alone: set[str] = set()  # adapters that cannot run beside others
         self._full: dict[str, Backbone] = {}
 
@@ -144,9 +145,7 @@ class Experts:
 
     def mixed(self, name: str) -> "MixedExperts | None":
         """Return the backbone with an adapter for each row, if this expert is an adapter that can be one."""
-        if self._mixed is None or name not in self._adapters or name in self._alone:
-            return None
-        return MixedExperts(self._backbone, self._mixed)
+        return self._together if name in self._adapters - self._alone else None
 
     def _mix(self, name: str) -> None:
         """See whether an adapter can run beside others, and have it take part."""
@@ -154,7 +153,9 @@ class Experts:
 
         adapter, layers = _adapter(name), {id(layer) for layer in self._layers}
         held = [pair for pair in self._backbone.model.named_modules() if id(pair[1]) in layers]
-        self._mixed = self._mixed or MixedAdapters()
+        if self._mixed is None:
+            self._mixed = MixedAdapters()
+            self._together = MixedExperts(self._backbone, self._mixed)
         self._mixed.look(self._layers)
         if not all(can_mix(path, layer, adapter) for path, layer in held) or not self._mixes(name):
             self._alone.add(name)

@@ -129,6 +129,8 @@ class Owner:
         future: Future[T] = Future()
 
         def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # whoever asked for it has gone
             try:
                 future.set_result(work())
             except Exception as error:  # noqa: BLE001 - whoever waits gets it

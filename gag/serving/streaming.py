@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -124,7 +125,7 @@ async def streamed_reply(exchange: Exchange, shape: Shape, usage: bool, named: b
 
 
 async def _frames(
-    events: AsyncIterator[tuple[Told, Event] | None],
+    events: AsyncGenerator[tuple[Told, Event] | None],
     begun: list[tuple[Told, Event]],
     exchange: Exchange,
     shape: Shape,
@@ -147,20 +148,21 @@ async def _frames(
         chunks = shape.opening(told) if isinstance(event, Routed) else shape.piece(told, event)
         return b"".join(written(chunk) for chunk in chunks)
 
-    for item in begun:
-        yield of(item)
-    async for item in events:
-        if item is None:
-            yield b": waiting\n\n"
-        elif item[0].error:
-            error = refused(item[0].error)
-            yield written({"type": "error"} | error_body(error) if named else error_body(error))
-            break
-        elif piece := of(item):
-            yield piece
-    else:
-        for chunk in shape.closing(usage):
-            yield written(chunk)
+    async with aclosing(events):  # however it ends, nothing is left with the owner
+        for item in begun:
+            yield of(item)
+        async for item in events:
+            if item is None:
+                yield b": waiting\n\n"
+            elif item[0].error:
+                error = refused(item[0].error)
+                yield written({"type": "error"} | error_body(error) if named else error_body(error))
+                break
+            elif piece := of(item):
+                yield piece
+        else:
+            for chunk in shape.closing(usage):
+                yield written(chunk)
     if not named:
         yield b"data: [DONE]\n\n"
 
