@@ -354,6 +354,10 @@ def test_keys_say_who_may_ask_what(project: Project) -> None:
             elsewhere["model"] == "gag/general"
             and "not open to this key" in elsewhere["gag"]["route"]["reason"]
         )
+        seen = client.post("/v1/route", json={"input": QUESTIONS[2]}).json()["data"][0]
+        assert seen["domain"] == "general" and seen["scores"].keys() == {"general", "metals"}
+        assert elsewhere["gag"]["route"]["scores"] == seen["scores"]
+        assert elsewhere["gag"]["route"]["score"] == seen["score"] == seen["scores"]["general"]
         assert [one["id"] for one in client.get("/v1/domains").json()["data"]] == ["metals"]
         assert refused(client.delete("/v1/domains/metals"), 403)
         client.headers["Authorization"] = f"Bearer {admin}"

@@ -22,7 +22,7 @@ from gag.models.text_stream import TextStream
 from gag.project.settings import GENERAL
 from gag.projection.injection import inject
 from gag.routing.router import Route
-from gag.routing.turns import route_turns
+from gag.routing.turns import restricted, route_turns
 
 KEPT = 1024  # questions whose knowledge is kept
 EVERY = 3  # steps: in each of so many, questions move from one part of their way to the next, together
@@ -143,8 +143,7 @@ class Answering:
 
     def _send(self, job: Job, route: Route, asked: str) -> None:
         """Have the expert write, unless its knowledge of this question is at hand, or none is needed."""
-        if job.ask.allowed is not None and route.domain not in (GENERAL, *job.ask.allowed):
-            route = replace(route, domain=GENERAL, reason="its domain is not open to this key")
+        route = restricted(route, job.ask.allowed)
         module = None if route.domain == GENERAL else self._parts.domains.module(route.domain)
         job.tell(Routed(route, asked, module.readout.slots if module else 0))
         if module is None:

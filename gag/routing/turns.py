@@ -1,6 +1,6 @@
 """Where a conversation goes: its last question, or else that question together with the one before it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -36,3 +36,13 @@ def route_turns(router: Routes, chats: Sequence[Sequence[str]]) -> list[tuple[Ro
         if route.domain != GENERAL:
             found[i] = replace(route, reason=f"{route.reason}, with the turn before"), text
     return found
+
+
+def restricted(route: Route, allowed: Collection[str] | None) -> Route:
+    """Return a route as those see it who may ask some domains alone; the others' are general's, unnamed."""
+    if allowed is None:
+        return route
+    scores = {name: score for name, score in route.scores.items() if name in (GENERAL, *allowed)}
+    if route.domain in (GENERAL, *allowed):
+        return replace(route, scores=scores)
+    return Route(GENERAL, scores.get(GENERAL, 0.0), "its domain is not open to this key", scores)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gag.engine.engine import ProjectGAG
 from gag.errors import GagError
 from gag.project.serve_settings import ServeSettings
-from gag.routing.turns import route_turns
+from gag.routing.turns import restricted, route_turns
 from gag.serving.admin import domain_routes
 from gag.serving.errors import RequestError, refused
 from gag.serving.keys import Keys
@@ -78,7 +78,7 @@ async def route(body: RouteRequest, server: Here, key: Allowed) -> HttpResponse:
         given = [body.input] if isinstance(body.input, str) else body.input or []
         chats = [[checked(text, "input")] for text in given]
     found = await server.on_engine(lambda: route_turns(server.gag.router, chats))
-    data = [route_facts(route) | {"asked": asked} for route, asked in found]
+    data = [route_facts(restricted(route, key.domains)) | {"asked": asked} for route, asked in found]
     return Json({"object": "list", "data": data})
 
 

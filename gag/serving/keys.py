@@ -90,6 +90,8 @@ def new_key(path: Path, name: str, domains: list[str], admin: bool) -> str:
     sha = hashlib.sha256(made.encode()).hexdigest()
     keys.append(Key(name=name, sha256=sha, domains=allowed, admin=admin))
     rows = [key.model_dump(mode="json", exclude_defaults=True) for key in keys]
-    path.touch(mode=0o600)
-    path.write_text(yaml.safe_dump(rows, sort_keys=False), encoding="utf-8")
+    fresh = path.with_name(f".{path.name}.new")  # a file that was cut short would lock everybody out
+    fresh.touch(mode=0o600)
+    fresh.write_text(yaml.safe_dump(rows, sort_keys=False), encoding="utf-8")
+    fresh.replace(path)
     return made
