@@ -27,8 +27,8 @@ from benchmarks.harness import options, report
 from gag.evaluation.metrics import contains
 from gag.models.backbone import Backbone
 from gag.models.language_model import Request, generate
-from gag.models.likelihood import log_probabilities
 from gag.models.loading import load_backbone
+from gag.models.reading import log_probabilities
 from gag.pocket.trade import ANSWER_PROMPT, EXPERT_PROMPT, make_trade
 from gag.pocket.world import Fact
 from gag.pocket.write_trade import FACT_TOKENS, take_model

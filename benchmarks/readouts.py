@@ -10,7 +10,7 @@ from benchmarks.harness import alternate, make_backbone, options, report
 from gag.models.backbone import Backbone
 from gag.models.language_model import Request, generate
 from gag.project.hyperparameters import ReadoutSettings
-from gag.readout.states import pool, read_states
+from gag.readout.states import pool
 
 PROMPT, NEW, LAYERS = 60, 64, (-4,)
 
@@ -30,7 +30,7 @@ def main() -> None:
 
     def ours(chosen: list[list[int]]) -> torch.Tensor:
         written = generate(expert, [Request(expert.embed(ids), NEW) for ids in chosen])
-        states = read_states(expert, chosen, [each.ids for each in written], LAYERS)
+        states = expert.read_states(chosen, [each.ids for each in written], LAYERS)
         return torch.stack([pool(rows, settings) for rows in states])
 
     few = prompts[:2]  # one at a time takes long: two questions stand for all

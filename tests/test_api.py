@@ -14,7 +14,7 @@ from gag import GAG
 from gag.engine.pool import Module
 from gag.errors import DataError
 from gag.models.backbone import Backbone
-from gag.models.language_model import Inputs, Request, Token, generate, pad_left
+from gag.models.language_model import Request, Token, generate, pad_left
 from gag.models.prompts import Prompts
 from gag.models.sampling import seeded
 from gag.project.domain import ModelFacts
@@ -28,7 +28,7 @@ from gag.routing.router import Route
 class Parrot:
     """A language model in ten lines: every token is a number, and it says the last one again."""
 
-    facts = ModelFacts(model="parrot", revision=None, fingerprint="0", width=1)
+    facts = ModelFacts(model="parrot", revision=None, fingerprint="0", width=1, known=())
     embeddings = torch.arange(3000.0)[:, None]
 
     def __init__(self, prompts: Prompts):
@@ -37,14 +37,9 @@ class Parrot:
     def embed(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor(ids, dtype=torch.float)[:, None]
 
-    def states(self, inputs: Inputs) -> torch.Tensor:
-        return inputs.embeds
-
-    def layer_states(self, inputs: Inputs, layers: tuple[int, ...]) -> torch.Tensor:
-        return inputs.embeds[:, :, None].expand(-1, -1, len(layers), -1)
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        return -(states - self.embeddings[:, 0]).abs()
+    def read_states(self, prompts, written, layers: tuple[int, ...]) -> list[torch.Tensor]:
+        rows = [self.embed(ids or prompt[-1:]) for prompt, ids in zip(prompts, written, strict=True)]
+        return [row[:, None].expand(-1, len(layers), -1) for row in rows]
 
     def generator(self, rows=None, tokens=None, prefill=None) -> "Echo":
         return Echo()

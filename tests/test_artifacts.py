@@ -58,7 +58,7 @@ def test_harmed_files_are_refused(tmp_path: Path, harm: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [("{", "is not JSON"), ("[]", "lists no files"), ('{"schema": 99, "files": {}}', "has schema 99"),
-     ('{"schema": 1, "files": {"../../etc/passwd": "0"}}', "outside its folder")],
+     ('{"schema": 2, "files": {"../../etc/passwd": "0"}}', "outside its folder")],
 )  # fmt: skip
 def test_harmed_manifests_are_refused(tmp_path: Path, content: str, words: str) -> None:
     write(tmp_path / "a", 1.0)

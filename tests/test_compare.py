@@ -192,7 +192,7 @@ def comparison(lead: Estimate) -> Comparison:
         "bm25-9": figures(0.9, 80, "BM25 top 9"),
     }
     hard = SliceFigures(5, {"gag": 0.8, "bm25-1": 0.2, "bm25-9": 0.1}, {"bm25-1": 0.6})
-    model = ModelFacts(model="m", revision=None, fingerprint="f", width=8)
+    model = ModelFacts(model="m", revision=None, fingerprint="f", width=8, known=())
     facts = Provenance(model, model, ReadoutSettings(), "mlp", {}, "today", DecodingSettings(), 9, "expert")
     return Comparison(
         domain="metals",

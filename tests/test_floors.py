@@ -20,6 +20,7 @@ ROOMS = {  # each with the rooms that it may not import: what stands beside or a
     "routing": {"readout", "projection", "training"},
     "training": {"readout", "projection", "routing"},
     "planning": {"engine", "stages", "evaluation"},
+    "remote": {"engine", "stages", "evaluation", "projection"},
     "engine": {"stages", "evaluation", "serving"},
     "stages": {"engine", "evaluation"},
     "evaluation": {"commands", "pocket"},

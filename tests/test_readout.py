@@ -14,7 +14,7 @@ from gag.models.batching import in_length_batches, length_batches
 from gag.models.sampling import choose, seeded
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.rows import Example
-from gag.readout.states import Readout, check_layers, generate_background, pool, read, read_states
+from gag.readout.states import Readout, check_layers, pool, read, write
 from gag.readout.store import Shard, close_store, open_store, read_store, write_parts
 from tests.conftest import Alone
 
@@ -45,13 +45,13 @@ def test_cached_decoding_is_plain_decoding(expert: Backbone) -> None:
         if ids[-1] in expert.stops:
             ids.pop()
             break
-    assert generate_background(expert, QUESTIONS[1:2], [prompt], SETTINGS)[0] == ids[len(prompt) :]
+    assert write(expert, QUESTIONS[1:2], [prompt], SETTINGS)[0][0] == ids[len(prompt) :]
 
 
 def test_states_are_those_of_the_written_tokens(expert: Backbone) -> None:
     prompts = [expert.prompts.ask_expert(question, "Say.") for question in QUESTIONS]
     written = [[7, 8, 9], [10], [], [11, 12], [13]]
-    states = read_states(expert, prompts, written, (0, 1, -1))
+    states = expert.read_states(prompts, written, (0, 1, -1))
     for prompt, ids, rows in zip(prompts, written, states, strict=True):
         hidden = expert.model.model(torch.tensor([prompt + ids]), output_hidden_states=True)
         expected = torch.stack([hidden.hidden_states[k][0] for k in (0, 1, -1)], 1)[-max(1, len(ids)) :]
@@ -66,7 +66,7 @@ def test_nothing_written_reads_the_prompts_last_token(expert: Backbone) -> None:
         Alone(expert), "", QUESTIONS[:2], "Say.", SETTINGS.model_copy(update={"max_new_tokens": 0})
     )
     assert readout.empty == [True, True] and readout.texts == ["", ""]
-    last = read_states(expert, [expert.prompts.ask_expert(QUESTIONS[1], "Say.")], [[]], (-1, 1))[0]
+    last = expert.read_states([expert.prompts.ask_expert(QUESTIONS[1], "Say.")], [[]], (-1, 1))[0]
     assert torch.allclose(readout.slots[1], last, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_layers_above_the_highest_read_one_are_not_run(expert: Backbone) -> None
     prompts = [expert.prompts.ask_expert(QUESTIONS[0], "Say.")]
     for layers, expected in [((1,), [0]), ((0,), []), ((-2, 0), [0]), ((-1,), [0, 1]), ((2, 1), [0, 1])]:
         ran.clear()
-        read_states(expert, prompts, [[7]], layers)
+        expert.read_states(prompts, [[7]], layers)
         assert ran == expected
     for handle in handles:
         handle.remove()
@@ -154,21 +154,21 @@ def test_out_of_memory_goes_on_with_smaller_batches(
 ) -> None:
     sizes: list[int] = []
 
-    def few(expert: Backbone, questions: list[str], *args: Any) -> list[list[int]]:
-        sizes.append(len(questions))
-        if len(questions) > 2:
+    def few(self: Backbone, prompts: list[list[int]], *args: Any) -> list[torch.Tensor]:
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
             raise torch.OutOfMemoryError
-        return generate_background(expert, questions, *args)
+        return whole(self, prompts, *args)
 
-    expected = read(Alone(expert), "", QUESTIONS, "Say.", SETTINGS)
-    monkeypatch.setattr("gag.readout.states.generate_background", few)
+    expected, whole = read(Alone(expert), "", QUESTIONS, "Say.", SETTINGS), Backbone.read_states
+    monkeypatch.setattr(Backbone, "read_states", few)
     roomy = SETTINGS.model_copy(update={"batch_tokens": 4096})
     got = read(Alone(expert), "", QUESTIONS, "Say.", roomy)
     assert max(sizes) == 5 and got.texts == expected.texts
     assert torch.allclose(got.slots, expected.slots, atol=1e-5)
     none = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())  # noqa: E731
-    monkeypatch.setattr("gag.readout.states.generate_background", none)
-    with pytest.raises(SettingsError, match="one question does not fit"):
+    monkeypatch.setattr(Backbone, "read_states", none)
+    with pytest.raises(SettingsError, match="one text alone does not fit"):
         read(Alone(expert), "", QUESTIONS, "Say.", roomy)
 
 

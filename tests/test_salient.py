@@ -11,9 +11,9 @@ import yaml
 from gag.engine.engine import GAG
 from gag.errors import ArtifactError, SettingsError
 from gag.models.backbone import Backbone
-from gag.models.likelihood import log_probabilities
 from gag.models.loading import load_backbone
 from gag.models.prompts import Prompts
+from gag.models.reading import log_probabilities
 from gag.project.domain import load_domain
 from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.parsing import parse_settings
@@ -136,14 +136,15 @@ def test_common_words_stand_in_several_answers() -> None:
 def test_slots_stand_in_the_order_of_the_text_and_the_rest_is_unused() -> None:
     rows = torch.arange(1.0, 6.0)[:, None, None].expand(5, 1, 2)
     words = [Word("d", (3, 4), 0), Word("a", (0,), 0)]
-    full = _salient(rows, [1, 2, 3, 4, 5], words, 2)
-    assert full.slots[:, 0, 0].tolist() == [4, 5] and full.words == ("d",)
-    more = _salient(rows, [1, 2, 3, 4, 5], words, 5)
-    assert more.slots[:, 0, 0].tolist() == [1, 4, 5, 0, 0] and more.words == ("a", "d")
-    other = _salient(rows, [1, 2, 3, 4, 5], words, 1)  # of a word that does not fit no part stands
-    assert other.slots[:, 0, 0].tolist() == [1] and other.words == ("a",)
-    cut = _salient(rows, [1, 2, 3, 4, 5], words[:1], 1)  # but where none fits
-    assert cut.slots[:, 0, 0].tolist() == [4] and cut.words == ("d",)
+
+    def filled(some: list[Word], slots: int) -> tuple[list[float], tuple[str, ...]]:
+        found, kept = _salient(rows, some, slots)
+        return found[:, 0, 0].tolist(), kept
+
+    assert filled(words, 2) == ([4, 5], ("d",))
+    assert filled(words, 5) == ([1, 4, 5, 0, 0], ("a", "d"))
+    assert filled(words, 1) == ([1], ("a",))  # of a word that does not fit no part stands
+    assert filled(words[:1], 1) == ([4], ("d",))  # but where none fits
 
 
 def test_a_slot_is_the_bases_embedding_and_batched_is_single(expert: Backbone, base: Backbone) -> None:
@@ -172,7 +173,7 @@ def test_odd_texts_give_slots(
 ) -> None:
     """Nothing, one word, one word many times, signs alone, and the question's own words."""
     ids = expert.prompts.text(text) if text else []
-    monkeypatch.setattr("gag.readout.states.generate_background", lambda *_: [ids])
+    monkeypatch.setattr("gag.readout.states.write", lambda *_: ([ids], None))
     found = read(Alone(expert), "", ["What is tin?"], "Say.", SETTINGS, words_of(base))
     words = split_words(expert.prompts, ids)
     filled = used(found.slots)[0].sum().item()
@@ -317,7 +318,7 @@ def test_a_sentence_and_its_question_stay_within_the_positions(
         seen.extend(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
         return log_probabilities(model, prompts, texts, tokens)
 
-    monkeypatch.setattr(salient, "log_probabilities", watched)
+    monkeypatch.setattr(type(expert), "log_probabilities", watched)
     monkeypatch.setattr(type(expert), "positions", 64, raising=False)
     text = "Tin glows red " * 12 + ". Zinc is blue."
     ids = expert.prompts.text(text)

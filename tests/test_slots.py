@@ -5,10 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gag.errors import SettingsError
 from gag.models.backbone import Backbone
 from gag.models.generation import TransformersGenerator
-from gag.models.language_model import Generation, Request, generate
+from gag.models.language_model import FailedRequestError, Generation, Request, generate
 from gag.models.loading import load_backbone
 from gag.models.sampling import seeded
 from gag.project.settings import ModelSettings
@@ -128,7 +127,7 @@ def test_rows_begin_again_where_memory_ends(base: Backbone, monkeypatch, capsys,
     assert "out of memory with 8 prompts at once: going on with 4" in capsys.readouterr().err
     monkeypatch.setattr(generator, "_run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     generator.add(requests[:1])
-    with pytest.raises(SettingsError, match="one prompt does not fit in memory"):
+    with pytest.raises(FailedRequestError, match="one prompt does not fit in memory"):
         generator.step()
 
 

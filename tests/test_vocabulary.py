@@ -17,13 +17,13 @@ from gag.project.hyperparameters import PRESETS, AlignSettings, ReadoutSettings
 from gag.project.project import load_project
 from gag.project.settings import ModelSettings
 from gag.projection.projector import GatedResidual
-from gag.readout.states import read, read_states
+from gag.readout.states import read
 from gag.readout.vocabulary import (
     LIKELIEST,
     BaseVocabulary,
     check_shared,
+    likely_embeddings,
     load_vocabulary,
-    predicted_embeddings,
 )
 from gag.stages.adapt import adapt
 from gag.stages.build import build
@@ -45,19 +45,26 @@ def test_a_state_becomes_the_mean_embedding_of_the_tokens_that_it_foretells(
     expert: Backbone, base: Backbone
 ) -> None:
     prompt, written = expert.prompts.ask_expert("What is tin?", "Say."), [7, 8, 9, 10]
-    states = read_states(expert, [prompt], [written], (-1,))[0][:, 0] * 30  # sharp, so that few tokens matter
-    full = expert.model(torch.tensor([prompt + written])).logits[0, -4:] * 30
+    full = expert.model(torch.tensor([prompt + written])).logits[0, -4:]
     likely = full.softmax(-1).topk(LIKELIEST)
     kept = torch.zeros_like(full).scatter(-1, likely.indices, likely.values)
     wanted = (kept / kept.sum(-1, keepdim=True)) @ table_of(base)
-    assert torch.allclose(predicted_embeddings(expert, states, table_of(base)), wanted, atol=1e-4)
-    cut = predicted_embeddings(
-        expert, states, table_of(base)[:5]
-    )  # a token beyond the table is never predicted
-    assert (
-        cut.shape == (4, base.width)
-        and cut.norm(dim=-1).max() <= table_of(base)[:5].norm(dim=-1).max() + 1e-5
-    )
+    found = expert.foretold([prompt], [written], LIKELIEST)[0]
+    assert torch.allclose(found.log_probabilities, full.log_softmax(-1).topk(LIKELIEST).values, atol=1e-4)
+    assert torch.allclose(likely_embeddings(found, table_of(base)), wanted, atol=1e-4)
+    least = int(found.ids.min(1).values.max())  # of each row one token at least
+    inside = found.log_probabilities.exp() * (found.ids <= least)
+    kept = torch.einsum("tk,tkd->td", inside / inside.sum(-1, keepdim=True), table_of(base)[found.ids])
+    cut = likely_embeddings(found, table_of(base)[: least + 1])  # a token beyond the table is never predicted
+    assert torch.allclose(cut, kept, atol=1e-4)
+
+
+def test_what_is_foretold_while_writing_is_what_the_states_foretell(expert: Backbone, base: Backbone) -> None:
+    """Each step's likeliest tokens spare a second pass; a text that is at hand is read by its states."""
+    questions = ["What is tin?", "Name the glow of zinc."]
+    fresh = read(Alone(expert), "", questions, "Say.", SETTINGS, words_of(base))
+    again = read(Alone(expert), "", questions, "Say.", SETTINGS, words_of(base), written=fresh.ids)
+    assert fresh.texts == again.texts and torch.allclose(fresh.slots, again.slots, atol=1e-5)
 
 
 def test_a_readout_is_as_wide_as_the_base_and_batched_is_single(expert: Backbone, base: Backbone) -> None:

@@ -23,7 +23,7 @@ from gag.project.rows import Example, Passage, digest, read_examples, read_passa
 from gag.project.settings import GENERAL
 
 if TYPE_CHECKING:
-    from gag.engine.engine import ProjectGAG
+    from gag.engine.engine import LocalGAG
     from gag.evaluation.answers import Case
     from gag.evaluation.general import GeneralFigures
 
@@ -102,13 +102,13 @@ def demo(
         make_project(folder, seed, entities, preset) if not real else make_real_project(folder, seed, preset)
     )
     base_files = _base_files(project)
-    from gag.engine.engine import ProjectGAG
+    from gag.engine.engine import LocalGAG
     from gag.stages.build import build
 
     domains = list(project.settings.domains)
     stages = build(project, domains)
     clock = time.monotonic()
-    gag = ProjectGAG(project)
+    gag = LocalGAG(project)
     scored = {domain: _evaluate_domain(gag, project, domain, apart=not real) for domain in domains}
     general = _evaluate_general(gag, project, base_files)
     routing = _evaluate_routing(gag, project, domains)
@@ -181,7 +181,7 @@ def _base_files(project: Project) -> dict[str, str]:
 
 
 def _evaluate_domain(
-    gag: "ProjectGAG", project: Project, domain: str, apart: bool
+    gag: "LocalGAG", project: Project, domain: str, apart: bool
 ) -> tuple[DomainScores, dict[str, float]]:
     """Score every method on the domain's test questions -> scores, and the tokens that each method added.
 
@@ -238,7 +238,7 @@ def _cases(rows: list[TestRow], corpus: list[Passage]) -> list["Case"]:
     return cases
 
 
-def _evaluate_general(gag: "ProjectGAG", project: Project, base_files: dict[str, str]) -> "GeneralFigures":
+def _evaluate_general(gag: "LocalGAG", project: Project, base_files: dict[str, str]) -> "GeneralFigures":
     """Compare the general route with the stock base, whose files must be those from before the build too."""
     say("evaluate general")
     from gag.evaluation.general import evaluate_general
@@ -247,7 +247,7 @@ def _evaluate_general(gag: "ProjectGAG", project: Project, base_files: dict[str,
     return replace(figures, identical=figures.identical and _base_files(project) == base_files)
 
 
-def _evaluate_routing(gag: "ProjectGAG", project: Project, domains: list[str]) -> RoutingScores:
+def _evaluate_routing(gag: "LocalGAG", project: Project, domains: list[str]) -> RoutingScores:
     """Route every test question of every domain and of general."""
     labelled = [(row.question, GENERAL) for row in _general_rows(project)]
     labelled += [(row.example.question, domain) for domain in domains for row in _test_rows(project, domain)]
@@ -266,7 +266,7 @@ def _means(added: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(sum(one[name] for one in added) / len(added), 2) for name in added[0]}
 
 
-def _samples(gag: "ProjectGAG", project: Project, domains: list[str]) -> list[Sample]:
+def _samples(gag: "LocalGAG", project: Project, domains: list[str]) -> list[Sample]:
     """Ask one question of each domain, and general ones until the base knows the answer."""
     from gag.evaluation.metrics import contains
 

@@ -13,9 +13,10 @@ from gag.engine.answer import Knowledge
 from gag.engine.asking import Background, Ended, Job, Read, Routed, Said, refusing
 from gag.engine.parts import Parts
 from gag.engine.pool import Module
+from gag.engine.tasks import Tasks
 from gag.engine.writing import Text, Writer
 from gag.errors import GagError
-from gag.models.language_model import NoMemoryError, Request, Token, check_room
+from gag.models.language_model import FailedRequestError, Request, Token, check_room
 from gag.models.prompts import KnowledgePrompt
 from gag.models.sampling import seeded
 from gag.models.text_stream import TextStream
@@ -56,6 +57,7 @@ class Answering:
         self._jobs: set[Job] = set()  # beyond the router
         self._writers: dict[str, Writer] = {}  # by the expert's name; those that run together under none
         self._saying: dict[int, _Saying] = {}
+        self._tasks = Tasks(parts.elsewhere)
         self._kept: OrderedDict[tuple[str, str, int], Knowledge] = OrderedDict()
         self._prefixes: dict[str, tuple[int, ...]] = {}  # of the base's prompts, by the instruction
         self._steps = 0
@@ -103,6 +105,7 @@ class Answering:
         self._steps += 1
         under_way = bool(self._saying) or any(writer.count for writer in self._writers.values())
         moving = not under_way or self._steps % EVERY == 0
+        self._tasks.collect(idle=not under_way)
         if moving:
             self._route()
         for writer in list(self._writers.values()):
@@ -115,7 +118,7 @@ class Answering:
             self._say()
         self._jobs = {job for job in self._jobs if job.left}
         in_use = {expert for writer in self._writers.values() for expert in writer.in_use}
-        for expert in self._parts.domains.release(in_use):
+        for expert in self._parts.domains.release(in_use | self._tasks.in_use):
             self._writers.pop(expert, None)
 
     def _route(self) -> None:
@@ -125,21 +128,19 @@ class Answering:
         jobs = [self._fresh.popleft() for _ in range(min(room, len(self._fresh)))]
         for job in jobs:
             job.begin("route", ends="wait")
-        free = [job for job in jobs if job.ask.domain is None]
-        try:
-            found = route_turns(
-                self._parts.router, [job.ask.questions[-job.ask.turns_routed :] for job in free]
-            )
-        except GagError as error:
-            for job in jobs:
-                job.refuse(error)
-            return
-        routes = dict(zip(free, found, strict=True))
-        for job in jobs:
-            job.begin("read", ends="route")
-            self._jobs.add(job)
-            with refusing(job):
-                self._send(job, *(routes.get(job) or _forced(job)))
+        self._jobs.update(jobs)
+        free, router = [job for job in jobs if job.ask.domain is None], self._parts.router
+        turns = [job.ask.questions[-job.ask.turns_routed :] for job in free]
+
+        def sent(found: list[tuple[Route, str]]) -> None:
+            routes = dict(zip(free, found, strict=True))
+            for job in self._still(jobs):
+                job.begin("read", ends="route")
+                with refusing(job):
+                    self._send(job, *(routes.get(job) or _forced(job)))
+
+        if jobs:
+            self._tasks.do(lambda: route_turns(router, turns), sent, lambda error: self._refuse(jobs, error))
 
     def _send(self, job: Job, route: Route, asked: str) -> None:
         """Have the expert write, unless its knowledge of this question is at hand, or none is needed."""
@@ -168,18 +169,33 @@ class Answering:
     def _read(self, texts: list[Text]) -> None:
         """Read one expert on texts that are whole, and have the base answer around what it knows."""
         module, found = texts[0].module, [text.likely for text in texts]
-        likely = [one for one in found if one]
-        try:
-            questions, ids = [text.asked for text in texts], [text.ids for text in texts]
-            known = self._parts.read(questions, texts[0].domain, module, ids, likely or None)
-        except GagError as error:
-            for text in texts:
-                text.job.refuse(error)
-            return
-        for text, knowledge in zip(texts, known, strict=True):
-            self._kept[module.expert, text.asked, text.budget] = knowledge
-            with refusing(text.job):
-                self._inject(text.job, text.asked, knowledge, module)
+        likely = [one for one in found if one] or None
+        questions, ids = [text.asked for text in texts], [text.ids for text in texts]
+
+        def injected(known: list[Knowledge]) -> None:
+            for text, knowledge in zip(texts, known, strict=True):
+                self._keep((module.expert, text.asked, text.budget), knowledge)
+                if text.job in self._jobs:
+                    with refusing(text.job):
+                        self._inject(text.job, text.asked, knowledge, module)
+
+        self._tasks.do(
+            lambda: self._parts.read(questions, texts[0].domain, module, ids, likely),
+            injected,
+            lambda error: self._refuse([text.job for text in texts], error),
+            module.expert,
+        )
+
+    def _refuse(self, jobs: list[Job], error: GagError) -> None:
+        for job in self._still(jobs):
+            job.refuse(error)
+
+    def _still(self, jobs: list[Job]) -> list[Job]:
+        """Return those that nobody dropped."""
+        return [job for job in jobs if job in self._jobs]
+
+    def _keep(self, name: tuple[str, str, int], knowledge: Knowledge) -> None:
+        self._kept[name] = knowledge
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
@@ -220,10 +236,10 @@ class Answering:
         """Have the base say a token of each answer."""
         try:
             tokens = self._base.step()
-        except NoMemoryError as error:
-            job = self._saying[error.request].job
+        except FailedRequestError as failed:
+            job = self._saying[failed.request].job
             self.drop(job)
-            job.refuse(error)
+            job.refuse(failed.error)
             return
         for token in tokens:
             saying = self._saying[token.request]

@@ -1,6 +1,6 @@
 """GAG: route a question, read the expert, project, inject, and let the frozen base answer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -8,16 +8,16 @@ import torch
 
 from gag.engine.answer import Answer, Knowledge
 from gag.engine.answering import Answering
-from gag.engine.asking import Ask, Ended, Event, Job, Read, Refused, Routed, Said
+from gag.engine.asking import Ask, Event, Job
+from gag.engine.collecting import Collected, checked_questions
 from gag.engine.parts import Domains
 from gag.engine.pool import DomainPool, Module, routable
-from gag.errors import DataError, RoutingError
+from gag.errors import RoutingError, SettingsError
 from gag.models.backbone import Backbone
-from gag.models.experts import Experts, ExpertSource
+from gag.models.experts import Experts, ExpertSource, LoadedExperts
 from gag.models.language_model import LanguageModel, Likely
 from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
-from gag.project.rows import check_text
 from gag.project.settings import GENERAL, DecodingSettings
 from gag.projection.injection import inject
 from gag.readout.states import read
@@ -55,6 +55,7 @@ class GAG:
     ):
         self.base, self.experts, self.router, self.domains = base, experts, router, domains
         self.decoding = decoding or DecodingSettings()
+        self.elsewhere = False  # whether other machines run the models
         self._answering: Answering | None = None
 
     @classmethod
@@ -81,7 +82,7 @@ class GAG:
             DataError: a question is empty or no text.
         """
         self._follow()
-        return self.router.route(_checked(questions))
+        return self.router.route(checked_questions(questions))
 
     @overload
     def ask(self, questions: str, domain: str | None = None) -> Answer: ...
@@ -114,12 +115,12 @@ class GAG:
             if answer.finish == "refused":
                 raise RoutingError(answer.refusal)
             return answer
-        asked = _checked(questions)
+        asked = checked_questions(questions)
         self._follow()
         if domain not in (None, GENERAL):
             self.domains.module(domain)  # one that is not here, or refused, is said at once
         self._answering = self._answering or Answering(self, in_phases=True)
-        collected = [_Collected(Ask((("user", question),), domain)) for question in asked]
+        collected = [Collected(Ask((("user", question),), domain)) for question in asked]
         for one in collected:
             self._answering.add(one.job)
         while self._answering.busy:
@@ -180,61 +181,28 @@ class GAG:
         self.domains.refresh()
 
 
-class _Collected:
-    """A job whose events become an answer."""
-
-    def __init__(self, ask: Ask):
-        self.job = Job(ask, self._take)
-        self._route, self._read = Route("", 0.0, ""), Read(None, 0)
-        self._texts: list[str] = []
-        self._end, self._error = Ended(0, "stop", 0), ""
-
-    def _take(self, event: Event) -> None:
-        match event:
-            case Routed(route):
-                self._route = route
-            case Read():
-                self._read = event
-            case Said(_, text, _):
-                self._texts.append(text)
-            case Ended():
-                self._end = event
-            case Refused(error):
-                self._error = str(error)
-
-    def answer(self) -> Answer:
-        """Put the answer together."""
-        question, seconds = self.job.ask.questions[-1], self.job.seconds
-        if self._error:
-            return Answer(question, "", self._route, "refused", 0, 0, None, seconds, self._error)
-        return Answer(
-            question=question,
-            text="".join(self._texts),
-            route=self._route,
-            finish=self._end.finish,
-            prompt_tokens=self._read.prompt_tokens,
-            answer_tokens=self._end.answer_tokens,
-            knowledge=self._read.knowledge,
-            seconds=seconds,
-        )
-
-
 class ProjectGAG(GAG):
     """The engine over a project's folder; it follows the folder while it runs."""
 
-    base: Backbone
-    experts: Experts
+    experts: LoadedExperts
     router: Router
     domains: DomainPool
 
     def __init__(self, project: Project):
         self.project = project
         settings = project.settings
-        base = load_backbone(settings.base, project.root)
-        experts = Experts(load_backbone(settings.expert, project.root))
-        self.encoder = project_encoder(project, lambda: experts.backbone)
+        if settings.engine == "remote":
+            from gag.remote.opening import open_base, open_encoder, open_experts
+
+            base, experts = open_base(project), open_experts(project)
+            self.encoder = open_encoder(project, experts)
+        else:
+            base = load_backbone(settings.base, project.root)
+            experts = Experts(load_backbone(settings.expert, project.root))
+            self.encoder = project_encoder(project, lambda: experts.backbone)
         pool = DomainPool(project, base.facts, experts, self.encoder.spec, base.device)
         super().__init__(base, experts, self._open_router(pool), pool, settings.decoding)
+        self.elsewhere = settings.engine == "remote"
         self._stale = False  # whether the router is of another set than the folder's
 
     def _follow(self) -> None:
@@ -274,11 +242,13 @@ class ProjectGAG(GAG):
         return router
 
 
-def _checked(questions: Iterable[str]) -> list[str]:
-    if isinstance(questions, str) or not isinstance(questions, Iterable):
-        raise DataError("several questions are expected here; give a list of texts")
-    questions = list(questions)
-    for question in questions:
-        if not isinstance(question, str) or not question.strip():
-            raise DataError("a question is empty; ask something")
-    return [check_text(question, "a question") for question in questions]
+class LocalGAG(ProjectGAG):
+    """The engine whose models are in this process: what measures them, or tunes them, needs this one."""
+
+    base: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
+    experts: Experts  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, project: Project):
+        if project.settings.engine != "transformers":
+            raise SettingsError("this needs the models themselves; run it with --set engine=transformers")
+        super().__init__(project)

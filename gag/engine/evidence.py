@@ -7,7 +7,6 @@ import torch
 
 from gag.engine.answer import Answer, Knowledge
 from gag.engine.engine import GAG, ProjectGAG
-from gag.models.language_model import pad_left
 from gag.project.settings import GENERAL
 from gag.routing.state import near_questions
 
@@ -63,14 +62,6 @@ def _prompts(
 
 def _log_likelihoods(gag: GAG, prompts: Sequence[torch.Tensor], answers: Sequence[list[int]]) -> list[float]:
     """Sum the log probabilities of answers' tokens after their prompts, each [T, Db]."""
-    rows = [
-        torch.cat([prompt, gag.base.embed(ids)]) if ids else prompt
-        for prompt, ids in zip(prompts, answers, strict=True)
-    ]
-    states = gag.base.states(pad_left(rows))
-    sums = []
-    for state, ids in zip(states, answers, strict=True):
-        before = state[len(state) - len(ids) - 1 : len(state) - 1]  # the state before each answer token
-        chances = gag.base.logits(before).float().log_softmax(-1)
-        sums.append(float(chances[range(len(ids)), ids].sum()) if ids else 0.0)
-    return sums
+    longest = max((len(p) + len(ids) for p, ids in zip(prompts, answers, strict=True)), default=0)
+    found = gag.base.log_probabilities(prompts, answers, longest * len(prompts))
+    return [float(row.sum()) for row in found]

@@ -60,6 +60,11 @@ class Parts(Protocol):
         """How long answers may be, and how many questions are answered together."""
         ...
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other machines route and read, so that a thread waits for them."""
+        ...
+
     def read(
         self,
         questions: Sequence[str],

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gag.errors import ArtifactError, GagError, RoutingError
-from gag.models.experts import Experts
+from gag.models.experts import LoadedExperts
 from gag.project.artifacts import SEEN
 from gag.project.domain import DOMAIN, MODULE_PART, Domain, DomainFacts, EncoderSpec, ModelFacts
 from gag.project.hyperparameters import ReadoutSettings
@@ -64,7 +64,7 @@ class DomainPool:
         self,
         project: Project,
         base: ModelFacts,
-        experts: Experts,
+        experts: LoadedExperts,
         encoder: EncoderSpec,
         device: torch.device,
     ):

@@ -5,15 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from textwrap import shorten
 
-import torch
-
 from gag.engine.asking import Background, Job
 from gag.engine.pool import Module
 from gag.models.experts import ExpertSource
-from gag.models.language_model import Likely, NoMemoryError, Request, check_room
+from gag.models.language_model import FailedRequestError, Likely, Request, check_room
 from gag.models.sampling import seeded
 from gag.models.text_stream import TextStream
-from gag.readout.states import foretelling
+from gag.readout.states import behind, foretelling
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,7 @@ class Text:
     @property
     def likely(self) -> Likely | None:
         """What was likeliest behind each token [T, K]; behind the prompt where nothing was written."""
-        if not self.steps:
-            return None
-        behind = self.steps[1:] if self.ids else self.steps
-        ids, chances = ([getattr(one, name) for one in behind] for name in ("ids", "log_probabilities"))
-        return Likely(torch.stack(ids), torch.stack(chances))
+        return behind(self.steps, self.ids) if self.steps else None
 
 
 class Writer:
@@ -108,8 +102,8 @@ class Writer:
         try:
             with self._running():
                 tokens = self._generator.step()
-        except NoMemoryError as error:
-            self._texts.pop(error.request).job.refuse(error)
+        except FailedRequestError as failed:
+            self._texts.pop(failed.request).job.refuse(failed.error)
             return
         for token in tokens:
             text, new = self._texts[token.request], ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gag.engine.engine import ProjectGAG
+from gag.engine.engine import LocalGAG
 from gag.errors import SettingsError
 from gag.evaluation.comparison import (
     Comparison,
@@ -79,7 +79,7 @@ def compare(project: Project, domain: str, names: list[str], quick: bool) -> Com
     started = time.monotonic()
     asked = draw_questions(project, domain, quick)
     slices = slices_of(asked.rows, passages_of(project, domain))
-    gag = ProjectGAG(project)
+    gag = LocalGAG(project)
     scorer, metric = Scorer(gag), project.settings.evaluation.of(domain, domain)[0]
     scorer.prepare([metric, *(["similarity"] if "dense" in map(kind_of, names) else [])])
     folder = project.run(domain, "compare")
@@ -178,12 +178,12 @@ def _worst(rows: list[LabelledQuestion], outcomes: dict[str, Outcome]) -> list[W
     ]
 
 
-def _memory(gag: ProjectGAG, domain: str, figures: dict[str, MethodFigures]) -> Resident:
+def _memory(gag: LocalGAG, domain: str, figures: dict[str, MethodFigures]) -> Resident:
     index = next((found.disk_mb for name, found in figures.items() if kind_of(name) == "dense"), None)
     return resident(gag, domain, figures["lora"].disk_mb if "lora" in figures else None, index)
 
 
-def _provenance(project: Project, gag: ProjectGAG, domain: str) -> Provenance:
+def _provenance(project: Project, gag: LocalGAG, domain: str) -> Provenance:
     facts = gag.domains.facts(domain)
     return Provenance(
         base=facts.base,

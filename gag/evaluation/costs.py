@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gag.engine.engine import ProjectGAG
+from gag.engine.engine import LocalGAG
 from gag.models.backbone import Backbone
 from gag.project.artifacts import folder_bytes, read_manifest
 from gag.project.project import Project
@@ -41,7 +41,7 @@ def build_cost(project: Project, domain: str, disk_bytes: int) -> Cost:
     return Cost(round(sum(seconds), 1) if seconds else None, int(max(peaks)) if peaks else None, disk_bytes)
 
 
-def resident(gag: ProjectGAG, domain: str, lora_mb: float | None, index_mb: float | None) -> Resident:
+def resident(gag: LocalGAG, domain: str, lora_mb: float | None, index_mb: float | None) -> Resident:
     """Say what is resident with 1 to 64 domains: one base and one expert with modules, or the alternatives.
 
     `lora_mb` is of an adapter of the base and `index_mb` of a dense index, where they were compared.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gag.engine.engine import ProjectGAG
+from gag.engine.engine import LocalGAG
 from gag.evaluation.metrics import share_right
 from gag.models.backbone import weights_hash
 from gag.models.language_model import pad_left
@@ -29,7 +29,7 @@ class GeneralFigures:
 class StockBase:
     """The base as transformers alone loads and prompts it."""
 
-    def __init__(self, gag: ProjectGAG, settings: ModelSettings):
+    def __init__(self, gag: LocalGAG, settings: ModelSettings):
         source = model_source(settings, gag.project.root)
         self.tokenizer = source.load(AutoTokenizer.from_pretrained, padding_side="left")
         model: Any = source.load_weights(
@@ -59,7 +59,7 @@ class StockBase:
         return [t.strip() for t in texts], self.model(**inputs).logits, inputs["attention_mask"].bool()
 
 
-def evaluate_general(gag: ProjectGAG, rows: list[Example], settings: ModelSettings) -> GeneralFigures:
+def evaluate_general(gag: LocalGAG, rows: list[Example], settings: ModelSettings) -> GeneralFigures:
     """Score general questions with the stock base and with every domain present, and compare bit for bit.
 
     `settings` are those of the base, from which the stock base is loaded beside it.
@@ -82,7 +82,7 @@ def evaluate_general(gag: ProjectGAG, rows: list[Example], settings: ModelSettin
 
 
 @torch.no_grad()
-def _identical(gag: ProjectGAG, stock: StockBase, batch: list[Example]) -> bool:
+def _identical(gag: LocalGAG, stock: StockBase, batch: list[Example]) -> bool:
     """Compare one batch: answers, and the logits of every prompt token."""
     questions = [row.question for row in batch]
     texts, logits, mask = stock.answer(questions)

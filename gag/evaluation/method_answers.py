@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gag.engine.engine import ProjectGAG
+from gag.engine.engine import LocalGAG
 from gag.evaluation.answers import times_of
 from gag.evaluation.methods import CONTROLS, Method
 from gag.evaluation.questions import Questions
@@ -28,7 +28,7 @@ class MethodAnswers:
 
 
 def method_answers(
-    folder: Path, gag: ProjectGAG, domain: str, method: Method, asked: Questions
+    folder: Path, gag: LocalGAG, domain: str, method: Method, asked: Questions
 ) -> MethodAnswers:
     """Let a method answer everything and time it, or take what it did before on the same inputs."""
     general = [row.question for row in asked.general]
@@ -66,14 +66,14 @@ def _kept(path: Path) -> MethodAnswers | None:
         return None
 
 
-def _answer_general(gag: ProjectGAG, method: Method, questions: list[str]) -> list[str]:
+def _answer_general(gag: LocalGAG, method: Method, questions: list[str]) -> list[str]:
     """Answer general questions as a user meets the method: GAG has its router, the others are always on."""
     if method.routed:
         return [answer.text for answer in gag.ask(questions)]
     return method.answer(questions, None).texts
 
 
-def _speed(gag: ProjectGAG, method: Method, questions: list[str]) -> tuple[float, float | None]:
+def _speed(gag: LocalGAG, method: Method, questions: list[str]) -> tuple[float, float | None]:
     """Measure one question alone -> milliseconds to the first token, and for each further one.
 
     What writes its whole text before the first token, as the expert alone does here, has no time for further

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gag.engine.answer import Knowledge
-from gag.engine.engine import ProjectGAG
+from gag.engine.engine import LocalGAG
 from gag.errors import SettingsError
 from gag.evaluation.answers import (
     MethodResult,
@@ -82,7 +82,7 @@ def known_methods(project: Project) -> dict[str, str]:
 
 
 def methods_of(
-    project: Project, gag: ProjectGAG, domain: str, names: list[str], quick: bool
+    project: Project, gag: LocalGAG, domain: str, names: list[str], quick: bool
 ) -> Iterator[Method]:
     """Yield each method that is named; a baseline is trained when its turn comes, variants are there."""
     knowledge = _read_once(gag, domain)
@@ -120,7 +120,7 @@ def passages_of(project: Project, domain: str) -> list[Passage]:
     return [Passage(str(i), text) for i, text in enumerate(different)]
 
 
-def _read_once(gag: ProjectGAG, domain: str) -> KnowledgeOf:
+def _read_once(gag: LocalGAG, domain: str) -> KnowledgeOf:
     """Read the expert once for all methods; a question alone is being timed, and read each time."""
     read: dict[tuple[str, ...], list[Knowledge]] = {}
 
@@ -134,7 +134,7 @@ def _read_once(gag: ProjectGAG, domain: str) -> KnowledgeOf:
     return knowledge
 
 
-def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowledge: KnowledgeOf) -> Method:
+def _of_domain(project: Project, gag: LocalGAG, domain: str, name: str, knowledge: KnowledgeOf) -> Method:
     """Return the base, GAG, a control or the expert: what needs nothing but the domain as it was built."""
     others = [other for other in gag.domains.names if other != domain]
     answers: dict[str, Answering] = {
@@ -160,7 +160,7 @@ def _of_domain(project: Project, gag: ProjectGAG, domain: str, name: str, knowle
     )
 
 
-def _untrained(gag: ProjectGAG, domain: str, questions: list[str]) -> list[Knowledge]:
+def _untrained(gag: LocalGAG, domain: str, questions: list[str]) -> list[Knowledge]:
     """Read a domain's expert with a projector as alignment found it: the identity."""
     own, base = gag.domains.module(domain), gag.base
     shape = own.readout.shape(base.width, base.width)
@@ -176,7 +176,7 @@ def _shuffled(knowledge: list[Knowledge]) -> list[Knowledge]:
     return [knowledge[after[i]] for i in range(len(knowledge))]
 
 
-def _variant(project: Project, gag: ProjectGAG, domain: str, name: str) -> Method:
+def _variant(project: Project, gag: LocalGAG, domain: str, name: str) -> Method:
     """Load another readout and projector of the same expert."""
     variant = project.under(name)
     folder, settings = variant.run(domain, "align"), variant.settings
@@ -204,7 +204,7 @@ def _variant(project: Project, gag: ProjectGAG, domain: str, name: str) -> Metho
 
 
 def _retrieval(
-    project: Project, gag: ProjectGAG, domain: str, name: str, top: tuple[int, ...]
+    project: Project, gag: LocalGAG, domain: str, name: str, top: tuple[int, ...]
 ) -> Iterator[Method]:
     """Yield a kind of retrieval at several numbers of passages."""
     passages = passages_of(project, domain)
@@ -230,9 +230,7 @@ def _context(retriever: Retriever, passages: list[Passage], count: int) -> Calla
     return lambda questions: [" ".join(passages[i].text for i in row) for row in retriever(questions, count)]
 
 
-def _retriever(
-    project: Project, gag: ProjectGAG, name: str, passages: list[Passage]
-) -> tuple[Retriever, int]:
+def _retriever(project: Project, gag: LocalGAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
     """Build an index -> (its search, its bytes with the texts); the expert backbone does late interaction."""
     text = sum(len(p.text.encode()) for p in passages)
     if name in ("bm25", "rewritten"):
@@ -256,7 +254,7 @@ def _lora(project: Project, domain: str, built: Baseline) -> Method:
     return _baseline("lora", answer, built)
 
 
-def _prefix(project: Project, gag: ProjectGAG, domain: str, built: Baseline) -> Method:
+def _prefix(project: Project, gag: LocalGAG, domain: str, built: Baseline) -> Method:
     """Answer with a trained prefix in the place of the vectors."""
     instruction = project.described(domain).prompts.answer
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
+from gag.models import reading
 from gag.models.generation import TransformersGenerator
 from gag.models.hidden_states import hidden_states
-from gag.models.language_model import Inputs
+from gag.models.language_model import Inputs, Likely, Request, generate
 from gag.models.prompts import Prompts
 from gag.models.slots import kept_by
-from gag.project.domain import ModelFacts
+from gag.project.domain import KNOWN_PROMPT, KNOWN_TOKENS, KnownToken, ModelFacts
 
 _VOLATILE = (
     "_commit_hash",
@@ -112,8 +113,17 @@ class Backbone:
     @cached_property
     def _facts(self) -> ModelFacts:
         return ModelFacts(
-            model=self.name, revision=self.revision, fingerprint=self.fingerprint, width=self.width
+            model=self.name,
+            revision=self.revision,
+            fingerprint=self.fingerprint,
+            width=self.width,
+            known=self._known(),
         )
+
+    def _known(self) -> tuple[KnownToken, ...]:
+        """Write what tells the model from another one that is at hand over HTTP alone."""
+        said = generate(self, [Request(self.prompts.plain(KNOWN_PROMPT), KNOWN_TOKENS, top=2)])[0]
+        return tuple(known_token(step) for step in said.steps)
 
     @cached_property
     def stops(self) -> frozenset[int]:
@@ -157,6 +167,23 @@ class Backbone:
         """Run the decoder as deep as is read -> states of layers, as in hidden_states [B, T, L, D]."""
         return hidden_states(self.states, self.decoder_layers, inputs, layers)
 
+    def read_states(
+        self, prompts: list[list[int]], written: list[list[int]], layers: tuple[int, ...]
+    ) -> list[torch.Tensor]:
+        """Return the states of written tokens, or of a prompt's last one: B x [T, L, D]."""
+        return reading.read_states(self, prompts, written, layers)
+
+    def foretold(self, prompts: list[list[int]], written: list[list[int]], count: int) -> list[Likely]:
+        """Return what is likeliest behind each written token, or behind a prompt's last one: B x [T, K]."""
+        states = self.read_states(prompts, written, (-1,))
+        return [reading.foretold(self, one[:, 0], count) for one in states]
+
+    def log_probabilities(
+        self, prompts: Sequence[list[int] | torch.Tensor], texts: Sequence[list[int]], tokens: int
+    ) -> list[torch.Tensor]:
+        """Return the log-probability of each token of texts behind their prompts, in nats: B x [T]."""
+        return reading.log_probabilities(self, prompts, texts, tokens)
+
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Turn last hidden states [..., D] into the model's logits [..., V], with its scale and soft cap."""
         config = self.model.config.get_text_config()
@@ -173,6 +200,12 @@ class Backbone:
         """Return what continues prompts; the limits are those of `LanguageModel.generator`."""
         model = self.decoder, self.model.config, self.stops, self.embed, self.logits
         return TransformersGenerator(*model, rows=rows, tokens=tokens, prefill=prefill)
+
+
+def known_token(step: Likely) -> KnownToken:
+    """Keep of a greedy step what was chosen, how likely it was, and how far ahead of the next [K]."""
+    first, second = step.log_probabilities[:2].tolist()
+    return KnownToken(id=int(step.ids[0]), log_probability=round(first, 5), lead=round(first - second, 5))
 
 
 def token_limit(config: Any) -> int | None:

@@ -4,7 +4,13 @@ Like lengths together, within a budget, and back in the order they came in.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
+
+import torch
+
+from gag.errors import SettingsError
+from gag.project.progress import say
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -36,8 +42,41 @@ def in_length_batches(
     rows: int | None = None,
     length: Callable[[A], int] = len,  # pyright: ignore[reportArgumentType]
 ) -> list[B]:
-    """Do some work on batches of like length; the results stand in the order of the items."""
-    found: dict[int, B] = {}
-    for batch in length_batches([length(item) for item in items], tokens, rows):
-        found |= zip(batch, work([items[i] for i in batch]), strict=True)
+    """Do some work on batches of like length; the results stand in the order of the items.
+
+    A batch that does not fit in memory is halved.
+
+    Raises:
+        SettingsError: one item alone does not fit.
+    """
+    waiting, found = length_batches([length(item) for item in items], tokens, rows), {}
+    while waiting:
+        batch, done = waiting.pop(), None
+        with suppress(torch.OutOfMemoryError):  # what failed is freed once this block is left
+            done = work([items[i] for i in batch])
+        if done is None:
+            waiting += _halves(batch)
+        else:
+            found |= zip(batch, done, strict=True)
     return [found[i] for i in range(len(items))]
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    if len(batch) == 1:
+        raise SettingsError(
+            "one text alone does not fit in memory; lower its budget of tokens (of the expert "
+            "readout.max_new_tokens), or use a smaller model"
+        )
+    free_memory()
+    half = len(batch) // 2
+    say(
+        f"  out of memory with {len(batch)} texts at once: going on with {half}; lower readout.batch_tokens, "
+        "of the router router.batch_size"
+    )
+    return [batch[half:], batch[:half]]
+
+
+def free_memory() -> None:
+    """Give an accelerator's cached memory back."""
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()

@@ -49,6 +49,28 @@ class ExpertSource(Protocol):
         ...
 
 
+class LoadedExperts(ExpertSource, Protocol):
+    """Experts that come and go while an engine runs; `Experts` has them here, `RemoteExperts` elsewhere."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The backbone's facts."""
+        ...
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone as published, with its states at hand."""
+        ...
+
+    def load(self, name: str, folder: Path) -> None:
+        """Have an expert ready."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Drop an expert."""
+        ...
+
+
 class Experts:
     """The experts in memory, by name: adapters over one backbone, or fully tuned models of their own.
 

@@ -14,7 +14,16 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
-from gag.models.language_model import Finish, Likely, NoMemoryError, Request, Token, free_memory, pad_left
+from gag.errors import SettingsError
+from gag.models.batching import free_memory
+from gag.models.language_model import (
+    FailedRequestError,
+    Finish,
+    Likely,
+    Request,
+    Token,
+    pad_left,
+)
 from gag.models.prefixes import Prefix, Prefixes
 from gag.models.sampling import choose
 from gag.models.slots import Slots, Together, kept_by
@@ -114,7 +123,7 @@ class TransformersGenerator:
         """Choose the next token of every unfinished request that has joined, or joins now.
 
         Raises:
-            NoMemoryError: one request alone does not fit in memory.
+            FailedRequestError: one request alone does not fit in memory.
         """
         while self.unfinished:
             try:
@@ -267,7 +276,11 @@ class TransformersGenerator:
             number = [*self._under_way(), *self._waiting][0].number
             self.drop([number])
             self._batches = []
-            raise NoMemoryError(number)
+            error = SettingsError(
+                "one prompt does not fit in memory; lower its budget (decoding.max_new_tokens, of the expert "
+                "readout.max_new_tokens), or use a smaller model"
+            )
+            raise FailedRequestError(number, error)
         self._waiting.extendleft(sorted(self._under_way(), key=lambda row: -row.number))
         self._batches, self._rows = [], self._tried // 2
         free_memory()

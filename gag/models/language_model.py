@@ -4,12 +4,12 @@
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 
-from gag.errors import DataError, SettingsError
+from gag.errors import DataError, GagError
 from gag.models.prompts import Prompts
 from gag.models.sampling import Sampling
 from gag.project.domain import ModelFacts
@@ -54,6 +54,12 @@ class Likely:
         return list(zip(self.ids.tolist(), self.log_probabilities.tolist(), strict=True))
 
 
+def stacked(steps: Sequence[Likely]) -> Likely:
+    """Join what was likeliest at several steps: T x [K] -> [T, K]."""
+    ids, chances = ([getattr(one, name) for one in steps] for name in ("ids", "log_probabilities"))
+    return Likely(torch.stack(ids), torch.stack(chances))
+
+
 @dataclass(frozen=True)
 class Token:
     """One step of one request."""
@@ -72,17 +78,20 @@ class Generation:
     ids: list[int]  # without the end token
     finish: Finish
     log_probabilities: list[float]  # of `ids`
+    steps: list[Likely]  # where the request wants them, the end token's too
 
 
-class NoMemoryError(SettingsError):
-    """One request alone does not fit in memory; it is forgotten."""
+class FailedRequestError(GagError):
+    """One request cannot be continued, and is forgotten; the others go on.
 
-    def __init__(self, request: int):
-        self.request = request
-        super().__init__(
-            "one prompt does not fit in memory; lower its budget (decoding.max_new_tokens, of the expert "
-            "readout.max_new_tokens), or use a smaller model"
-        )
+    Attributes:
+        request: its number.
+        error: why, for whoever asked.
+    """
+
+    def __init__(self, request: int, error: GagError):
+        self.request, self.error = request, error
+        super().__init__(str(error))
 
 
 class Generator(Protocol):
@@ -97,7 +106,11 @@ class Generator(Protocol):
         ...
 
     def step(self) -> list[Token]:
-        """Continue requests, each by one token at most; those that wait for room by none."""
+        """Continue requests, each by one token at most; those that wait for room by none.
+
+        Raises:
+            FailedRequestError: one of them cannot be continued; the others go on in the next step.
+        """
         ...
 
     @property
@@ -120,6 +133,11 @@ class LanguageModel(Protocol):
         ...
 
     @property
+    def device(self) -> torch.device:
+        """Where what is injected into it is made."""
+        ...
+
+    @property
     def embeddings(self) -> torch.Tensor:
         """What the decoder takes for each token [V, D]."""
         ...
@@ -128,16 +146,27 @@ class LanguageModel(Protocol):
         """Embed token ids -> [T, D]."""
         ...
 
-    def states(self, inputs: Inputs) -> torch.Tensor:
-        """Run a batch -> the last hidden states, after the final norm [B, T, D]."""
+    def read_states(
+        self, prompts: list[list[int]], written: list[list[int]], layers: tuple[int, ...]
+    ) -> list[torch.Tensor]:
+        """Return the states of written tokens, or of a prompt's last one: B x [T, L, D].
+
+        The state belongs to the token itself. Layers index hidden_states: 0 is the embedding, -1 is after the
+        final norm.
+        """
         ...
 
-    def layer_states(self, inputs: Inputs, layers: tuple[int, ...]) -> torch.Tensor:
-        """Run a batch as deep as is read -> the states of layers, indexed as hidden_states [B, T, L, D]."""
+    def foretold(self, prompts: list[list[int]], written: list[list[int]], count: int) -> list[Likely]:
+        """Return what is likeliest behind each written token, or behind a prompt's last one: B x [T, K]."""
         ...
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Turn last hidden states [..., D] into logits [..., V]."""
+    def log_probabilities(
+        self, prompts: Sequence[list[int] | torch.Tensor], texts: Sequence[list[int]], tokens: int
+    ) -> list[torch.Tensor]:
+        """Return the log-probability of each token of texts behind their prompts, in nats: B x [T].
+
+        At most `tokens` are in one forward pass.
+        """
         ...
 
     def generator(
@@ -165,8 +194,15 @@ def check_room(model: LanguageModel, tokens: int, what: str) -> None:
         )
 
 
-def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generation]:
+def generate(
+    model: LanguageModel, requests: Sequence[Request], tokens: int | None = None
+) -> list[Generation]:
     """Continue prompts to their ends, together, in the order given; what does not fit in memory in halves.
+
+    Args:
+        model: continues them.
+        requests: the prompts.
+        tokens: in the prompts and budgets of those that go on at a time, at most.
 
     Raises:
         DataError: a prompt and its budget are longer than the model's positions.
@@ -174,23 +210,23 @@ def generate(model: LanguageModel, requests: Sequence[Request]) -> list[Generati
     """
     for request in requests:
         check_room(model, len(request.prefix) + len(request.prompt) + request.max_new_tokens, "a prompt")
-    generator, ids, chances = model.generator(), [[] for _ in requests], [[] for _ in requests]
-    finishes: list[Finish] = ["length"] * len(requests)
+    generator, written = model.generator(tokens=tokens), [Generation([], "length", [], []) for _ in requests]
     places = {number: place for place, number in enumerate(generator.add(requests))}
     while generator.unfinished:
-        for token in generator.step():
-            place = places[token.request]
-            finishes[place] = token.finish or "length"
+        try:
+            said = generator.step()
+        except FailedRequestError as failed:
+            raise failed.error from failed
+        for token in said:
+            one = written[places[token.request]]
+            if token.top:
+                one.steps.append(token.top)
+            if token.finish:
+                written[places[token.request]] = one = replace(one, finish=token.finish)
             if token.finish != "stop":
-                ids[place].append(token.id)
-                chances[place].append(token.log_probability)
-    return [Generation(*row) for row in zip(ids, finishes, chances, strict=True)]
-
-
-def free_memory() -> None:
-    """Give an accelerator's cached memory back."""
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()
+                one.ids.append(token.id)
+                one.log_probabilities.append(token.log_probability)
+    return written
 
 
 def pad_left(rows: Sequence[torch.Tensor]) -> Inputs:

@@ -17,7 +17,8 @@ class Sampling:
     temperature: float
     top_p: float
     top_k: int  # 0: all
-    uniforms: torch.Tensor  # [new tokens], in [0, 1): the request's own random numbers
+    seed: int  # of its random numbers
+    uniforms: torch.Tensor  # [new tokens], in [0, 1): these
 
 
 def seeded(
@@ -30,8 +31,9 @@ def seeded(
     if temperature == 0:
         return None
     name = hashlib.sha256(f"{seed}/{question}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(name[:8], "little") >> 1)
-    return Sampling(temperature, top_p, top_k, torch.rand(count, generator=generator))
+    number = int.from_bytes(name[:8], "little") >> 1
+    uniforms = torch.rand(count, generator=torch.Generator().manual_seed(number))
+    return Sampling(temperature, top_p, top_k, number, uniforms)
 
 
 def choose(logits: torch.Tensor, samplings: Sequence[Sampling | None], steps: Sequence[int]) -> torch.Tensor:

@@ -5,12 +5,11 @@ import math
 import torch
 
 from gag.models.batching import length_batches
+from gag.models.reading import CHUNK, read_states
 from gag.planning.metering import dry_run
 from gag.planning.passes import blank, forward, generate
 from gag.planning.stages import Stage
 from gag.planning.workload import Workload
-from gag.readout.states import read_states
-from gag.readout.vocabulary import CHUNK
 
 SENTENCE = 20  # tokens of one, about
 

@@ -6,7 +6,8 @@ it.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ ROUTING_PART = (BANK,)
 FAITHFUL = 0.5  # of the knowledge must arrive
 MANY_SLOTS = 16
 MODULE_PART = (PROJECTOR, EXPERT, CARD)
+KNOWN_PROMPT, KNOWN_TOKENS = "What is known of it, and since when?", 8  # a question, and its answer's length
+NEAR = 0.25  # nats, which half precision may cost
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -38,13 +41,26 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class KnownToken(Facts):
+    """A greedy step of a model: what it said, how likely it found it, and how far ahead of the next."""
+
+    id: int
+    log_probability: float
+    lead: float
+
+
 class ModelFacts(Facts):
-    """The model that a domain was built for."""
+    """The model that a domain was built for.
+
+    Where its weights are not at hand, only what it answers is: `fingerprint` is empty, and `known`, its
+    greedy answer to `KNOWN_PROMPT`, tells it from another.
+    """
 
     model: str
     revision: str | None
     fingerprint: str
     width: int
+    known: tuple[KnownToken, ...]
 
     def check(self, role: str, present: "ModelFacts", domain: str) -> None:
         """Refuse a model other than the one that the domain was built for."""
@@ -53,13 +69,31 @@ class ModelFacts(Facts):
                 f"{domain} was built for a {role} of width {self.width} ({self.model}), this project's has "
                 f"{present.width}; name that {role} in gag.yaml, or build the domain again"
             )
-        if present.fingerprint != self.fingerprint:
+        if not present.fingerprint and not same_answer(self.known, present.known):
+            raise MismatchError(
+                f"{domain} was built for the {role} {self.model}, and what its server runs answers "
+                f"otherwise; start the server with that {role}, or build the domain again"
+            )
+        if present.fingerprint and present.fingerprint != self.fingerprint:
             raise MismatchError(
                 f"{domain} was built for the {role} {self.model} with fingerprint "
                 f"{self.fingerprint[:12]}, this "
                 f"project's has {present.fingerprint[:12]}; name that {role} in gag.yaml, or build "
                 "the domain again"
             )
+
+
+def same_answer(true: Sequence[KnownToken], given: Sequence[KnownToken]) -> bool:
+    """Say whether an answer is a model's own, to the rounding of other kernels and precisions.
+
+    Behind a token that was nearly another one, nothing is compared any more.
+    """
+    for wanted, said in zip(true, given, strict=False):
+        if abs(wanted.log_probability - said.log_probability) > NEAR:
+            return False
+        if wanted.id != said.id:
+            return wanted.lead < NEAR
+    return bool(true) and len(true) == len(given)
 
 
 @dataclass(frozen=True)
@@ -70,6 +104,7 @@ class EncoderSpec:
     pooling: str
     max_tokens: int
     width: int
+    known: tuple[float, ...] = field(default=(), compare=False, repr=False)  # of `KNOWN_PROMPT`'s vector
 
 
 class BankFacts(Facts):

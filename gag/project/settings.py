@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from gag.errors import SettingsError
 from gag.project.hyperparameters import AdaptSettings, AlignSettings, PretrainSettings, ReadoutSettings
 from gag.project.marks import Settings, When, computation, result
+from gag.project.remote_settings import RemoteSettings
 from gag.project.serve_settings import ServeSettings
 
 GENERAL = "general"
@@ -241,6 +242,10 @@ class ProjectSettings(Settings):
     align: AlignSettings = AlignSettings()
     decoding: DecodingSettings = DecodingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    engine: Literal["transformers", "remote"] = computation(
+        "transformers", description="what runs the models: this process, or vLLM servers (see remote)"
+    )
+    remote: RemoteSettings = RemoteSettings()
     serve: ServeSettings = ServeSettings()
     tracking: Literal["none", "wandb", "trackio", "tensorboard"] = computation(
         "none", description="where training curves also go; runs/ always has them as JSONL"

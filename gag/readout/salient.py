@@ -14,7 +14,6 @@ import regex
 import torch
 
 from gag.models.language_model import LanguageModel
-from gag.models.likelihood import log_probabilities
 from gag.models.prompts import Prompts
 from gag.project.words import RARE, UNSPACED, tokens
 
@@ -58,8 +57,7 @@ def rank_words(
         batch_tokens: of a forward pass.
         common: the share of the expert's answers that hold a word, for those in more than `RARE`.
     """
-    embedded = [backbone.embed(prompt) for prompt in prompts]
-    nats = log_probabilities(backbone, embedded, written, batch_tokens)
+    nats = backbone.log_probabilities(prompts, written, batch_tokens)
     words = [split_words(backbone.prompts, ids) for ids in written]
     weights = _relevance(backbone, questions, words, written, batch_tokens)
     return [
@@ -150,7 +148,7 @@ def _relevance(
     for (i, number), text in zip(asked, texts, strict=True):
         room = None if positions is None else max(1, positions - around - len(text) - _MARGIN)
         behind.append(prompts.ask_expert(prompts.decode(sentences[i][number][:room]), _ASK))
-    likely = log_probabilities(model, [model.embed(row) for row in behind], texts, batch_tokens)
+    likely = model.log_probabilities(behind, texts, batch_tokens)
     scores: list[dict[int, float]] = [{} for _ in questions]
     for (i, number), found in zip(asked, likely, strict=True):
         scores[i][number] = float(found.sum())

@@ -1,6 +1,6 @@
 """Read an expert: it writes background, and the whole text or its salient words make slots."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import shorten
@@ -8,22 +8,13 @@ from textwrap import shorten
 import torch
 
 from gag.errors import SettingsError
-from gag.models.batching import length_batches
+from gag.models.batching import in_length_batches
 from gag.models.experts import ExpertSource
-from gag.models.language_model import (
-    LanguageModel,
-    Likely,
-    Request,
-    check_room,
-    free_memory,
-    generate,
-    pad_left,
-)
+from gag.models.language_model import LanguageModel, Likely, Request, check_room, generate, stacked
 from gag.models.sampling import seeded
 from gag.project.hyperparameters import ReadoutSettings
-from gag.project.progress import say
 from gag.readout.salient import Word, fitting, rank_words
-from gag.readout.vocabulary import LIKELIEST, BaseVocabulary, likely_embeddings, predicted_embeddings
+from gag.readout.vocabulary import LIKELIEST, BaseVocabulary, likely_embeddings
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,9 @@ def read(
     common: Mapping[str, float] | None = None,
     likely: list[Likely] | None = None,
 ) -> Readout:
-    """Read questions in batches of like length within the token budget; the order of the questions is kept.
+    """Have an expert write on questions, and read what it wrote; the order of the questions is kept.
+
+    Within the token budget: texts join and leave the batch while it is written, and are read by like length.
 
     Args:
         experts: hold the expert, and the backbone that it was tuned from.
@@ -80,90 +73,79 @@ def read(
         lengths = [len(prompt) + budget for prompt, budget in zip(prompts, budgets, strict=True)]
         for question, length in zip(questions, lengths, strict=True):
             check_room(expert, length, f"the question {shorten(question, 60)!r}")
+        if written is None:
+            written, likely = write(expert, questions, prompts, settings)
         decode = expert.prompts.decode
-    waiting = length_batches(lengths, settings.batch_tokens)
-    done: dict[int, _Row] = {}
-    while waiting:
-        batch = waiting.pop()
-        asked = [questions[i] for i in batch], [prompts[i] for i in batch]
-        known = [written[i] for i in batch] if written else None
-        foretold = [likely[i] for i in batch] if likely else None
-        rows = _read_batch(experts, name, *asked, settings, vocabulary, known, common or {}, foretold)
-        if rows is None:
-            waiting += _halves(batch)
-        else:
-            done |= dict(zip(batch, rows, strict=True))
-    rows = [done[i] for i in range(len(questions))]
+    asked = _Asked(questions, prompts, written, likely)
+    ranked: list[list[Word]] = [[] for _ in questions]
+    if settings.select == "salient":
+        with experts.using(None) as backbone:
+            ranked = rank_words(backbone, questions, prompts, written, settings.batch_tokens, common or {})
+    with experts.using(name) as expert:
+        rows = in_length_batches(
+            list(range(len(questions))),
+            lambda batch: _read_batch(expert, asked, batch, ranked, settings, vocabulary),
+            settings.batch_tokens,
+            length=lengths.__getitem__,
+        )
     return Readout(
-        slots=torch.stack([row.slots for row in rows]),
-        texts=[decode(row.ids) for row in rows],
-        empty=[not row.ids for row in rows],
-        words=[row.words for row in rows],
-        ids=[row.ids for row in rows],
+        slots=torch.stack([slots for slots, _ in rows]),
+        texts=[decode(ids) for ids in written],
+        empty=[not ids for ids in written],
+        words=[words for _, words in rows],
+        ids=written,
     )
 
 
 @dataclass(frozen=True)
-class _Row:
-    """What one question gave."""
+class _Asked:
+    """Questions, and what the expert wrote."""
 
-    slots: torch.Tensor  # [S, L, De or Db]
-    ids: list[int]
-    words: tuple[str, ...]
+    questions: list[str]
+    prompts: list[list[int]]
+    written: list[list[int]]
+    likely: list[Likely] | None  # behind each token, where that is known
 
 
 def _read_batch(
-    experts: ExpertSource,
-    name: str | None,
-    questions: list[str],
-    prompts: list[list[int]],
+    expert: LanguageModel,
+    asked: _Asked,
+    batch: list[int],
+    ranked: list[list[Word]],
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None,
-    known: list[list[int]] | None,
-    common: Mapping[str, float],
-    likely: list[Likely] | None,
-) -> list[_Row] | None:
-    """Write and read each question, or return None if they do not fit in memory."""
-    try:
-        with experts.using(name) as expert:
-            written = known
-            if written is None:
-                written = generate_background(expert, questions, prompts, settings)
-            rows = _token_rows(expert, prompts, written, settings, vocabulary, likely)
-        if settings.select == "segments":
-            return [_Row(pool(one, settings), ids, ()) for one, ids in zip(rows, written, strict=True)]
-        with experts.using(None) as backbone:
-            ranked = rank_words(backbone, questions, prompts, written, settings.batch_tokens, common)
-        if settings.space == "vocabulary" and vocabulary:
-            own = [vocabulary.rows(backbone.prompts, *one) for one in zip(written, ranked, strict=True)]
-            rows, ranked = [one.rows for one in own], [one.words for one in own]
-        return [_salient(*one, settings.slots) for one in zip(rows, written, ranked, strict=True)]
-    except torch.OutOfMemoryError:
-        return None  # the caller goes on outside of this block, so that the failed tensors can be freed
+) -> list[tuple[torch.Tensor, tuple[str, ...]]]:
+    """Read some texts -> each one's slots [S, L, De or Db] and words."""
+    written, words = [asked.written[i] for i in batch], [ranked[i] for i in batch]
+    if settings.select == "salient" and settings.space == "vocabulary" and vocabulary:
+        own = [vocabulary.rows(expert.prompts, *one) for one in zip(written, words, strict=True)]
+        rows, words = [one.rows for one in own], [one.words for one in own]
+    else:
+        rows = _token_rows(expert, asked, batch, settings, vocabulary)
+    if settings.select == "segments":
+        return [(pool(row, settings), ()) for row in rows]
+    return [_salient(*one, settings.slots) for one in zip(rows, words, strict=True)]
 
 
 def _token_rows(
     expert: LanguageModel,
-    prompts: list[list[int]],
-    written: list[list[int]],
+    asked: _Asked,
+    batch: list[int],
     settings: ReadoutSettings,
     vocabulary: BaseVocabulary | None,
-    likely: list[Likely] | None,
 ) -> list[torch.Tensor]:
     """Return each written token's states, or the base's embeddings of what they predict: [T, L, De or Db]."""
-    if settings.space == "vocabulary" and settings.select == "salient":
-        return []  # the words themselves are embedded, once they are chosen
-    if likely and vocabulary:
-        return [likely_embeddings(one, vocabulary.table)[:, None] for one in likely]
-    states = read_states(expert, prompts, written, settings.layers)
-    if settings.space == "vocabulary" and vocabulary:
-        return [
-            predicted_embeddings(expert, one[:, 0], vocabulary.table).to(one.dtype)[:, None] for one in states
-        ]
-    return states
+    prompts, written = [asked.prompts[i] for i in batch], [asked.written[i] for i in batch]
+    if settings.space == "hidden" or not vocabulary:
+        return expert.read_states(prompts, written, settings.layers)
+    if asked.likely:
+        likely = [asked.likely[i] for i in batch]
+    else:
+        likely = expert.foretold(prompts, written, LIKELIEST)
+    return [likely_embeddings(one, vocabulary.table)[:, None] for one in likely]
 
 
-def _salient(rows: torch.Tensor, ids: list[int], words: list[Word], slots: int) -> _Row:
+def _salient(rows: torch.Tensor, words: list[Word], slots: int) -> tuple[torch.Tensor, tuple[str, ...]]:
     """Fill S slots with the rows of the first words that fit, in the order of the text: [S, L, D].
 
     The others stay zero.
@@ -172,21 +154,7 @@ def _salient(rows: torch.Tensor, ids: list[int], words: list[Word], slots: int) 
     chosen = [place for word in kept for place in word.places][:slots]
     filled = rows.new_zeros(slots, *rows.shape[1:])
     filled[: len(chosen)] = rows[chosen]
-    return _Row(filled, ids, tuple(word.text.strip() for word in kept))
-
-
-def _halves(batch: list[int]) -> list[list[int]]:
-    if len(batch) == 1:
-        raise SettingsError(
-            "one question does not fit in memory; lower readout.max_new_tokens, or use a smaller expert"
-        )
-    free_memory()
-    half = len(batch) // 2
-    say(
-        f"  out of memory with {len(batch)} questions at once: going on with {half}; lower "
-        "readout.batch_tokens"
-    )
-    return [batch[half:], batch[:half]]
+    return filled, tuple(word.text.strip() for word in kept)
 
 
 def foretelling(settings: ReadoutSettings) -> int:
@@ -198,34 +166,33 @@ def foretelling(settings: ReadoutSettings) -> int:
     return LIKELIEST if settings.space == "vocabulary" and settings.select == "segments" else 0
 
 
-def generate_background(
+def behind(steps: Sequence[Likely], written: list[int]) -> Likely:
+    """Join what the steps of a text found likeliest -> behind each of its tokens [T, K].
+
+    Behind the prompt, where nothing was written.
+    """
+    return stacked(steps[1:] if written else steps)
+
+
+def write(
     expert: LanguageModel, questions: list[str], prompts: list[list[int]], settings: ReadoutSettings
-) -> list[list[int]]:
-    """Generate background knowledge -> ids of each question; a budget of 0 writes nothing."""
-    budget = settings.max_new_tokens
+) -> tuple[list[list[int]], list[Likely] | None]:
+    """Write background knowledge -> ids of each question, and where `foretelling` what was likeliest."""
+    top, budget = foretelling(settings), settings.max_new_tokens
+    steps = budget + 1 if top else budget
     requests = [
         Request(
-            expert.embed(prompt),
-            budget,
-            seeded(question, settings.seed, budget, settings.temperature, settings.top_p, settings.top_k),
+            prompt,
+            steps,
+            seeded(question, settings.seed, steps, settings.temperature, settings.top_p, settings.top_k),
+            top,
         )
         for question, prompt in zip(questions, prompts, strict=True)
     ]
-    return [generation.ids for generation in generate(expert, requests)]
-
-
-@torch.no_grad()
-def read_states(
-    expert: LanguageModel, prompts: list[list[int]], written: list[list[int]], layers: tuple[int, ...]
-) -> list[torch.Tensor]:
-    """Return, per question, the states of the written tokens (or of the prompt's last one): B x [T, L, De].
-
-    The state belongs to the token itself. Layers index hidden_states: 0 is the embedding, -1 is after the
-    final norm. Only the read layers' states are kept, and no layer above the highest one is run.
-    """
-    inputs = pad_left([expert.embed(prompt + ids) for prompt, ids in zip(prompts, written, strict=True)])
-    states = expert.layer_states(inputs, layers)  # [B, T, L, De]
-    return [row[-max(len(ids), 1) :] for row, ids in zip(states, written, strict=True)]
+    said = generate(expert, requests, settings.batch_tokens)
+    written = [one.ids[:budget] for one in said]
+    likely = [behind(one.steps, ids) for one, ids in zip(said, written, strict=True)] if top else None
+    return written, likely
 
 
 def pool(states: torch.Tensor, settings: ReadoutSettings) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The router's query encoder: the expert backbone as published, mean-pooled over the raw question."""
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -7,8 +8,10 @@ import torch
 from gag.models.backbone import Backbone
 from gag.models.batching import in_length_batches
 from gag.models.language_model import pad_left
-from gag.project.domain import EncoderSpec
+from gag.project.domain import KNOWN_PROMPT, EncoderSpec
 from gag.project.settings import RouterSettings
+
+KNOWN = 32  # components
 
 
 class QueryEncoder(Protocol):
@@ -36,6 +39,8 @@ class BackboneEncoder:
             max_tokens=min(settings.max_tokens, backbone.positions or settings.max_tokens),
             width=backbone.width,
         )
+        known = self.encode([KNOWN_PROMPT])[0, :KNOWN].tolist()  # by which a server's encoder is recognised
+        self.spec = replace(self.spec, known=tuple(round(one, 6) for one in known))
 
     @torch.no_grad()
     def encode(self, questions: list[str]) -> torch.Tensor:

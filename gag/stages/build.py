@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from gag.errors import ArtifactError
-from gag.models.language_model import free_memory
+from gag.models.batching import free_memory
 from gag.models.loading import load_backbone
 from gag.project import distributed
 from gag.project.artifacts import SCHEMA, is_current, locked, read_manifest, writing

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from gag.errors import ArtifactError, DataError
-from gag.models.experts import Experts
+from gag.models.experts import Experts, LoadedExperts
 from gag.models.loading import load_backbone
 from gag.planning.limits import check_limits
 from gag.project import distributed
 from gag.project.artifacts import MANIFEST, is_current, locked, read_manifest
+from gag.project.domain import ModelFacts
 from gag.project.inputs import DomainInputs
 from gag.project.keys import stage_key
 from gag.project.memory import peak_bytes
@@ -64,7 +65,7 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
         return folder
     started = time.monotonic()
     rows = {"align": inputs.splits.align, "val": inputs.splits.val}
-    experts = _load_experts(inputs)
+    experts = _load_experts(project, inputs)
     mine = shard or Shard(distributed.rank(), distributed.world_size())
     with locked(folder, wait=True):  # shards may come at once
         for split in rows if distributed.rank() == 0 else ():
@@ -74,11 +75,13 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
         for split, chosen in rows.items():
             write_parts(folder / split, chosen, _reader(inputs, experts, split), advance, mine)
             distributed.barrier()
+    for fold in (None, *adapt.folds(inputs)):
+        experts.forget(_name(inputs, fold))  # a server would keep it
     seconds = round(time.monotonic() - started, 1)
     facts = {
         "settings": inputs.settings.readout.model_dump(),
         "writing": _writing_key(inputs),
-        "expert": experts.facts.model_dump(),
+        "expert": _facts(experts).model_dump(),
         "seconds": seconds,
         "peak_bytes": peak_bytes(),
     }
@@ -109,14 +112,26 @@ def _expert_weights(inputs: DomainInputs) -> dict[str, str]:
     return {name: sha for name, sha in files.items() if name.endswith(".safetensors")}
 
 
-def _load_experts(inputs: DomainInputs) -> Experts:
+def _load_experts(project: Project, inputs: DomainInputs) -> LoadedExperts:
     """Load the domain's expert, and those of the folds."""
-    folder, experts = inputs.run("adapt"), Experts(load_backbone(inputs.settings.expert, inputs.root))
+    folder = inputs.run("adapt")
+    if project.settings.engine == "remote":
+        from gag.remote.opening import open_experts
+
+        experts = open_experts(project)
+        _facts(experts).check("expert", experts.facts, inputs.name)
+    else:
+        experts = Experts(load_backbone(inputs.settings.expert, inputs.root))
     check_limits(inputs)
-    experts.load(inputs.name, folder / "expert")
+    experts.load(_name(inputs), folder / "expert")
     for fold in adapt.folds(inputs):
-        experts.load(_fold_name(inputs.name, fold), folder / f"fold-{fold}")
+        experts.load(_name(inputs, fold), folder / f"fold-{fold}")
     return experts
+
+
+def _facts(experts: LoadedExperts) -> ModelFacts:
+    """Return the backbone's facts with its fingerprint; of one that runs elsewhere, from its files here."""
+    return experts.facts if experts.facts.fingerprint else experts.backbone.facts
 
 
 def _writing_key(inputs: DomainInputs) -> str:
@@ -143,18 +158,17 @@ def _written_before(inputs: DomainInputs, split: str, wanted: str) -> dict[tuple
     return {}
 
 
-def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
+def _reader(inputs: DomainInputs, experts: LoadedExperts, split: str) -> Reads:
     """Return what reads a part's rows: the domain's expert, or for alignment rows each fold's own."""
     settings, system = inputs.settings.readout, inputs.prompts.expert
-    vocabulary = (
-        load_vocabulary(inputs.settings.base, inputs.root, experts.backbone.device)
-        if settings.space == "vocabulary"
-        else None
-    )
+    with experts.using(None) as backbone:
+        device = backbone.device
+    shared = settings.space == "vocabulary"
+    vocabulary = load_vocabulary(inputs.settings.base, inputs.root, device) if shared else None
 
     known = _written_before(inputs, split, _writing_key(inputs))
 
-    def plain(examples: list[Example], name: str = inputs.name) -> Readout:
+    def plain(examples: list[Example], name: str = _name(inputs)) -> Readout:
         questions = [example.question for example in examples]
         written = [known[e.id, e.question] for e in examples] if known else None
         return read(experts, name, questions, system, settings, vocabulary, written, inputs.common)
@@ -164,10 +178,7 @@ def _reader(inputs: DomainInputs, experts: Experts, split: str) -> Reads:
         for i, example in enumerate(examples):
             by_fold.setdefault(fold_of(example, settings.folds), []).append(i)
         order = [i for fold in sorted(by_fold) for i in by_fold[fold]]
-        parts = [
-            plain([examples[i] for i in by_fold[fold]], _fold_name(inputs.name, fold))
-            for fold in sorted(by_fold)
-        ]
+        parts = [plain([examples[i] for i in by_fold[fold]], _name(inputs, fold)) for fold in sorted(by_fold)]
         return _in_order(parts, order)
 
     return crossed if settings.folds > 1 and split == "align" else plain
@@ -190,8 +201,10 @@ def _in_order(parts: list[Readout], order: list[int]) -> Readout:
     )
 
 
-def _fold_name(domain: str, fold: int) -> str:
-    return f"{domain}:fold-{fold}"
+def _name(inputs: DomainInputs, fold: int | None = None) -> str:
+    """Name an expert by its weights: a server may still hold another one of this domain."""
+    weights = stage_key(expert=_expert_weights(inputs))[:12]
+    return f"{inputs.name}@{weights}" if fold is None else f"{inputs.name}:fold-{fold}@{weights}"
 
 
 def _report(inputs: DomainInputs, rows: dict[str, list[Example]]) -> None:
