@@ -1,5 +1,6 @@
 """The models on other machines: what they say is what they say here, and what becomes of one that fails."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -322,6 +323,18 @@ def test_an_expert_that_no_server_can_load_is_refused(
     moved = load_project(project.root, settings([base], [expert], states, project="/srv/gag"))
     with pytest.raises(Exception, match=r"/srv/gag/domains/metals/expert.*see that it reads that folder"):
         open_experts(moved).load("metals@1", project.domain("metals") / "expert")
+
+
+def test_states_that_nobody_takes_are_cleared(remote: Project, states: Path) -> None:
+    """The connector writes for every request, and those of texts while they are written nobody reads."""
+    old, fresh = states / "cmpl-old.safetensors", states / "cmpl-fresh.safetensors"
+    for file in (old, fresh):
+        file.write_bytes(b"")
+    os.utime(old, (1, 1))
+    with open_experts(remote).using(None) as backbone:
+        backbone.read_states([[5, 6]], [[7]], (-1,))
+    assert list(states.iterdir()) == [fresh]
+    fresh.unlink()
 
 
 def test_layers_that_are_not_left_are_named(project: Project, base, expert, states) -> None:

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gag.commands.options import JsonOption, ProjectOption, SetOption, asked, finish
+from gag.commands.options import (
+    EngineOption,
+    JsonOption,
+    ProjectOption,
+    SetOption,
+    asked,
+    finish,
+    with_engine,
+)
 
 if TYPE_CHECKING:
     from gag.engine.answer import Answer
@@ -22,11 +30,12 @@ def ask(
         bool, typer.Option("--evidence", help="Also show what the vectors did for the answer.")
     ] = False,
     project: ProjectOption = None,
+    engine: EngineOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question: routed, read, injected, and decoded by the frozen base."""
-    opened = asked(question, project, settings)
+    opened = asked(question, project, with_engine(settings, engine))
     if domain is not None:
         opened.require(domain)
     from gag.engine.engine import ProjectGAG

@@ -10,12 +10,14 @@ import typer
 
 from gag.commands.options import (
     DomainArgument,
+    EngineOption,
     JsonOption,
     ProjectOption,
     SetOption,
     described,
     finish,
     open_project,
+    with_engine,
 )
 from gag.errors import SettingsError
 
@@ -92,11 +94,12 @@ def readouts(
         str | None, typer.Option(help="Write a share alone: 2/8 is the second of eight.")
     ] = None,
     project: ProjectOption = None,
+    engine: EngineOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let the expert write on every alignment question and store its states."""
-    opened = described(domain, project, settings)
+    opened = described(domain, project, with_engine(settings, engine))
     chosen = _shard(shard)
     from gag.stages.readouts import readouts as run
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gag.commands.options import ProjectOption, SetOption, routed
+from gag.commands.options import EngineOption, ProjectOption, SetOption, routed, with_engine
 
 
 def chat(
@@ -14,10 +14,11 @@ def chat(
         bool, typer.Option("--background", help="Also show what the expert writes, while it does.")
     ] = False,
     project: ProjectOption = None,
+    engine: EngineOption = None,
     settings: SetOption = None,
 ) -> None:
     """Ask again and again; a follow-up stays in its domain. An empty line, or Ctrl-D, ends it."""
-    opened = routed(project, settings)
+    opened = routed(project, with_engine(settings, engine))
     if domain is not None:
         opened.require(domain)
     from gag.engine.asking import Ask, Background, Event, Read, Refused, Routed, Said, Turn

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gag.commands.options import JsonOption, ProjectOption, SetOption, finish, open_project, routed
+from gag.commands.options import (
+    EngineOption,
+    JsonOption,
+    ProjectOption,
+    SetOption,
+    finish,
+    open_project,
+    routed,
+    with_engine,
+)
 from gag.errors import SettingsError
 
 BEFORE = ("base", "text", "bm25-1", "bm25-3", "gag", "untrained", "words")  # of --real, before its variants
@@ -28,11 +37,12 @@ def evaluate(
         bool, typer.Option("--evidence", help="Also measure what the vectors did for each answer.")
     ] = False,
     project: ProjectOption = None,
+    engine: EngineOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer test questions on the router's route and on the true one, and score them; again, it goes on."""
-    opened = routed(project, settings, names)
+    opened = routed(project, with_engine(settings, engine), names)
     if names and file:
         raise SettingsError("give domains or --file, not both")
     rows = _rows(opened, names, file)

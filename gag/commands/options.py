@@ -24,6 +24,10 @@ ProjectOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Lay a setting over gag.yaml: align.epochs=3.")
 ]
+EngineOption = Annotated[
+    Literal["transformers", "remote"] | None,
+    typer.Option(help="What runs the models: this process, or vLLM servers (default: engine in gag.yaml)."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Preset = Literal["v1", "v4", "vocabulary", "salient"]
 DomainArgument = Annotated[str, typer.Argument(help="A domain that gag.yaml describes.")]
@@ -34,6 +38,11 @@ def open_project(project: Path | None, settings: list[str] | None = None) -> "Pr
     from gag.project.project import load_project
 
     return load_project(project, tuple(settings or ()))
+
+
+def with_engine(settings: list[str] | None, engine: str | None) -> list[str]:
+    """Lay the choice of an engine over other settings."""
+    return [*(settings or []), *([] if engine is None else [f"engine={engine}"])]
 
 
 def described(domain: str, project: Path | None, settings: list[str] | None) -> "Project":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gag.commands.options import ProjectOption, SetOption, routed
+from gag.commands.options import EngineOption, ProjectOption, SetOption, routed, with_engine
 from gag.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ def serve(
         bool, typer.Option("--admin", help="With --new-key: it may add and remove domains.")
     ] = False,
     project: ProjectOption = None,
+    engine: EngineOption = None,
     settings: SetOption = None,
 ) -> None:
     """Serve the project over HTTP, with OpenAI's protocols; Ctrl-C stops it once all is answered."""
-    opened = routed(project, settings)
+    opened = routed(project, with_engine(settings, engine))
     chosen = opened.settings.serve
     keys = None if chosen.keys is None else opened.root / chosen.keys
     if keys is not None and not keys.resolve().is_relative_to(opened.root.resolve()):

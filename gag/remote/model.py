@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gag.errors import MismatchError, SettingsError
+from gag.errors import BusyError, MismatchError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.experts import ADAPTER
 from gag.models.language_model import Likely, stacked
@@ -22,6 +22,10 @@ from gag.remote.replies import prompt_chances, prompt_steps, tokens_of
 from gag.remote.server import Body
 from gag.remote.servers import Servers
 from gag.remote.states import ASKING, SharedStates
+
+_SCORING = (  # vLLM 0.32 ends with an error where an adapter may lie over the output layer
+    "it was to score a prompt: start it with --lora-target-modules and all of its layers but lm_head"
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class RemoteModel:
     def foretold(self, prompts: list[list[int]], written: list[list[int]], count: int) -> list[Likely]:
         """Return what is likeliest behind each written token, or behind a prompt's last one: B x [T, K]."""
         rows = [prompt + ids for prompt, ids in zip(prompts, written, strict=True)]
-        found = self._asked([_once(row) | {"prompt_logprobs": count, "logprobs": count} for row in rows])
+        found = self._scored([_once(row) | {"prompt_logprobs": count, "logprobs": count} for row in rows])
         likely = []
         for choice, ids in zip(found, written, strict=True):
             last = tokens_of(choice, count)[0][2]
@@ -120,7 +124,7 @@ class RemoteModel:
                 "a server scores no text behind injected vectors; measure evidence with engine: transformers"
             )
         rows = [[*prompt, *ids] for prompt, ids in zip(prompts, texts, strict=True) if ids]
-        found = iter(self._asked([_once([int(id) for id in row]) | {"prompt_logprobs": 0} for row in rows]))
+        found = iter(self._scored([_once([int(id) for id in row]) | {"prompt_logprobs": 0} for row in rows]))
         chances = []
         for prompt, ids in zip(prompts, texts, strict=True):
             row = [int(id) for id in (*prompt, *ids)]
@@ -129,6 +133,12 @@ class RemoteModel:
 
     def _asked(self, bodies: list[Body]) -> list[Body]:
         return self.servers.complete(bodies, self.adapter)
+
+    def _scored(self, bodies: list[Body]) -> list[Body]:
+        try:
+            return self._asked(bodies)
+        except BusyError as error:
+            raise BusyError(f"{error}; {_SCORING}", error.seconds) from error
 
 
 def _once(ids: list[int]) -> Body:

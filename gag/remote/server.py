@@ -143,11 +143,13 @@ class Server:
                 if whole:
                     take(_choice(await reply.aread()))
                     return
+                done = False  # to the very end, so that the connection serves again
                 async for line in reply.aiter_lines():
-                    if line == "data: [DONE]":
-                        return
-                    if line.startswith("data: "):
+                    done |= line == "data: [DONE]"
+                    if line.startswith("data: {"):
                         take(_choice(line[6:].encode()))
+                if done:
+                    return
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise AwayError(_told(error), gone=True) from error
         raise AwayError("its answer broke off", gone=True)

@@ -224,6 +224,7 @@ def _close(client: httpx.AsyncClient, loop: asyncio.AbstractEventLoop, thread: t
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await client.aclose()
+        await loop.shutdown_asyncgens()
         loop.call_soon(loop.stop)
 
     asyncio.run_coroutine_threadsafe(end(), loop)

@@ -3,6 +3,7 @@
 import fcntl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,10 @@ from gag.errors import BusyError, MismatchError, SettingsError
 from gag.project.tensors import load_tensors
 from gag.remote.server import Body
 
-LONGEST = 30.0  # seconds that a file may take to be written
+LONGEST = 20.0  # seconds that a file may take to be written
+STALE = 60.0  # seconds, after which a file is one that nobody takes: the connector writes one for any request
 AT_ONCE = 0.002  # seconds between two looks
-ASKING: Body = {
-    "kv_transfer_params": {"include_output_tokens": False}
-}  # of a request for its prompt's states
+ASKING: Body = {"kv_transfer_params": {"include_output_tokens": False}}  # to leave states
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class SharedStates:
         tensors = load_tensors(file)
         file.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)
+        self._sweep()
         states, tokens = tensors["hidden_states"], tensors["token_ids"].tolist()
         if tokens[: len(ids)] != ids or states.shape[1] != len(self.layers):
             raise MismatchError(
@@ -81,6 +82,14 @@ class SharedStates:
         with torch.no_grad():
             found[:, last] = self.norm(found[:, last])
         return found
+
+    def _sweep(self) -> None:
+        """Clear what other requests left: while an expert writes, its states are not wanted yet."""
+        before = time.time() - STALE
+        for path in self.folder.glob("cmpl-*.safetensors*"):
+            with suppress(FileNotFoundError):  # another process was faster
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     def _wait(self, file: Path, lock: Path) -> None:
         """Wait until a file is written: its writer holds the lock beside it until then."""
