@@ -31,6 +31,7 @@ def serve(
     admin: Annotated[
         bool, typer.Option("--admin", help="With --new-key: it may add and remove domains.")
     ] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Also the playground at /ui, for people.")] = False,
     project: ProjectOption = None,
     engine: EngineOption = None,
     settings: SetOption = None,
@@ -49,14 +50,19 @@ def serve(
 
         from gag.serving.api import make_app
         from gag.serving.keys import Keys
+
+        if ui or chosen.ui:
+            import gradio  # noqa: F401
     except ImportError as error:
+        extra = "ui" if error.name == "gradio" else "serve"
         raise MissingExtraError(
-            f"gag serve needs {error.name}, which is not installed; run `pip install 'gag[serve]'`"
+            f"gag serve needs {error.name}, which is not installed; run `pip install 'gag[{extra}]'`"
         ) from error
     from gag.engine.engine import ProjectGAG
     from gag.project.progress import say
 
-    changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    given = {"host": host, "port": port, "ui": ui or None}
+    changed = {name: value for name, value in given.items() if value is not None}
     chosen = chosen.model_copy(update=changed)
     known = Keys(keys)
     listening = _listen(chosen.host, chosen.port)
@@ -85,6 +91,8 @@ def serve(
     domains = ", ".join(app.state.server.gag.domains.names) or "none yet"
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
     print(f"serving {domains} and general at {place}/v1  (Ctrl-C stops)", flush=True)
+    if chosen.ui:
+        print(f"playground: {place}/ui", flush=True)
     Stopping(config).run(sockets=[listening])
 
 

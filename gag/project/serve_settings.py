@@ -24,6 +24,7 @@ class ServeSettings(Settings):
     drain_seconds: float = computation(
         30.0, ge=0, description="time to finish what was accepted, after a signal to stop"
     )
+    ui: bool = computation(False, description="the playground at /ui, for people")
     cors: tuple[str, ...] = computation((), description="origins whose pages may ask")
     metrics_prefix: str = computation(
         "gag",

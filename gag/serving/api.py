@@ -143,6 +143,10 @@ def make_app(gag: ProjectGAG, settings: ServeSettings, keys: Keys) -> FastAPI:
     app.include_router(routes)
     app.include_router(domain_routes)
     _errors(app, server)
+    if settings.ui:
+        from gag.serving.playground import add_playground  # it takes a second to import
+
+        add_playground(app, server)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["*"], allow_headers=["*"]

@@ -38,10 +38,10 @@ class Exchange:
         owner: who answers.
         metrics: what counts it.
         asks: the questions.
-        http: the request, which tells when its client goes.
+        http: the request, which tells when its client goes; None: whoever takes the events does.
     """
 
-    def __init__(self, owner: Owner, metrics: Metrics, asks: list[Ask], http: HttpRequest):
+    def __init__(self, owner: Owner, metrics: Metrics, asks: list[Ask], http: HttpRequest | None):
         self._owner, self._metrics, self._http = owner, metrics, http
         self._news, self._gone, self._began = asyncio.Event(), False, time.monotonic()
         self.tickets = [Ticket(ask, self._news.set) for ask in asks]
@@ -58,7 +58,7 @@ class Exchange:
         When it ends, by whatever cause, nothing of the questions is left with the owner.
         """
         self._owner.submit(self.tickets)
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(self._http)) if self._http else None
         try:
             while not self._gone and not all(told.over for told in self.told):
                 try:
@@ -73,15 +73,16 @@ class Exchange:
                         told.take(event)
                         yield told, event
         finally:
-            watching.cancel()
+            if watching:
+                watching.cancel()
             for ticket, told in zip(self.tickets, self.told, strict=True):
                 if not told.over:
                     self._owner.cancel(ticket)
                 self._metrics.ended(told, ticket.job.seconds, self._began)
 
-    async def _watch(self) -> None:
+    async def _watch(self, http: HttpRequest) -> None:
         """Wait until the client goes."""
-        while (await self._http.receive())["type"] != "http.disconnect":
+        while (await http.receive())["type"] != "http.disconnect":
             pass
         self._gone = True
         self._news.set()
