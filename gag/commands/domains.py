@@ -1,4 +1,4 @@
-"""`gag domains`: list, show, add, verify and remove the domain folders of a project."""
+"""`gag domains`: list, show, add, push, pull, verify and remove the domain folders of a project."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,8 @@ from gag.commands.options import JsonOption, ProjectOption, finish, open_project
 from gag.errors import SettingsError
 
 domains_app = typer.Typer(
-    help="List, show, add, verify and remove the domain folders of a project.", no_args_is_help=True
+    help="List, show, add, push, pull, verify and remove the domain folders of a project.",
+    no_args_is_help=True,
 )
 
 
@@ -65,6 +66,41 @@ def domains_add(
 
     name = add_domain(opened, folder)
     finish(as_json, {"added": name}, f"added {name}")
+
+
+@domains_app.command("push")
+def domains_push(
+    name: str,
+    repository: Annotated[str, typer.Argument(help="On the model hub: owner/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Open to others, if it is new.")] = False,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a domain's folder on a model hub."""
+    opened = open_project(project)
+    opened.require(name)
+    from gag.engine.hub import push_domain
+
+    commit = push_domain(opened, name, repository, private=not public)
+    again = f"gag domains pull {repository} --revision {commit}"
+    finish(as_json, {"pushed": name, "repository": repository, "commit": commit}, f"pushed {name}; {again}")
+
+
+@domains_app.command("pull")
+def domains_pull(
+    repository: Annotated[str, typer.Argument(help="On the model hub: owner/name.")],
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, a tag or a branch (default: the newest commit).")
+    ] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plug in a domain from a model hub after checking that it is whole and fits the project's models."""
+    opened = open_project(project)
+    from gag.engine.hub import pull_domain
+
+    name, commit = pull_domain(opened, repository, revision)
+    finish(as_json, {"added": name, "commit": commit}, f"added {name}, of commit {commit}")
 
 
 @domains_app.command("verify")

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import ReadWriteLock, Timeout
@@ -102,11 +102,8 @@ def read_manifest(
     for name, expected in wanted.items():
         path = folder / name
         try:  # it may go while it is looked at, belong to somebody else, or have a name that no file can have
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise ArtifactError(
-                    f"{folder.name}/{manifest} names a file outside its folder: {name}; do not use this "
-                    "folder"
-                )
+            if not path.resolve().is_relative_to(folder.resolve()):  # by a link
+                raise _outside(folder, manifest, name)
             if not path.is_file():
                 raise ArtifactError(
                     f"{folder.name}/{name} is missing; copy the folder again, or build it again"
@@ -216,12 +213,21 @@ def _manifest(folder: Path, manifest: str) -> tuple[dict[str, Any], str]:
     listed = facts.get("files") if isinstance(facts, dict) else None
     if not isinstance(listed, dict) or not all(isinstance(expected, str) for expected in listed.values()):
         raise ArtifactError(f"{folder.name}/{manifest} lists no files; build or copy the folder again")
+    for name in listed:
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or "\\" in name:
+            raise _outside(folder, manifest, name)
     if facts.get("schema") != SCHEMA:
         raise ArtifactError(
             f"{folder.name}/{manifest} has schema {facts.get('schema')!r}, this version reads {SCHEMA}; "
             "build the folder again, or install the version that wrote it"
         )
     return facts, hashlib.sha256(content).hexdigest()
+
+
+def _outside(folder: Path, manifest: str, name: str) -> ArtifactError:
+    return ArtifactError(
+        f"{folder.name}/{manifest} names a file outside its folder: {name[:80]}; do not use this folder"
+    )
 
 
 def _under(name: str, chosen: tuple[str, ...]) -> bool:

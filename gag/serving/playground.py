@@ -23,7 +23,7 @@ from gag.serving.server import Server
 from gag.serving.streaming import Exchange
 from gag.serving.told import SCORES, Told
 
-AUTO = "the router decides"
+AUTO = "automatic"
 EACH = 0.05  # seconds between two looks at an answer that grows
 LONGEST = 4000  # characters of a question
 TIMED = {"wait": "waited", "route": "routed", "read": "expert", "answer": "answered"}  # parts of the way
