@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gag.errors import (
 )
 from gag.evaluation.metrics import contains, contains_published, exact, f1
 from gag.evaluation.retrieval import bm25
+from gag.models.language_model import Request, generate, pad_left
 from gag.models.loading import load_backbone
 from gag.planning.plan import plan
 from gag.project.artifacts import locked
@@ -37,7 +39,7 @@ from gag.project.settings import ModelSettings
 from gag.readout.vocabulary import load_vocabulary
 from gag.stages.adapt import adapt
 from gag.stages.build import build
-from tests.conftest import TOKENIZER
+from tests.conftest import TOKENIZER, make_model, write_tiny_project
 from tests.tokenizers_of_kinds import TEMPLATES, gemma_like
 from tools.families.checks import write_project, write_rows_and_settings
 from tools.families.shapes import write_model
@@ -731,3 +733,32 @@ def test_the_verbs_run_without_fcntl(tmp_path: Path) -> None:
             [sys.executable, "-c", blocked, *verb, *where], capture_output=True, text=True, env=os.environ
         )
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_base_is_quantised_while_it_is_loaded(kind: str, tmp_path: Path) -> None:
+    """It answers by itself as in any batch, is another base to a domain, and says what is missing."""
+    folder = make_model(tmp_path / "base", 64, 0, head_dim=32)
+    plain = load_backbone(ModelSettings(model=str(folder)), tmp_path)
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(MissingExtraError, match="pip install bitsandbytes"):
+            load_backbone(ModelSettings(model=str(folder), quantization=kind), tmp_path)
+        return
+    base = load_backbone(ModelSettings(model=str(folder), quantization=kind), tmp_path)
+    stored = [sum(p.nbytes for p in model.decoder_layers.parameters()) for model in (base, plain)]
+    assert stored[0] < 0.4 * stored[1] and base.fingerprint != plain.fingerprint
+    questions = ("Why?", "What is tin, and where is it?")
+    requests = [Request(base.prompts.plain(question), 6) for question in questions]
+    together = [one.ids for one in generate(base, requests)]
+    if kind == "int8":  # the CPU's kernels of 4 bits for one row are others than for several
+        assert together == [generate(base, [request])[0].ids for request in requests]
+    vectors = torch.zeros(2, 1, base.width, requires_grad=True)
+    states = base.states(pad_left([torch.cat([base.embed([5, 6]), own]) for own in vectors]))
+    states.sum().backward()
+    assert vectors.grad is not None and torch.isfinite(vectors.grad).all()
+
+
+def test_an_expert_is_not_quantised(tmp_path: Path) -> None:
+    root = write_tiny_project(tmp_path)
+    with pytest.raises(SettingsError, match="only a base is quantised"):
+        load_project(root, ("expert.quantization=nf4",))

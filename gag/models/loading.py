@@ -4,6 +4,7 @@ What is loaded is a language model of text alone: of a wrapper with a vision tow
 is whole, its weights are numbers, and `check_serves` has tried on it all that the method asks.
 """
 
+import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -99,7 +101,9 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     device = choose_device(settings.device)
     dtype = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
     # on an accelerator the weights go there file by file, not through a whole copy in the host's memory
-    placed = {} if device.type == "cpu" else {"device_map": {"": device}}
+    placed: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if settings.quantization != "none":
+        placed = {"device_map": {"": device}, "quantization_config": _quantised(settings, dtype)}
     loader: Any = AutoModelForCausalLM
     if (
         type(config) not in loader._model_mapping
@@ -128,6 +132,21 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     backbone = Backbone(model, tokenizer, portable_name(settings.model), settings.revision, stated)
     check_serves(backbone)
     return backbone
+
+
+def _quantised(settings: ModelSettings, dtype: str | torch.dtype) -> BitsAndBytesConfig:
+    """Say how weights are quantised while they are loaded; no row is computed by what stands beside it."""
+    if not _is_installed("bitsandbytes"):
+        raise MissingExtraError(
+            f"quantization: {settings.quantization} needs bitsandbytes; run `pip install bitsandbytes`, or "
+            "set quantization: none"
+        )
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of each layer that a number is rounded
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    compute = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, torch.bfloat16)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
 def shell(config: PretrainedConfig, attention: str, dtype: torch.dtype) -> Any:

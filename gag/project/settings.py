@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from gag.errors import SettingsError
+from gag.project.evaluation_settings import EvaluationSettings
 from gag.project.hyperparameters import AdaptSettings, AlignSettings, PretrainSettings, ReadoutSettings
 from gag.project.marks import Settings, When, computation, result
 from gag.project.remote_settings import RemoteSettings
@@ -26,6 +27,9 @@ class ModelSettings(Settings):
     revision: str | None = result(None, description="branch, tag or commit on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = result(
         "auto", description="auto: as stored; a CPU: float32"
+    )
+    quantization: Literal["none", "nf4", "int8"] = result(
+        "none", description="of a base, while it is loaded, by bitsandbytes: 4 or 8 bits a weight"
     )
     device: str = computation("auto", description="auto: CUDA, then MPS, then CPU")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = computation(
@@ -182,50 +186,6 @@ class DecodingSettings(Settings):
     )
 
 
-Metric = Literal["contains", "contains_published", "exact", "f1", "bertscore", "similarity"]
-
-
-class VariantSettings(Settings):
-    """Another readout and projector of the same experts: what differs from the project's own settings."""
-
-    readout: dict[str, Any] = result({}, description="settings of `readout` that differ")
-    align: dict[str, Any] = result({}, description="settings of `align` that differ")
-
-
-class EvaluationSettings(Settings):
-    """How answers are judged."""
-
-    metrics: dict[str, tuple[Metric, ...]] = result(
-        {GENERAL: ("contains",), "*": ("bertscore", "similarity")},
-        description="a row's `dataset_name`, or else its domain -> metrics, the first of them the "
-        "main one; *: others",
-    )
-    bertscore: str = result(
-        "allenai/scibert_scivocab_uncased",
-        description="encoder of BERTScore; expert: the expert backbone's last states",
-    )
-    bertscore_layer: int = result(
-        8, ge=1, description="of that encoder; the expert backbone has its last one read"
-    )
-    similarity: str = result(
-        "sentence-transformers/all-mpnet-base-v2",
-        description="sentence encoder; expert: the expert backbone's mean",
-    )
-    variants: dict[str, VariantSettings] = Field(
-        default={},
-        description="other versions of GAG for `gag compare`, by name: readout and align where they differ",
-    )
-
-    def of(self, dataset: str, domain: str | None) -> tuple[Metric, ...]:
-        """Return the metrics of a data set, or else of a domain."""
-        named = self.metrics.get(dataset) or self.metrics.get(domain or "") or self.metrics.get("*")
-        if not named:
-            raise SettingsError(
-                f"no metric for the data set {dataset!r}; add it to evaluation.metrics in gag.yaml, or *"
-            )
-        return named
-
-
 class ProjectSettings(Settings):
     """Everything in gag.yaml."""
 
@@ -259,6 +219,8 @@ class ProjectSettings(Settings):
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
+        if self.expert.quantization != "none":
+            raise ValueError("expert.quantization: an expert is tuned as it is; only a base is quantised")
         if self.align.projector == "mlp" and len(self.readout.layers) > 1:
             raise ValueError(
                 f"the mlp projector reads one layer, readout.layers has {len(self.readout.layers)}; "
