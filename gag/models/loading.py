@@ -103,7 +103,7 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     # on an accelerator the weights go there file by file, not through a whole copy in the host's memory
     placed: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     if settings.quantization != "none":
-        placed = {"device_map": {"": device}, "quantization_config": _quantised(settings, dtype)}
+        placed = {"device_map": {"": device}, "quantization_config": _quantised(settings, dtype, device)}
     loader: Any = AutoModelForCausalLM
     if (
         type(config) not in loader._model_mapping
@@ -134,15 +134,19 @@ def load_backbone(settings: ModelSettings, root: Path) -> Backbone:
     return backbone
 
 
-def _quantised(settings: ModelSettings, dtype: str | torch.dtype) -> BitsAndBytesConfig:
+def _quantised(settings: ModelSettings, dtype: str | torch.dtype, device: torch.device) -> BitsAndBytesConfig:
     """Say how weights are quantised while they are loaded; no row is computed by what stands beside it."""
     if not _is_installed("bitsandbytes"):
         raise MissingExtraError(
             f"quantization: {settings.quantization} needs bitsandbytes; run `pip install bitsandbytes`, or "
             "set quantization: none"
         )
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of each layer that a number is rounded
+    if settings.quantization == "nf4" and device.type == "cpu":
+        raise SettingsError(
+            "quantization: nf4 has no gradients on a CPU, so that nothing could be aligned; set int8, or a GPU"
+        )
+    log = logging.getLogger("bitsandbytes.autograd._functions")
+    log.setLevel(logging.ERROR)  # it tells of each layer that numbers are rounded
     if settings.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     compute = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, torch.bfloat16)
