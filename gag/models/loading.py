@@ -143,7 +143,7 @@ def _quantised(settings: ModelSettings, dtype: str | torch.dtype, device: torch.
         )
     if settings.quantization == "nf4" and device.type == "cpu":
         raise SettingsError(
-            "quantization: nf4 has no gradients on a CPU, so that nothing could be aligned; set int8, or a GPU"
+            "quantization: nf4 has no gradients on a CPU, so nothing could be aligned; set int8, or a GPU"
         )
     log = logging.getLogger("bitsandbytes.autograd._functions")
     log.setLevel(logging.ERROR)  # it tells of each layer that numbers are rounded
