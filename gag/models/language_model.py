@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -78,7 +78,7 @@ class Generation:
     ids: list[int]  # without the end token
     finish: Finish
     log_probabilities: list[float]  # of `ids`
-    steps: list[Likely]  # where the request wants them, the end token's too
+    steps: list[Likely] = field(default_factory=list)  # where the request wants them, the end token's too
 
 
 class FailedRequestError(GagError):
