@@ -3,6 +3,7 @@
 Each step moves every question on by one token at most, wherever it stands: those of one expert are written
 together, and the answers to all, general and of any domain, are one batch of the base. What begins, at the
 router, an expert or the base, begins together with others, every few steps: one pass for several prompts.
+While experts write, the base says a token in those steps alone: whoever waits for a first one waits less.
 """
 
 from collections import OrderedDict, deque
@@ -26,7 +27,7 @@ from gag.routing.router import Route
 from gag.routing.turns import restricted, route_turns
 
 KEPT = 1024  # questions whose knowledge is kept
-EVERY = 3  # steps: in each of so many, questions move from one part of their way to the next, together
+EVERY = 5  # steps: in each of so many, questions move from one part of their way to the next, together
 AHEAD = 2  # questions beyond the router, in multiples of the rows that the base answers together
 
 
@@ -114,7 +115,7 @@ class Answering:
                 for texts in writer.take():
                     self._read(texts)
         writing = any(writer.count or writer.whole for writer in self._writers.values())
-        if self._saying and not (writing and self._in_phases):
+        if self._saying and not (writing and (self._in_phases or not (moving or self._parts.elsewhere))):
             self._say()
         self._jobs = {job for job in self._jobs if job.left}
         in_use = {expert for writer in self._writers.values() for expert in writer.in_use}
