@@ -172,8 +172,10 @@ class ByWord:
     """Routes by a word."""
 
     def route(self, questions):
+        found = ["metals" if "metals" in question else "general" for question in questions]
+        known = [question.startswith("What is") for question in questions]
         return [
-            Route("metals" if "metals" in question else "general", 1.0, "by a word") for question in questions
+            Route(domain, 1.0, "by a word", {}, not sure) for domain, sure in zip(found, known, strict=True)
         ]
 
 
@@ -195,6 +197,8 @@ def test_a_follow_up_stays_in_its_domain(served: Served, monkeypatch: pytest.Mon
         off["model"] == "gag/general" and off["usage"]["prompt_tokens"] > body["usage"]["prompt_tokens"] - 9
     )
     assert served.post("/v1/responses", json={"input": turns}).json()["model"] == "gag/metals"
+    other = [*turns[:2], {"role": "user", "content": GENERAL}]  # a question of its own
+    assert served.post("/v1/route", json={"messages": other}).json()["data"][0]["domain"] == "general"
 
 
 WRONG = {

@@ -18,6 +18,7 @@ from gag.routing.query_encoder import QueryEncoder
 from gag.routing.rules import RULES, Query, Statistics, covariance_root, total_scatter
 from gag.routing.temperatures import summed
 
+SURE = 3.0  # nats, odds of 20 to 1: general is sure of a question whose best specialist lies so far below
 ENOUGH = 10  # questions of general that can be judged, below which nothing is decided by them
 
 
@@ -30,12 +31,15 @@ class Route:
         score: the domain's probability, or its best cosine where the router is not calibrated.
         reason: what decided it, in words.
         scores: of every domain, and of general, in the same measure.
+        doubtful: it is like no question that is known, or general is not sure of it: it may be the rest of
+            what was said before.
     """
 
     domain: str
     score: float
     reason: str
     scores: Mapping[str, float] = field(default_factory=dict)
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class Router:
             verdict.margins.tolist(),
             verdict.needed.tolist(),
             verdict.out_of_distribution.tolist(),
+            self._doubtful(verdict).tolist(),
             strict=True,
         )
         return [
@@ -135,8 +140,9 @@ class Router:
                 scores[chosen],
                 self._reason(chosen, margin, needed, outside),
                 dict(zip(self.names, scores, strict=True)),
+                doubtful,
             )
-            for chosen, scores, margin, needed, outside in rows
+            for chosen, scores, margin, needed, outside, doubtful in rows
         ]
 
     def scores(self, question: str) -> dict[str, float]:
@@ -178,6 +184,16 @@ class Router:
 
     def _shown(self, verdict: Verdict) -> torch.Tensor:
         return verdict.scores.softmax(1) if self.calibration else verdict.scores
+
+    def _doubtful(self, verdict: Verdict) -> torch.Tensor:
+        """Say which questions may be the rest of what was said before [B].
+
+        Without a calibration, all of general's.
+        """
+        if self.calibration is None or verdict.distances is None:
+            return verdict.chosen == 0
+        unsure = (verdict.chosen == 0) & (verdict.margins > -SURE)
+        return unsure | (verdict.distances > self.calibration.spread.near)
 
     def _reason(self, chosen: int, margin: float, needed: float, outside: bool) -> str:
         best = "nearest prototype" if self.calibration is None else f"best by {self.rule}"

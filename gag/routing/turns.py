@@ -1,4 +1,4 @@
-"""Where a conversation goes: its last question, or else that question together with the one before it."""
+"""Where a conversation goes: by its last question, with the one before where it may be a follow-up."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -19,8 +19,9 @@ class Routes(Protocol):
 def route_turns(router: Routes, chats: Sequence[Sequence[str]]) -> list[tuple[Route, str]]:
     """Route conversations by the user's turns, the last of each the question.
 
-    A question that goes to general alone may be a follow-up ("and its dose?"): where the turn before and it
-    together clear a domain's margin, the conversation stays in that domain.
+    A question that is like none that is known, or of which general is not sure, may be a follow-up ("and its
+    dose?"): where the turn before and it together clear a domain's margin, the conversation stays in that
+    domain. A general question of its own, asked after a domain's, is like known ones, and goes to general.
 
     Returns:
         For each its route, and the text that asks the expert.
@@ -30,7 +31,7 @@ def route_turns(router: Routes, chats: Sequence[Sequence[str]]) -> list[tuple[Ro
     found = list(
         zip(router.route([turns[-1] for turns in chats]), [turns[-1] for turns in chats], strict=True)
     )
-    open_ones = [i for i, (route, _) in enumerate(found) if route.domain == GENERAL and len(chats[i]) > 1]
+    open_ones = [i for i, (route, _) in enumerate(found) if route.doubtful and len(chats[i]) > 1]
     joined = [f"{chats[i][-2]} {chats[i][-1]}" for i in open_ones]
     for i, text, route in zip(open_ones, joined, router.route(joined) if joined else [], strict=True):
         if route.domain != GENERAL:
