@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from gag.models.experts import Experts
 from gag.models.loading import load_backbone
 from gag.project.settings import ModelSettings
+from tests.served import listening
 
 LOCK = threading.Lock()  # PEFT's adapters are switched for a whole model
 
@@ -206,20 +206,7 @@ def failed(status: int, message: str) -> JSONResponse:
 
 
 @contextmanager
-def running(fake: FakeVllm, port: int = 0) -> Iterator[FakeVllm]:
-    """Run a fake on a port of the loopback until the block ends."""
-    config = uvicorn.Config(
-        fake.app(), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the fake did not start"
-        time.sleep(0.01)
-    fake.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    try:
+def running(fake: FakeVllm) -> Iterator[FakeVllm]:
+    """Run a fake on a free port of the loopback until the block ends."""
+    with listening(fake.app(), at_once=True) as fake.url:
         yield fake
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from gag.engine.engine import ProjectGAG
 from gag.project.project import Project
@@ -28,11 +29,8 @@ class Served(httpx.Client):
 
 
 @contextmanager
-def serve(project: Project, key: str = "") -> Iterator[Served]:
-    """Serve a project until the block ends."""
-    settings = project.settings.serve
-    keys = Keys(None if settings.keys is None else project.root / settings.keys)
-    app = make_app(ProjectGAG(project), settings, keys)
+def listening(app: FastAPI, at_once: bool = False) -> Iterator[str]:
+    """Run an application on a free port of the loopback until the block ends -> its URL."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
@@ -40,14 +38,24 @@ def serve(project: Project, key: str = "") -> Iterator[Served]:
     while not running.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client = Served(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers)
-    client.server = app.state.server
     try:
-        yield client
+        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        client.close()
-        running.should_exit = True
+        running.should_exit, running.force_exit = True, at_once
         thread.join(20)
-        assert not thread.is_alive() and not client.server.owner.alive
+        assert not thread.is_alive()
+
+
+@contextmanager
+def serve(project: Project, key: str = "") -> Iterator[Served]:
+    """Serve a project until the block ends."""
+    settings = project.settings.serve
+    keys = Keys(None if settings.keys is None else project.root / settings.keys)
+    app = make_app(ProjectGAG(project), settings, keys)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with listening(app) as url:
+        client = Served(base_url=url, timeout=60, headers=headers)
+        client.server = app.state.server
+        with client:
+            yield client
+    assert not client.server.owner.alive
