@@ -31,6 +31,8 @@ class FakeVllm:
         stops_after: tokens behind which a stream breaks off; None: none does.
         status: of every completion, where it is not 200.
         delay: seconds before each token.
+        odd: how it answers otherwise: abort (an end of its own), done (no token at all), page (of HTML),
+            null (a choice that is none).
     """
 
     def __init__(self, model: Path, states: Path | None = None, layers: tuple[int, ...] = ()):
@@ -40,7 +42,7 @@ class FakeVllm:
         self.adapters: dict[str, str] = {}
         self.stops_after: int | None = None
         self.status, self.delay, self.url, self.count = 200, 0.0, "", 0
-        self.embeds = True  # --enable-prompt-embeds
+        self.embeds, self.odd = True, ""  # --enable-prompt-embeds
 
     def bodies(self, path: str = "/v1/completions") -> list[dict[str, Any]]:
         """Return the bodies of the requests to a path."""
@@ -101,6 +103,8 @@ class FakeVllm:
             if length + body["max_tokens"] > 512:
                 return failed(400, f"This model's maximum context length is 512 tokens, not {length}.")
             pieces = self._pieces(body, None if name == "own" else name)
+            if self.odd and body.get("stream"):
+                return StreamingResponse(_oddly(self.odd, pieces), media_type="text/event-stream")
             if not body.get("stream"):
                 return self._whole(body, list(pieces), None if name == "own" else name)
             return StreamingResponse(_events(pieces), media_type="text/event-stream")
@@ -131,6 +135,7 @@ class FakeVllm:
             yield {
                 "index": 0,
                 "token_ids": [id],
+                "text": "a line\u2028ends\x85here",
                 "logprobs": {"token_logprobs": [float(logits[id])], "top_logprobs": [told]},
                 "finish_reason": ended,
             }
@@ -195,9 +200,21 @@ def _events(pieces: Iterator[dict[str, Any]]) -> Iterator[str]:
     ended = False
     for piece in pieces:
         ended = bool(piece["finish_reason"])
-        yield f"data: {json.dumps({'choices': [piece]})}\n\n"
+        yield f"data: {json.dumps({'choices': [piece]}, ensure_ascii=False)}\n\n"
     if ended:
         yield "data: [DONE]\n\n"
+
+
+def _oddly(kind: str, pieces: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """Answer as a server does that is stopped, or that is none."""
+    if kind == "abort":
+        yield f"data: {json.dumps({'choices': [next(pieces) | {'finish_reason': None}]})}\n\n"
+        yield f"data: {json.dumps({'choices': [{'token_ids': [], 'finish_reason': 'abort'}]})}\n\n"
+    elif kind == "page":
+        yield "<html>data: {</html>\n"
+    elif kind == "null":
+        yield 'data: {"choices": [null]}\n\n'
+    yield "data: [DONE]\n\n"
 
 
 def failed(status: int, message: str) -> JSONResponse:

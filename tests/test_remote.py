@@ -55,7 +55,7 @@ def expert(built: Path, states: Path) -> Iterator[FakeVllm]:
 def as_they_were(base: FakeVllm, expert: FakeVllm) -> Iterator[None]:
     yield
     for fake in (base, expert):
-        fake.stops_after, fake.status, fake.delay, fake.embeds = None, 200, 0.0, True
+        fake.stops_after, fake.status, fake.delay, fake.embeds, fake.odd = None, 200, 0.0, True, ""
 
 
 def settings(
@@ -232,6 +232,29 @@ def test_where_none_is_left_a_question_is_refused_and_the_next_is_answered(
     assert "HTTP 500: as it was told to" in str(told(gag, ASKED[0])[-1].error)
     base.status = 200
     assert gag.ask(ASKED[0]).text == expected
+
+
+@pytest.mark.parametrize("kind", ["abort", "done", "page", "null"])
+def test_an_odd_end_is_none(
+    project: Project, base: FakeVllm, expert: FakeVllm, states: Path, kind: str
+) -> None:
+    """What a server that is stopped, or is none, says as its end is no answer's end: another goes on."""
+    expected = GAG.open(project).ask(ASKED[0]).text
+    with running(FakeVllm(base.root)) as second:
+        gag = GAG.open(load_project(project.root, settings([base, second], [expert], states)))
+        base.odd = kind
+        assert gag.ask(ASKED[0]).text == expected
+    alone = GAG.open(load_project(project.root, settings([base], [expert], states)))
+    assert isinstance(told(alone, ASKED[0])[-1], Refused)
+
+
+def test_an_outage_does_not_refuse_a_domain(remote: Project, expert: FakeVllm, monkeypatch) -> None:
+    monkeypatch.setattr(servers, "AGAIN", 0.0)
+    gag = GAG.open(remote)
+    expert.status, gag.experts._model.servers._servers[0].away = 503, 1.0
+    assert isinstance(told(gag, ASKED[0])[-1], Refused)
+    expert.status = 200
+    assert gag.domains.refused == {} and gag.ask(ASKED[0]).finish != "refused"
 
 
 def test_a_refused_prompt_is_the_askers_fault(remote: Project, base: FakeVllm) -> None:

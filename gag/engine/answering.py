@@ -170,7 +170,8 @@ class Answering:
     def _read(self, texts: list[Text]) -> None:
         """Read one expert on texts that are whole, and have the base answer around what it knows."""
         module, found = texts[0].module, [text.likely for text in texts]
-        likely = [one for one in found if one] or None
+        likely = [one for one in found if one]
+        likely = likely if len(likely) == len(found) else None
         questions, ids = [text.asked for text in texts], [text.ids for text in texts]
 
         def injected(known: list[Knowledge]) -> None:

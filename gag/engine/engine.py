@@ -123,8 +123,12 @@ class GAG:
         collected = [Collected(Ask((("user", question),), domain)) for question in asked]
         for one in collected:
             self._answering.add(one.job)
-        while self._answering.busy:
-            self._answering.step()
+        try:
+            while self._answering.busy:
+                self._answering.step()
+        except BaseException:  # what is on its way is given up; the next ones begin anew
+            self._answering = None
+            raise
         return [one.answer() for one in collected]
 
     def tell(self, ask: Ask, to: Callable[[Event], None]) -> None:

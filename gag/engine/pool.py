@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gag.errors import ArtifactError, GagError, RoutingError
+from gag.errors import ArtifactError, BusyError, GagError, RoutingError
 from gag.models.experts import LoadedExperts
 from gag.project.artifacts import SEEN
 from gag.project.domain import DOMAIN, MODULE_PART, Domain, DomainFacts, EncoderSpec, ModelFacts
@@ -204,6 +204,8 @@ class DomainPool:
                 self._gone.remove(expert)
             else:
                 self._experts.load(expert, domain.expert)
+        except BusyError:  # a server is away: the domain is as it was
+            raise
         except GagError as error:
             self._refuse(name, error)
             raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gag.errors import GagError
+from gag.models.loading import one_line
 
 T = TypeVar("T")
 PATIENCE = 0.01  # seconds
@@ -67,5 +68,8 @@ def _go_on(done: "Future[Any]", task: _Task) -> None:
         found = done.result()
     except GagError as error:
         task.failed(error)
+        return
+    except Exception as error:  # noqa: BLE001 - of another machine's reply: those whose task it is are told
+        task.failed(GagError(f"another machine answers what cannot be read: {one_line(error)}"))
         return
     task.then(found)

@@ -50,18 +50,29 @@ class RemoteEncoder:
         found = []
         for start in range(0, len(rows), TOGETHER):
             body = {"model": self._model, "input": rows[start : start + TOGETHER], "encoding_format": "float"}
-            data = self._asked("POST", "/v1/embeddings", body)["data"]
-            found += [one["embedding"] for one in sorted(data, key=lambda one: one["index"])]
+            found += _vectors(self._asked("POST", "/v1/embeddings", body), len(body["input"]))
         vectors = torch.tensor(found, dtype=torch.float32).reshape(len(rows), -1)
         return torch.nn.functional.normalize(vectors, dim=-1)
 
     def _asked(self, method: str, path: str, body: dict | None = None) -> dict:
         try:
             reply = self._client.request(method, self._url + path, json=body)
-        except httpx.TransportError as error:
+            read = reply.json() if reply.status_code == 200 else {}
+        except (httpx.HTTPError, ValueError) as error:
             reason = one_line(error) or type(error).__name__
             raise BusyError(f"the router's encoder at {self._url} does not answer: {reason}", 5) from error
         if reply.status_code != 200:
             reason = f"HTTP {reply.status_code}: {refusal(reply.content)}"
             raise BusyError(f"the router's encoder at {self._url} refuses: {reason}", 5)
-        return reply.json()
+        return read if isinstance(read, dict) else {}
+
+
+def _vectors(reply: dict, count: int) -> list[list[float]]:
+    """Return the vectors of a reply, in the order of what was asked."""
+    try:
+        found = [one["embedding"] for one in sorted(reply["data"], key=lambda one: one["index"])]
+    except (LookupError, TypeError) as error:
+        raise BusyError("the router's encoder answers what are no vectors", 5) from error
+    if len(found) != count:
+        raise BusyError(f"the router's encoder answers {len(found)} of {count} questions", 5)
+    return found

@@ -6,13 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from gag.errors import GagError
 from gag.models.language_model import FailedRequestError, Finish, Request, Token
+from gag.models.loading import one_line
 from gag.remote.replies import tokens_of
 from gag.remote.server import Body
 from gag.remote.servers import Servers
@@ -90,9 +91,13 @@ class RemoteGenerator:
         """
         self._arrived.wait(PATIENCE)
         self._arrived.clear()
+        for number, stream in self._under_way.items():
+            if stream.failed and not stream.said:  # before any token is taken: none is lost by that
+                del self._under_way[number]
+                self._arrived.set()
+                self._send()
+                raise FailedRequestError(number, stream.failed)
         tokens = [stream.said.popleft() for stream in self._under_way.values() if stream.said]
-        if not tokens:
-            self._fail()
         for token in tokens:
             if token.finish:
                 del self._under_way[token.request]
@@ -100,14 +105,6 @@ class RemoteGenerator:
             self._arrived.set()
         self._send()
         return tokens
-
-    def _fail(self) -> None:
-        """Raise the first failure of a request whose tokens were all taken."""
-        for number, stream in self._under_way.items():
-            if stream.failed and not stream.said:
-                del self._under_way[number]
-                self._send()
-                raise FailedRequestError(number, stream.failed)
 
     def _send(self) -> None:
         while self._waiting and len(self._under_way) < self._rows:
@@ -124,26 +121,22 @@ class RemoteGenerator:
             )
         except GagError as error:
             stream.failed = error
+        except Exception as error:  # noqa: BLE001 - whoever asked is told, in place of waiting for ever
+            stream.failed = GagError(f"the answer could not be followed: {one_line(error)}")
         self._arrived.set()
 
     def _take(self, stream: _Stream, choice: Body) -> None:
-        ended, found = choice.get("finish_reason"), tokens_of(choice, stream.request.top)
+        ended: Finish | None = choice.get("finish_reason")
+        found = tokens_of(choice, stream.request.top)
+        if ended == "stop" and not found:  # the end token is not told
+            found = [(min(self._stops), 0.0, None)]
+        if ended and not found:
+            raise ValueError("it ended without a token")
         for place, (id, chance, top) in enumerate(found):
-            last = bool(ended) and place == len(found) - 1
-            finish: Finish | None = None
-            if last:
-                finish = "stop" if ended == "stop" else "length"
+            finish = ended if place == len(found) - 1 else None
             stream.written.append(id)
             stream.said.append(Token(stream.number, id, chance, finish, top))
-        if ended and not found:  # the end came by itself, behind the last token
-            self._end(stream)
         self._arrived.set()
-
-    def _end(self, stream: _Stream) -> None:
-        if stream.said:
-            stream.said.append(replace(stream.said.pop(), finish="length"))
-        else:
-            stream.said.append(Token(stream.number, min(self._stops), 0.0, "stop"))
 
     def _body(self, stream: _Stream) -> Body:
         """Ask for what is left of a request, behind what was written."""

@@ -116,6 +116,7 @@ def _key(project: Project) -> str | None:
     name = project.settings.remote.key_variable
     if name is None:
         return None
-    if not os.environ.get(name):
+    key = os.environ.get(name, "").strip()
+    if not key:
         raise SettingsError(f"remote.key_variable names {name}, which is empty; set it to the servers' key")
-    return os.environ[name]
+    return key

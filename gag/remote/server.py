@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from gag.project.domain import KnownToken
 from gag.remote.replies import known_answer, refusal
 
 Body = dict[str, Any]
+BUSY = (408, 425, 429, 502, 503, 504)  # statuses of a server that may do the same in a while
 _KEY = "wants a key; name the variable that holds it under remote.key_variable"
 
 
@@ -70,7 +71,8 @@ class Server:
             DataError: it refuses the probe.
         """
         card = await self._get("/v1/models")
-        models = [one for one in card.get("data", []) if isinstance(one, dict)]
+        listed = card.get("data")
+        models = [one for one in listed if "id" in one] if isinstance(listed, list) else []
         own = [one for one in models if not one.get("parent")]
         if not own:
             raise SettingsError(f"{self.url} lists no model; name the URL of a vLLM server, without /v1")
@@ -88,6 +90,8 @@ class Server:
             ArtifactError: it refuses the adapter.
         """
         async with self._loading:
+            if self.away is not None:  # whoever held the lock before found out
+                raise AwayError(self.reason, gone=False)
             if adapter not in self.adapters:
                 await self._load(adapter, folder)
                 self.adapters.add(adapter)
@@ -105,6 +109,8 @@ class Server:
             reply = await self._client.post(f"{self.url}/v1/load_lora_adapter", json=body)
         except httpx.TransportError as error:
             raise AwayError(_told(error), gone=True) from error
+        if reply.status_code in BUSY:
+            raise AwayError(f"HTTP {reply.status_code}: {refusal(reply.content)}", gone=False)
         if reply.status_code == 200 or (reply.status_code == 400 and "already" in reply.text):
             return
         cure = "see that it reads that folder (remote.project), and its --max-lora-rank"
@@ -129,54 +135,77 @@ class Server:
             if error.response.status_code in (401, 403):
                 raise SettingsError(f"{self.url} {_KEY}") from error
             raise AwayError(f"HTTP {error.response.status_code} at {path}", gone=True) from error
-        except (httpx.TransportError, httpx.InvalidURL, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise AwayError(_told(error), gone=True) from error
         return found if isinstance(found, dict) else {}
 
     async def post(self, body: Body, take: Callable[[Body], None]) -> None:
-        """Send one request to one server, and take its choice, or the pieces of it."""
-        whole = not body.get("stream")
+        """Send one request, and take its choice, or the pieces of it to the one that says how it ended.
+
+        Raises:
+            AwayError: it does not answer, answers what is no completion, or its answer breaks off.
+            DataError: it refuses the prompt.
+        """
+        ended = False
         try:
             async with self._client.stream("POST", f"{self.url}/v1/completions", json=body) as reply:
                 if reply.status_code != 200:
                     self._refused(reply.status_code, await reply.aread(), body)
-                if whole:
-                    take(_choice(await reply.aread()))
+                if not body.get("stream"):
+                    _taken(await reply.aread(), take)
                     return
-                done = False  # to the very end, so that the connection serves again
-                async for line in reply.aiter_lines():
-                    done |= line == "data: [DONE]"
-                    if line.startswith("data: {"):
-                        take(_choice(line[6:].encode()))
-                if done:
-                    return
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise AwayError(_told(error), gone=True) from error
-        raise AwayError("its answer broke off", gone=True)
+                async for line in _lines(reply):  # to the very end, so that the connection serves again
+                    if line.startswith(b"data: {") and not ended:
+                        ended = _taken(line[6:], take)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if not ended:
+                raise AwayError(_told(error), gone=True) from error
+        if not ended:
+            raise AwayError("its answer broke off", gone=True)
 
     def _refused(self, status: int, content: bytes, body: Body) -> None:
         """Raise what a status other than 200 means."""
         reason = refusal(content)
         if status in (401, 403):
             raise SettingsError(f"{self.url} {_KEY}")
-        if status == 404 and body["model"] in self.adapters:
+        if status == 404 and body["model"] != self.model:
             self.adapters.discard(body["model"])  # it was started anew
             raise AwayError(reason, gone=False, lost=True)
-        if status >= 500 or status in (404, 408, 425, 429):
+        if status >= 500 or status in (404, *BUSY):
             raise AwayError(f"HTTP {status}: {reason}", gone=status == 404)
         raise DataError(f"the {self._role}'s server refuses the prompt: {reason}")
 
 
-def _choice(content: bytes) -> Body:
+async def _lines(reply: httpx.Response) -> AsyncIterator[bytes]:
+    """Cut a stream at line feeds alone: a text may hold other characters that end a line."""
+    rest = b""
+    async for piece in reply.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.rstrip(b"\r")
+    if rest:
+        yield rest
+
+
+def _taken(content: bytes, take: Callable[[Body], None]) -> bool:
+    """Take a choice, or a piece of one -> whether it is the last."""
     try:
         found = json.loads(content)
         if "error" in found:
             raise AwayError(refusal(content), gone=False)
-        choice = found["choices"][0]
-    except (ValueError, LookupError, TypeError) as error:
+        if not found["choices"]:  # how many tokens there were
+            return False
+        choice = dict(found["choices"][0])
+        if choice.get("finish_reason") not in (None, "stop", "length"):
+            raise AwayError(f"it ended with {choice['finish_reason']}", gone=True)
+        take(choice | {name: found[name] for name in ("kv_transfer_params",) if found.get(name)})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise AwayError("it answers what is no completion", gone=True) from error
-    return choice | {name: found[name] for name in ("kv_transfer_params",) if found.get(name)}
+    return bool(choice.get("finish_reason"))
 
 
 def _told(error: Exception) -> str:
+    """Say what a connection did; what a header held is not repeated."""
+    if isinstance(error, httpx.LocalProtocolError):
+        return "the request could not be written (is its key one line?)"
     return one_line(error) or type(error).__name__

@@ -47,7 +47,7 @@ class Servers:
         thread.start()
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=CONNECT, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             trust_env=False,  # the servers are named; no proxy of the environment stands before them
         )
@@ -129,6 +129,7 @@ class Servers:
             return True
 
         async def everywhere() -> bool:
+            await self._idlest([])  # those that are away are looked for
             here = [server for server in self._servers if server.away is None]
             return any(await asyncio.gather(*(at(server) for server in here)))
 
@@ -173,20 +174,21 @@ class Servers:
         left = [server for server in self._servers if server not in tried]
         for server in left:
             if server.away_for > AGAIN:
+                server.away = time.monotonic()  # nobody else looks for it meanwhile
                 task = asyncio.create_task(self._look_for(server))
                 self._looking.add(task)
                 task.add_done_callback(self._looking.discard)
         here = [server for server in left if server.away is None]
-        if not here and self._looking:
-            await asyncio.wait(set(self._looking))
+        while not here and self._looking:
+            await asyncio.wait(set(self._looking), return_when=asyncio.FIRST_COMPLETED)
             here = [server for server in left if server.away is None]
+            await asyncio.sleep(0)  # those that are done leave the set
         if not here:
             raise self._nobody()
         return min(here, key=lambda server: server.running)
 
     async def _look_for(self, server: Server) -> None:
         """See whether a server that was away is back."""
-        server.away = time.monotonic()  # nobody else looks for it meanwhile
         try:
             await self._meet(server)
         except AwayError as error:

@@ -75,8 +75,8 @@ def readouts(project: Project, domain: str, shard: Shard | None = None) -> Path:
         for split, chosen in rows.items():
             write_parts(folder / split, chosen, _reader(inputs, experts, split), advance, mine)
             distributed.barrier()
-    for fold in (None, *adapt.folds(inputs)):
-        experts.forget(_name(inputs, fold))  # a server would keep it
+    for fold in (None, *adapt.folds(inputs)) if mine.count == 1 else ():
+        experts.forget(_name(inputs, fold))  # a server would keep it; other shards may still want it
     seconds = round(time.monotonic() - started, 1)
     facts = {
         "settings": inputs.settings.readout.model_dump(),
