@@ -1,5 +1,8 @@
 """Requests join and leave a running batch between its steps, and say what they say alone."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -145,3 +148,17 @@ def test_rows_of_a_model_with_sliding_windows_join_too(tmp_path, window: int) ->
         stock.append(out[: out.index(model.prompts.end)] if model.prompts.end in out else out)
     wrote = run(model.generator(rows=3), {0: requests[:2], 2: requests[2:5], 3: requests[5:]})
     assert [wrote[i] for i in range(8)] == stock
+
+
+def test_a_generator_that_nobody_holds_is_gone_with_its_keys_and_values(base: Backbone) -> None:
+    """Without waiting for the collector of cycles, which counts objects and not their bytes."""
+    generator = base.generator()
+    generator.add([asked(base, 0, 4), Request([5, 6], 4, prefix=(7, 8))])
+    generator.step()
+    held = weakref.ref(generator), weakref.ref(generator._batches[0].slots.cache)
+    gc.disable()
+    try:
+        del generator
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()

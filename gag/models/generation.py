@@ -90,7 +90,7 @@ class TransformersGenerator:
         self._joins, self._shares = kept != "states", kept == "keys"
         self._waiting: deque[_Row] = deque()
         self._batches: list[_Batch] = []
-        self._prefixes = Prefixes(config, self._run_prefix)
+        self._prefixes = Prefixes(config)
         self._count = self._tried = 0
         self.around: Callable[[list[str]], AbstractContextManager[None]] = lambda experts: nullcontext()
 
@@ -214,7 +214,9 @@ class TransformersGenerator:
         inputs = pad_left([self._prompt(row) for row in rows])
         experts = [row.request.expert for row in rows]
         shared = [row.request.prefix if self._shares else () for row in rows]
-        cache, mask = self._prefixes.ahead(list(zip(experts, shared, strict=True)), inputs.mask)
+        cache, mask = self._prefixes.ahead(
+            list(zip(experts, shared, strict=True)), inputs.mask, self._run_prefix
+        )
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -inputs.mask.shape[1] :]
         with self.around(experts):
             last = self._run(inputs.embeds, mask, positions, cache)

@@ -18,19 +18,23 @@ class Prefixes:
 
     Args:
         config: the model's.
-        run: puts tokens through it alone, and their keys and values into a cache.
     """
 
-    def __init__(self, config: PretrainedConfig, run: Callable[[Prefix, Cache], object]):
-        self._config, self._run = config, run
+    def __init__(self, config: PretrainedConfig):
+        self._config = config
         self._known: OrderedDict[Prefix, Cache] = OrderedDict()
 
-    def ahead(self, rows: list[Prefix], mask: torch.Tensor) -> tuple[Cache, torch.Tensor]:
-        """Put prefixes ahead of rows [B, T], padded on the left -> a cache of them, and the mask of both."""
+    def ahead(
+        self, rows: list[Prefix], mask: torch.Tensor, run: Callable[[Prefix, Cache], object]
+    ) -> tuple[Cache, torch.Tensor]:
+        """Put prefixes ahead of rows [B, T], padded on the left -> a cache of them, and the mask of both.
+
+        One that is new is put through the model alone: `run` has its keys and values go into a cache.
+        """
         cache, longest = DynamicCache(config=self._config), max(len(ids) for _, ids in rows)
         if not longest:
             return cache, mask
-        known = [self._of(prefix) if prefix[1] else None for prefix in rows]
+        known = [self._of(prefix, run) if prefix[1] else None for prefix in rows]
         for number, mine in enumerate(cache.layers):
             for keys, values in _stacked([one and one.layers[number] for one in known], longest):
                 mine.update(keys, values)  # pyright: ignore[reportAttributeAccessIssue]
@@ -38,10 +42,10 @@ class Prefixes:
         ahead = torch.arange(longest, 0, -1, device=mask.device) <= lengths  # [B, longest]
         return cache, torch.cat([ahead.to(mask), mask], 1)
 
-    def _of(self, prefix: Prefix) -> Cache:
+    def _of(self, prefix: Prefix, run: Callable[[Prefix, Cache], object]) -> Cache:
         if prefix not in self._known:
             cache = DynamicCache(config=self._config)
-            self._run(prefix, cache)
+            run(prefix, cache)
             self._known[prefix] = cache
         self._known.move_to_end(prefix)
         while len(self._known) > KEPT:
