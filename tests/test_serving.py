@@ -13,9 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gag import GAG
+from gag.engine.asking import Ask
 from gag.project.project import Project, load_project
 from gag.routing.router import Route
 from gag.serving.keys import new_key
+from gag.serving.owner import Ticket
 from tests.served import Served, serve
 from tests.test_engine import QUESTIONS
 
@@ -199,6 +201,22 @@ def test_a_follow_up_stays_in_its_domain(served: Served, monkeypatch: pytest.Mon
     assert served.post("/v1/responses", json={"input": turns}).json()["model"] == "gag/metals"
     other = [*turns[:2], {"role": "user", "content": GENERAL}]  # a question of its own
     assert served.post("/v1/route", json={"messages": other}).json()["data"][0]["domain"] == "general"
+
+
+def test_a_question_whose_events_are_taken_at_once_is_forgotten_too(served: Served) -> None:
+    """Whoever reads faster than the step ends leaves nothing unread, and nothing behind."""
+
+    class Swift(Ticket):
+        def _tell(self, event) -> None:
+            super()._tell(event)
+            self.take()
+
+    owner = served.server.owner
+    owner.submit([Swift(Ask((("user", question),)), lambda: None) for question in QUESTIONS])
+    ends = time.monotonic() + 10
+    while owner._open:
+        assert time.monotonic() < ends, f"{owner._open} questions are counted that were answered"
+        time.sleep(0.01)
 
 
 WRONG = {

@@ -196,7 +196,7 @@ class Owner:
 
     def _hand_out(self) -> None:
         told = [ticket for ticket in self._tickets.values() if ticket.unread]
-        ended = [ticket for ticket in told if not ticket.job.left]
+        ended = [ticket for ticket in self._tickets.values() if not ticket.job.left]  # read to the end or not
         for ticket in told:
             if ticket.unread > BEHIND and ticket.job.left:
                 self._drop(ticket)
