@@ -17,7 +17,7 @@ import httpx
 
 BASE = ("--enable-prompt-embeds",)
 EXPERT = (  # no adapter lies over the output layer, so that prompts can be scored; a rank beyond theirs costs
-    "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--max-logprobs", "64",
+    "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8",
     "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
 ENCODER = ("--runner", "pooling", "--pooler-config", '{"pooling_type": "MEAN"}')

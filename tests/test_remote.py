@@ -11,7 +11,8 @@ import torch
 from gag.engine.asking import Ask, Background, Ended, Event, Read, Refused, Said
 from gag.engine.domains import remove_domain
 from gag.engine.engine import GAG, LocalGAG, ProjectGAG
-from gag.errors import BusyError, DataError, MismatchError, SettingsError
+from gag.engine.merge import merge_expert
+from gag.errors import BusyError, DataError, GagError, MismatchError, SettingsError
 from gag.models.experts import Experts
 from gag.models.language_model import Request, generate
 from gag.models.loading import load_backbone
@@ -195,7 +196,7 @@ def test_another_encoder_is_refused(tmp_path: Path, project: Project, base, expe
 
 
 def test_where_no_server_is_so_is_said(project: Project, expert: FakeVllm) -> None:
-    with pytest.raises(SettingsError, match=r"name them under remote\.base"):
+    with pytest.raises(SettingsError, match="servers of the base; name them under remote"):
         GAG.open(load_project(project.root, ("engine=remote",)))
     nowhere = ("engine=remote", "remote.base=[http://127.0.0.1:9]", f"remote.expert=[{expert.url}]")
     with pytest.raises(SettingsError, match=r"no server of the base answers: http://127\.0\.0\.1:9"):
@@ -334,6 +335,33 @@ def test_adapters_follow_the_domains_at_every_server(
             time.sleep(0.02)
 
 
+def test_an_expert_with_weights_of_its_own_has_servers_of_its_own(
+    project: Project, base: FakeVllm, expert: FakeVllm, states: Path, tmp_path: Path
+) -> None:
+    merge_expert(project, "metals", tmp_path / "merged")
+    wanted = GAG.open(project).ask(ASKED[0])
+    with running(FakeVllm(tmp_path / "merged", states, LAYERS)) as own:
+        named = {"experts": f"{{metals: ['{own.url}']}}"}
+        there = GAG.open(load_project(project.root, settings([base], [expert], states, **named)))
+        expert.asked.clear()
+        answer = there.ask(ASKED[0])
+        assert answer.text == wanted.text and answer.knowledge.text == wanted.knowledge.text
+        assert torch.allclose(answer.knowledge.vectors, wanted.knowledge.vectors, atol=1e-4)
+        assert own.bodies() and not expert.bodies() and not own.adapters
+        assert not any("metals" in name for name in expert.adapters)
+        own.status = 503
+        with pytest.raises(GagError, match="no server of the expert of metals answers"):
+            there.ask("What is in metals number 5?", domain="metals")
+    wrong = {"experts": f"{{metals: ['{expert.url}']}}"}
+    there = GAG.open(load_project(project.root, settings([base], [expert], states, **wrong)))
+    with pytest.raises(GagError, match=r"under remote\.experts answer otherwise"):
+        there.ask(ASKED[0], domain="metals")
+    gone = {"experts": "{metals: ['http://127.0.0.1:9']}"}
+    there = GAG.open(load_project(project.root, settings([base], [expert], states, **gone)))
+    with pytest.raises(GagError, match="no server of the expert of metals answers"):
+        there.ask(ASKED[0], domain="metals")
+
+
 def test_an_expert_that_no_server_can_load_is_refused(
     project: Project, remote: Project, base, expert, states
 ) -> None:
@@ -341,7 +369,7 @@ def test_an_expert_that_no_server_can_load_is_refused(
         project.domain("plants") / "expert" / "model.safetensors"
     )
     experts = open_experts(remote)
-    with pytest.raises(MismatchError, match="takes? adapters over one"):
+    with pytest.raises(MismatchError, match=r"under remote\.experts\.plants"):
         experts.load("plants@1", project.domain("plants") / "expert")
     moved = load_project(project.root, settings([base], [expert], states, project="/srv/gag"))
     with pytest.raises(Exception, match=r"/srv/gag/domains/metals/expert.*see that it reads that folder"):

@@ -1,4 +1,4 @@
-"""`gag domains`: list, show, add, push, pull, verify and remove the domain folders of a project."""
+"""`gag domains`: list, show, add, push, pull, merge, verify and remove the domain folders of a project."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from gag.commands.options import JsonOption, ProjectOption, finish, open_project
 from gag.errors import SettingsError
 
 domains_app = typer.Typer(
-    help="List, show, add, push, pull, verify and remove the domain folders of a project.",
+    help="List, show, add, push, pull, merge, verify and remove the domain folders of a project.",
     no_args_is_help=True,
 )
 
@@ -101,6 +101,23 @@ def domains_pull(
 
     name, commit = pull_domain(opened, repository, revision)
     finish(as_json, {"added": name, "commit": commit}, f"added {name}, of commit {commit}")
+
+
+@domains_app.command("merge")
+def domains_merge(
+    name: str,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a domain's expert as a model of its own, for a server without adapters."""
+    opened = open_project(project)
+    opened.require(name)
+    from gag.engine.merge import merge_expert
+
+    merge_expert(opened, name, out)
+    served = f"serve it with vLLM, and name that server under remote.experts.{name}"
+    finish(as_json, {"merged": name, "folder": str(out)}, f"wrote the expert of {name} to {out}; {served}")
 
 
 @domains_app.command("verify")

@@ -117,11 +117,11 @@ class Backbone:
             revision=self.revision,
             fingerprint=self.fingerprint,
             width=self.width,
-            known=self._known(),
+            known=self.known_answer(),
         )
 
-    def _known(self) -> tuple[KnownToken, ...]:
-        """Write what tells the model from another one that is at hand over HTTP alone."""
+    def known_answer(self) -> tuple[KnownToken, ...]:
+        """Answer `KNOWN_PROMPT`: that tells the model from another one that is at hand over HTTP alone."""
         said = generate(self, [Request(self.prompts.plain(KNOWN_PROMPT), KNOWN_TOKENS, top=2)])[0]
         return tuple(known_token(step) for step in said.steps)
 

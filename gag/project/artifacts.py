@@ -25,7 +25,7 @@ from gag.project.tensors import follow_umask
 MANIFEST = "manifest.json"
 SEEN = ".verified.json"  # what was hashed before
 SETTLED = 2.0  # seconds after which a file that changes again has another time, on any file system
-SCHEMA = 2
+SCHEMA = 3
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gag.errors import ArtifactError, MismatchError
-from gag.project.artifacts import read_manifest
+from gag.project.artifacts import read_manifest, write_json
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.settings import PromptSettings
 
@@ -24,6 +24,7 @@ BANK, STATISTICS = "bank.safetensors", "bank-statistics.safetensors"  # what rou
 QUESTIONS = "questions.safetensors"  # only where a domain chose to carry its questions
 CARD = "README.md"
 EXPERT = "expert"
+KNOWN = "known.json"  # beside an expert's weights: what it answers to `KNOWN_PROMPT`
 ROUTING_PART = (BANK,)
 FAITHFUL = 0.5  # of the knowledge must arrive
 MANY_SLOTS = 16
@@ -94,6 +95,21 @@ def same_answer(true: Sequence[KnownToken], given: Sequence[KnownToken]) -> bool
         if wanted.id != said.id:
             return wanted.lead < NEAR
     return bool(true) and len(true) == len(given)
+
+
+def write_known(expert: Path, answer: Sequence[KnownToken]) -> None:
+    """Write beside an expert's weights what it answers to `KNOWN_PROMPT`."""
+    write_json(expert / KNOWN, [token.model_dump() for token in answer])
+
+
+def read_known(expert: Path) -> tuple[KnownToken, ...]:
+    """Read what an expert answers; ArtifactError: it is not there, or no such answer."""
+    try:
+        return tuple(TypeAdapter(list[KnownToken]).validate_json((expert / KNOWN).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{expert.name}/{KNOWN} is not there or not whole; build the domain again"
+        ) from error
 
 
 @dataclass(frozen=True)

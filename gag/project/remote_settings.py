@@ -12,6 +12,11 @@ class RemoteSettings(Settings):
     expert: tuple[str, ...] = computation(
         (), description="URLs of servers with the expert backbone, started with --enable-lora"
     )
+    experts: dict[str, tuple[str, ...]] = computation(
+        {},
+        description="domains whose expert has servers of its own, which run its weights (fully tuned, or "
+        "written by `gag domains merge`), and their URLs",
+    )
     encoder: str | None = computation(
         None,
         description="URL of a pooling server (MEAN) with the expert backbone, for `router.encoder.kind: "

@@ -110,14 +110,14 @@ class RemoteGenerator:
         while self._waiting and len(self._under_way) < self._rows:
             stream = self._waiting.popleft()
             self._under_way[stream.number] = stream
-            stream.work = self._servers.submit(self._follow(stream))
+            servers, adapter = self._servers.of(stream.request.expert or self._expert)
+            stream.work = servers.submit(self._follow(stream, servers, adapter))
 
-    async def _follow(self, stream: _Stream) -> None:
+    async def _follow(self, stream: _Stream, servers: Servers, adapter: str) -> None:
         """Take a request's tokens as they come, until its end."""
         try:
-            expert = stream.request.expert or self._expert
-            await self._servers.follow(
-                lambda: self._body(stream), lambda choice: self._take(stream, choice), expert
+            await servers.follow(
+                lambda: self._body(stream), lambda choice: self._take(stream, choice), adapter
             )
         except GagError as error:
             stream.failed = error

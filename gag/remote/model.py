@@ -1,6 +1,6 @@
 """A model that runs elsewhere, and the experts over it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from gag.models.experts import ADAPTER
 from gag.models.language_model import Likely, stacked
 from gag.models.loading import load_backbone
 from gag.models.prompts import Prompts
-from gag.project.domain import ModelFacts
+from gag.project.domain import EXPERT, ModelFacts, read_known, same_answer
 from gag.project.progress import say
 from gag.project.project import Project
 from gag.remote.generation import ASKED, RemoteGenerator
@@ -147,10 +147,18 @@ def _once(ids: list[int]) -> Body:
 
 
 class RemoteExperts:
-    """The experts on the expert's servers: one LoRA adapter each, all of them in one batch."""
+    """The experts on the expert's servers: one LoRA adapter each, all of them in one batch.
 
-    def __init__(self, model: RemoteModel, project: Project):
-        self._model, self._project = model, project
+    A domain's expert with weights of its own has servers of its own.
+
+    Args:
+        model: the backbone on its servers.
+        project: whose experts they are.
+        own: meets the servers of a domain's own expert, if it has some.
+    """
+
+    def __init__(self, model: RemoteModel, project: Project, own: Callable[[str], Servers | None]):
+        self._model, self._project, self._own = model, project, own
 
     @property
     def facts(self) -> ModelFacts:
@@ -168,16 +176,26 @@ class RemoteExperts:
         return load_backbone(self._project.settings.expert, self._project.root)
 
     def load(self, name: str, folder: Path) -> None:
-        """Have an expert's adapter at every server.
+        """Have an expert's adapter at every server, or meet the servers of its own.
 
         Raises:
-            MismatchError: it is no adapter.
+            MismatchError: it is no adapter and has no servers, or they run other weights.
             ArtifactError: a server refuses it.
+            BusyError: none answers.
         """
+        domain = name.partition("@")[0]
+        if servers := self._own(domain):
+            if not same_answer(read_known(folder), servers.known):
+                raise MismatchError(
+                    f"the servers of {domain} under remote.experts answer otherwise than its expert; start "
+                    "them with its weights (`gag domains merge` writes those of an adapter)"
+                )
+            self._model.servers.stand_in(name, servers)
+            return
         if not (folder / ADAPTER).is_file():
             raise MismatchError(
-                f"the expert of {name} is a fully tuned model, and the servers take adapters over one "
-                "backbone; tune it with adapt.tuning: lora, or answer with engine: transformers"
+                f"the expert of {domain} is a fully tuned model: start a vLLM server of {EXPERT}/ in its "
+                f"folder and name it under remote.experts.{domain}, or answer with engine: transformers"
             )
         there = self._project.settings.remote.project
         if there is not None:

@@ -1,11 +1,11 @@
 """Open a project whose models run on vLLM servers."""
 
 import os
-from functools import cache
+from functools import cache, partial
 
 import torch
 
-from gag.errors import GagError, SettingsError
+from gag.errors import BusyError, GagError, SettingsError
 from gag.models.loading import load_config, load_tokenizer
 from gag.models.prompts import Prompts
 from gag.models.source import portable_name
@@ -35,7 +35,7 @@ def open_base(project: Project) -> RemoteModel:
     table = load_table(settings, project.root).to(dtype)
     prompts = Prompts(load_tokenizer(settings, project.root))
     known = torch.tensor(prompts.plain(KNOWN_PROMPT))
-    servers = _servers(project, "base", {"prompt_embeds": packed(table[known])})
+    servers = _servers(project, "base", {"prompt_embeds": packed(table[known])}, project.settings.remote.base)
     return _model(project, settings, servers, prompts, table.shape[1], table)
 
 
@@ -43,11 +43,12 @@ def open_experts(project: Project) -> RemoteExperts:
     """Meet the expert's servers; errors as `open_base`."""
     settings = project.settings.expert
     prompts = Prompts(load_tokenizer(settings, project.root))
-    servers = _servers(project, "expert", {"prompt": prompts.plain(KNOWN_PROMPT)})
+    probe = {"prompt": prompts.plain(KNOWN_PROMPT)}
+    servers = _servers(project, "expert", probe, project.settings.remote.expert)
     config = load_config(settings, project.root).get_text_config()
     shared = _shared(project, config.num_hidden_layers)
     model = _model(project, settings, servers, prompts, config.hidden_size, None, shared)
-    return RemoteExperts(model, project)
+    return RemoteExperts(model, project, partial(_own_servers, project, prompts))
 
 
 def open_encoder(project: Project, experts: RemoteExperts) -> QueryEncoder:
@@ -60,12 +61,21 @@ def open_encoder(project: Project, experts: RemoteExperts) -> QueryEncoder:
     return RemoteEncoder(remote.encoder, spec, prompts, _key(project), remote.timeout)
 
 
-def _servers(project: Project, role: str, prompt: Body) -> Servers:
-    remote = project.settings.remote
-    probe = {**prompt, **ASKED, "max_tokens": KNOWN_TOKENS, "temperature": 0.0, "logprobs": 2}
-    urls = remote.base if role == "base" else remote.expert
+def _own_servers(project: Project, prompts: Prompts, domain: str) -> Servers | None:
+    """Meet the servers of a domain's own expert, if it has some."""
+    urls = project.settings.remote.experts.get(domain)
+    if urls is None:
+        return None
     try:
-        return Servers(role, urls, probe, _key(project), remote.timeout)
+        return _servers(project, f"expert of {domain}", {"prompt": prompts.plain(KNOWN_PROMPT)}, urls)
+    except SettingsError as error:  # the domain is as it was
+        raise BusyError(str(error), 5) from error
+
+
+def _servers(project: Project, role: str, prompt: Body, urls: tuple[str, ...]) -> Servers:
+    probe = {**prompt, **ASKED, "max_tokens": KNOWN_TOKENS, "temperature": 0.0, "logprobs": 2}
+    try:
+        return Servers(role, urls, probe, _key(project), project.settings.remote.timeout)
     except GagError as error:
         if "prompt_embeds" not in str(error) and "prompt embeds" not in str(error):
             raise

@@ -24,7 +24,7 @@ class Servers:
     """The servers of one model; any thread may call its methods.
 
     Args:
-        role: what the model is here: base, expert.
+        role: what the model is here: base, expert, expert of a domain.
         urls: where they are.
         probe: a request that tells the model from another one.
         key: of their API.
@@ -37,10 +37,13 @@ class Servers:
 
     def __init__(self, role: str, urls: tuple[str, ...], probe: Body, key: str | None, timeout: float):
         if not urls:
-            raise SettingsError(f"engine: remote needs servers of the {role}; name them under remote.{role}")
+            raise SettingsError(
+                f"engine: remote needs servers of the {role}; name them under remote in gag.yaml"
+            )
         self.role, self._probe = role, probe
         self.known: tuple[KnownToken, ...] = ()
         self._adapters: dict[str, str] = {}  # that should be there, and their folders
+        self._own: dict[str, Servers] = {}  # of experts whose weights are not an adapter's
         self._looking: set[asyncio.Task[None]] = set()  # for those that are away
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=_run, args=(self._loop,), name=f"gag-{role}", daemon=True)
@@ -58,7 +61,12 @@ class Servers:
     @property
     def positions(self) -> int | None:
         """The most tokens that all of the servers take."""
-        return min((s.positions for s in self._servers if s.positions), default=None)
+        told = [s.positions for s in (*self._servers, *self._own.values())]
+        return min((positions for positions in told if positions), default=None)
+
+    def of(self, expert: str) -> "tuple[Servers, str]":
+        """Return who is asked for an expert, and which of their adapters it is; none: the model itself."""
+        return (self._own[expert], "") if expert in self._own else (self, expert)
 
     def submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Begin some work in the thread that speaks to the servers."""
@@ -70,16 +78,17 @@ class Servers:
 
     def complete(self, bodies: list[Body], adapter: str = "") -> list[Body]:
         """Send requests together -> each one's choice, in their order."""
+        servers, adapter = self.of(adapter)
 
         async def one(body: Body) -> Body:
             found: list[Body] = []
-            await self.follow(lambda: body, found.append, adapter)
+            await servers.follow(lambda: body, found.append, adapter)
             return found[0]
 
         async def all_of_them() -> list[Body]:
             return await asyncio.gather(*(one(body) for body in bodies))
 
-        return self.wait(all_of_them())
+        return servers.wait(all_of_them())
 
     async def follow(self, body: Callable[[], Body], take: Callable[[Body], None], adapter: str = "") -> None:
         """Send a request, and take its choice, piece by piece where `body` streams.
@@ -136,9 +145,15 @@ class Servers:
         if not self.wait(everywhere()):
             raise self._nobody()
 
+    def stand_in(self, expert: str, servers: "Servers") -> None:
+        """Have an expert asked at servers of its own."""
+        self._own[expert] = servers
+
     def unload(self, adapter: str) -> None:
-        """Take an adapter from all servers."""
+        """Take an adapter from all servers, or leave an expert's own alone."""
         self._adapters.pop(adapter, None)
+        if self._own.pop(adapter, None):
+            return
 
         async def everywhere() -> None:
             for server in self._servers:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gag.errors import ArtifactError, DataError
+from gag.models.experts import Experts
 from gag.models.loading import load_backbone, load_tokenizer
 from gag.models.prompts import Prompts
 from gag.planning.limits import check_limits
 from gag.project import distributed
 from gag.project.artifacts import is_current, read_manifest, writing
+from gag.project.domain import write_known
 from gag.project.hyperparameters import AdaptSettings
 from gag.project.inputs import DomainInputs
 from gag.project.keys import stage_key
@@ -120,6 +122,7 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
             check_limits(inputs)
             expert.mkdir()
             (take_adapter if adapter else take_weights)(source, expert, backbone)
+            _note_answer(inputs, expert)
     distributed.barrier()
     say(f"adapt {domain}: took {'the adapter' if adapter else 'the weights'} of {source.resolve().name}")
     return folder
@@ -155,6 +158,7 @@ def _keep(inputs: DomainInputs, run: Run, facts: dict[str, Any]) -> None:
     with writing(inputs.run("adapt"), facts) as temporary:
         for path in [run.folder / "expert", *run.folder.glob("fold-?"), *run.folder.glob("fold-??")]:
             shutil.copytree(path, temporary / path.name, ignore=shutil.ignore_patterns("manifest.json", ".*"))
+        _note_answer(inputs, temporary / "expert")
         logs = sorted(run.folder.glob("*.log.jsonl"))
         for log in logs:
             shutil.copy(log, temporary)
@@ -165,6 +169,14 @@ def _keep(inputs: DomainInputs, run: Run, facts: dict[str, Any]) -> None:
         ]
         told = {**facts, "pretrain": inputs.settings.pretrain.model_dump()}
         write_report(temporary, f"adapt {inputs.name}", told, lines)
+
+
+def _note_answer(inputs: DomainInputs, folder: Path) -> None:
+    """Write beside an expert's weights what tells it from another one."""
+    experts = Experts(load_backbone(inputs.settings.expert, inputs.root))
+    experts.load(inputs.name, folder)
+    with experts.using(inputs.name) as expert:
+        write_known(folder, expert.known_answer())
 
 
 def tokenise(prompts: Prompts, examples: list[Example], system: str, max_tokens: int) -> Rows:
