@@ -214,7 +214,8 @@ class Servers:
             say(f"the {self.role}'s server {server.url} is back")
 
     def _nobody(self) -> BusyError:
-        return BusyError(f"no server of the {self.role} answers: {self._reasons()}; ask again soon", 5)
+        why = ", ".join(sorted({server.reason for server in self._servers}))  # no addresses: clients are told
+        return BusyError(f"no server of the {self.role} answers ({why}); ask again soon", 5)
 
     def _note(self, server: Server, error: AwayError) -> None:
         server.reason = str(error)
