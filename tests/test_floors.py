@@ -26,6 +26,7 @@ ROOMS = {  # each with the rooms that it may not import: what stands beside or a
     "evaluation": {"commands", "pocket"},
     "pocket": {"engine", "stages", "evaluation", "commands"},
     "serving": {"commands", "evaluation", "stages", "pocket"},
+    "corpus": {"engine", "stages", "evaluation", "serving", "training"},
     "commands": {"__main__"},
     "__main__": set(),
 }

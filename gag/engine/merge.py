@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from gag.errors import SettingsError
 from gag.models.experts import ADAPTER
@@ -33,8 +34,8 @@ def merge_expert(project: Project, name: str, out: Path) -> None:
             from peft import PeftModel
 
             backbone = load_backbone(project.settings.expert, project.root)
-            merged = PeftModel.from_pretrained(backbone.model, str(expert)).merge_and_unload()  # pyright: ignore
-            merged.save_pretrained(whole)
+            tuned: Any = PeftModel.from_pretrained(backbone.model, str(expert))
+            tuned.merge_and_unload().save_pretrained(whole)
             backbone.tokenizer.save_pretrained(whole)
         else:
             shutil.copytree(expert, whole)

@@ -1,0 +1,161 @@
+"""`gag corpus`: from a folder of documents to passages, and to questions and answers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gag.commands.options import JsonOption, ProjectOption, finish
+from gag.errors import MissingExtraError, SettingsError
+
+if TYPE_CHECKING:
+    from gag.corpus.build import CorpusReport
+    from gag.project.settings import ModelSettings
+
+corpus_app = typer.Typer(
+    help="From a folder of documents to passages, and to questions and answers.", no_args_is_help=True
+)
+Documents = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Files or folders: Markdown, text, HTML, PDF, JSONL, CSV, Parquet, MinerU's output.",
+    ),
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        help="Turn a rule of cleaning off: references, acknowledgements, authors, images, furniture, "
+        "repeated, contents, or all.",
+    ),
+]
+
+
+@corpus_app.command("build")
+def corpus_build(
+    inputs: Documents,
+    out: Annotated[Path, typer.Option(help="The corpus to write.")] = Path("corpus.jsonl"),
+    tokens: Annotated[int, typer.Option(min=16, help="Tokens of a passage, at most.")] = 480,
+    least: Annotated[int, typer.Option(min=0, help="Tokens of a passage, at least.")] = 8,
+    keep: KeepOption = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Keep documents of this language alone: en, de, zh.")
+    ] = None,
+    mask: Annotated[
+        bool, typer.Option("--mask", help="Write over e-mail addresses and phone numbers.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Whose tokens are counted: a model's folder or id (default: the project's base)."),
+    ] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read documents, clean them, and cut them into passages; what did not change is not read again."""
+    _installed()
+    from gag.corpus.build import build_corpus
+    from gag.corpus.files import Cutting
+
+    model, root = _counting(tokenizer, project)
+
+    def load() -> str | None:
+        from gag.models.loading import load_tokenizer
+
+        tokens: Any = load_tokenizer(model, root) if model else None
+        return tokens.backend_tokenizer.to_str() if tokens else None
+
+    cutting = Cutting(
+        tokens, least, _rules(keep), frozenset(language or ()), mask, model.model if model else ""
+    )
+    report = build_corpus(inputs, out, cutting, load)
+    finish(as_json, report, None if as_json else _table(report, out, cutting.counted_by))
+
+
+@corpus_app.command("show")
+def corpus_show(
+    document: Annotated[Path, typer.Argument(help="A file that `gag corpus build` reads.")],
+    keep: KeepOption = None,
+) -> None:
+    """Print a document as it was read, with what is cut struck through, and the rule beside it."""
+    _installed()
+    from rich.console import Console
+    from rich.text import Text
+
+    from gag.corpus.cleaning import clean
+    from gag.corpus.documents import Document
+    from gag.corpus.reading import find_sources, read_source
+
+    console = Console()
+    for source in find_sources([document])[0]:
+        for found in read_source(source):
+            if not isinstance(found, Document):
+                console.print(Text(f"{found[0]}: {found[1]}", style="red"))
+                continue
+            console.print(Text(f"{found.source}: {found.title}", style="bold underline"))
+            for block, rule in clean(found, _rules(keep)).pairs:
+                style = "red strike" if rule else "bold" if block.kind == "heading" else ""
+                mark = Text(f"[{rule}] ", style="red") if rule else Text()
+                console.print(mark + Text(block.text, style=style), end="\n\n")
+
+
+def _installed() -> None:
+    """Say which extra is missing, before anything is read."""
+    from importlib.util import find_spec
+
+    needed = ("markdown_it", "pypdfium2", "semantic_text_splitter", "datasketch", "trafilatura", "py3langid")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise MissingExtraError(f"documents need {', '.join(missing)}; run `pip install gag[corpus]`")
+
+
+def _rules(keep: list[str] | None) -> frozenset[str]:
+    from gag.corpus.cleaning import RULES
+
+    named = set(keep or ())
+    if unknown := sorted(named - RULES.keys() - {"all"}):
+        raise SettingsError(f"--keep names no rule: {', '.join(unknown)}; there are {', '.join(RULES)}")
+    return frozenset(RULES if "all" in named else named)
+
+
+def _counting(named: str | None, project: Path | None) -> "tuple[ModelSettings | None, Path]":
+    """Find the model whose tokens are counted, and the folder that its name is seen from."""
+    from gag.project.project import find_project, load_project
+    from gag.project.settings import ModelSettings
+
+    if named:
+        return ModelSettings(model=named), Path.cwd()
+    try:
+        find_project(project)
+    except SettingsError:
+        if project:
+            raise
+        return None, Path.cwd()
+    opened = load_project(project)
+    return opened.settings.base, opened.root
+
+
+def _table(report: "CorpusReport", out: Path, tokenizer: str) -> str:
+    counted = (
+        f"tokens of {tokenizer}"
+        if tokenizer
+        else "tokens, at four characters each: no project's base is here"
+    )
+    read = f"{report.documents} documents of {report.files} files ({report.read} read now)"
+    lines = [
+        f"{read}, {report.seconds:.1f} s",
+        f"{report.passages} passages in {out}, {report.tokens:,} {counted}",
+    ]
+    told = {
+        "cut, words": report.cut,
+        "passages left out": report.dropped,
+        "passages that tell of people": report.personal,
+        "languages": report.languages,
+        "files without a reader": report.unread,
+    }
+    for label, counts in told.items():
+        if counts:
+            lines.append(
+                f"{label}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+            )
+    lines += [f"set aside: {name}: {reason}" for name, reason in report.set_aside]
+    return "\n".join(lines)

@@ -1,0 +1,296 @@
+"""Decide which blocks of a document go, by where they stand and how they look, not by a word in them.
+
+A heading alone cuts nothing: a list of references must look like one, and whoever is thanked must be thanked.
+So "Reference electrode" stays, and so does "References" over prose. Each rule names what it cuts, and can be
+turned off.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+from gag.corpus.documents import Block, Clean, Document
+
+RULES = {
+    "references": "lists of references",
+    "acknowledgements": "thanks, funding, and other statements at a paper's end",
+    "authors": "names, affiliations and dates between a paper's title and its abstract",
+    "images": "images, and labels of their parts; captions that say something stay",
+    "furniture": "headers, footers and page numbers",
+    "repeated": "lines that stand in many places of a document",
+    "contents": "tables of contents",
+}
+_NUMBERED = re.compile(
+    r"^\W*(?:(?:section|chapter|appendix)\s+)?(?:[\dIVXA-Z]{1,4}(?:\.\d+)*[.):]?\s+)?", re.IGNORECASE
+)
+_REFERENCES = {
+    "references", "reference", "bibliography", "literature cited", "literature", "works cited",
+    "cited literature", "references and notes", "notes and references", "cited references", "reference list",
+    "list of references",
+    "literatur", "literaturverzeichnis", "références", "bibliographie", "referencias", "bibliografía",
+    "参考文献", "参考资料",
+}  # fmt: skip
+_THANKS = {
+    "acknowledgement", "acknowledgements", "acknowledgment", "acknowledgments", "funding", "funding sources",
+    "funding statement", "funding information", "financial support", "author contributions",
+    "author contribution", "authors' contributions", "author contribution statement",
+    "credit authorship contribution statement", "conflict of interest", "conflicts of interest",
+    "conflict of interest statement", "competing interests", "competing interest",
+    "declaration of competing interest", "declaration of interests", "disclosure", "disclosures",
+    "author information", "about the authors", "notes on contributors", "danksagung", "remerciements", "致谢",
+}  # fmt: skip
+_THANKING = re.compile(
+    r"\b(?:thank|grateful|gratitude|support|fund|grant|acknowledg|sponsor|financ|contribut|conflict|interest|"
+    r"declare|author|conceiv|wrote|dank|remerci)|感谢|资助",
+    re.IGNORECASE,
+)
+_RUN_IN = re.compile(
+    r"^[*_]{0,3}(?P<name>[A-Z][A-Za-z' ]{4,45}?)[*_]{0,3}\s*[.:—–-][*_]{0,3}\s+\S", re.DOTALL
+)
+_ENTRY = re.compile(
+    r"\b(?:19|20)\d\d[a-z]?\b|\bet al\b|\bdoi\b|10\.\d{4,}/|\barxiv\b|\bpp?\.\s*\d|\bvol\.|"
+    r"\bin press\b|https?://",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    r"^\s*(?:[-*+]\s+)?(?:\[[\w+-]{1,12}\]|\(?\d{1,3}[.)\]])\s*\S|^\s*(?:[-*+]\s+)?\S.*\(\d{4}[a-z]?\)"
+)
+_NAMES = re.compile(
+    r"^[\W\d]*(?:[A-Z][\w.'’-]*[\s,;&*†‡§∗\d]*(?:and|und|et|de|van|von|der|la|le|di)?[\s,;]*){2,}$"
+)
+_PLACE = re.compile(
+    r"universit|institut|department|\bdept\b|laborator|college|\bschool of|faculty|cent(?:er|re)\b|hospital|"
+    r"academy|corporation|\binc\b|\bltd\b|gmbh|\bllc\b|co\.,|\d{5}|e-?mail|@|orcid|correspond|received|"
+    r"accepted|published|revised|available online|copyright|©|\bdoi\b|大学|研究",
+    re.IGNORECASE,
+)
+_ABSTRACT = re.compile(
+    r"^\W*(?:abstract|summary|a b s t r a c t|zusammenfassung|résumé|摘\s*要)\b", re.IGNORECASE
+)
+_OPENING = re.compile(r"^\W*(?:\d+\.?\s*)?introduction\b", re.IGNORECASE)
+_CAPTION = re.compile(
+    r"^\W*(?:fig(?:ure)?|table|scheme|chart|plate|abb(?:ildung)?|tab|图|表)\.?\s*\d", re.IGNORECASE
+)
+_LEADERS = re.compile(r"(?:\.\s?){4,}\s*[\divxlc]+\s*$|\t\s*\d+\s*$", re.IGNORECASE | re.MULTILINE)
+_PAGE_NUMBER = re.compile(
+    r"^\W*(?:page\s+)?(?:\d{1,4}|[ivxl]{1,6})(?:\s*(?:of|/)\s*\d{1,4})?\W*$", re.IGNORECASE
+)
+MOST_THANKS = 400  # words of one statement
+REPEATS = 3  # of one line, before all but the first go
+
+Rule = Callable[[list[Block]], Iterable[int]]
+
+
+def clean(document: Document, keep: frozenset[str] = frozenset()) -> Clean:
+    """Say of each block by which rule it is cut, if by one.
+
+    Args:
+        document: as it was read.
+        keep: the rules that are turned off.
+    """
+    blocks = list(document.blocks)
+    found = [""] * len(blocks)
+    for name, rule in _RULES.items():
+        if name in keep:
+            continue
+        here = [i for i, by in enumerate(found) if not by]
+        for place in rule([blocks[i] for i in here]):
+            found[here[place]] = name
+    for i, block in enumerate(blocks):  # a heading over nothing that stays goes with what it stood over
+        if not found[i] and block.kind == "heading" and (by := _emptied(blocks, found, i)):
+            found[i] = by
+    return Clean(document, tuple(found))
+
+
+def _emptied(blocks: list[Block], found: list[str], place: int) -> str:
+    """Name the rule that cut the list below a heading; none: something stays, or no list stood there."""
+    rules: set[str] = set()
+    for block, by in zip(blocks[place + 1 :], found[place + 1 :], strict=True):
+        if block.kind == "heading" and not by:
+            break
+        if block.kind == "furniture" or by in ("furniture", "images"):
+            continue
+        if not by:
+            return ""
+        rules.add(by)
+    return rules.pop() if len(rules) == 1 and rules <= {"references", "contents"} else ""
+
+
+def _furniture(blocks: list[Block]) -> Iterable[int]:
+    for i, block in enumerate(blocks):
+        if block.kind == "furniture" or (block.kind == "text" and _PAGE_NUMBER.match(block.text)):
+            yield i
+
+
+def _images(blocks: list[Block]) -> Iterable[int]:
+    """Cut images, and what stands beside them that is no caption: letters of parts, units of axes."""
+    for i, block in enumerate(blocks):
+        near = block.note == "caption" or any(
+            blocks[k].kind == "image" for k in (i - 1, i + 1) if 0 <= k < len(blocks)
+        )
+        label = (
+            block.kind == "text" and near and len(_bare(block.text)) <= 30 and not _CAPTION.match(block.text)
+        )
+        if block.kind == "image" or (label and not re.search(r"[.!?:]$", block.text)):
+            yield i
+
+
+def _contents(blocks: list[Block]) -> Iterable[int]:
+    for i, block in enumerate(blocks):
+        lines = block.text.split("\n")
+        if block.kind in ("text", "list") and 2 * len(_LEADERS.findall(block.text)) > len(lines):
+            yield i
+
+
+def _repeated(blocks: list[Block]) -> Iterable[int]:
+    """Cut short lines that stand in many places; the first one stays.
+
+    Where there are pages, lines on several of them count as one, whatever numbers are in them.
+    """
+    forms = [_form(block) for block in blocks]
+    pages: dict[str, list[int]] = {}
+    for form, block in zip(forms, blocks, strict=True):
+        pages.setdefault(form, []).append(block.page)
+    seen = set()
+    for i, form in enumerate(forms):
+        on = pages[form]
+        spread = not blocks[i].page or len(set(on)) > 0.8 * len(on)
+        if form and len(on) > REPEATS and spread:
+            if form in seen:
+                yield i
+            seen.add(form)
+
+
+def _form(block: Block) -> str:
+    short = block.kind == "text" and len(block.text) <= 200 and "\n" not in block.text
+    text = " ".join(block.text.lower().split())
+    return "" if not short else re.sub(r"\d+", "#", text) if block.page else text
+
+
+def _authors(blocks: list[Block]) -> Iterable[int]:
+    """Cut names and places between a paper's title and its abstract, or its introduction."""
+    end = next((i for i, b in enumerate(blocks[:25]) if _ABSTRACT.match(b.text)), None)
+    if end is None:
+        end = next(
+            (i for i, b in enumerate(blocks[:25]) if b.kind == "heading" and _OPENING.match(b.text)), None
+        )
+    if end is None:
+        return
+    title = next((i for i, block in enumerate(blocks[:end]) if block.kind == "heading"), 0)
+    for i in range(title + 1, end):
+        block = blocks[i]
+        if block.kind not in ("text", "list") or block.words > 120:
+            continue
+        if (
+            _NAMES.match(block.text)
+            or (_PLACE.search(block.text) and not _prose(block.text))
+            or (block.words <= 12 and not re.search(r"[.!?]$", block.text))
+        ):
+            yield i
+
+
+def _prose(text: str) -> bool:
+    """Say whether a text is sentences of some length: three in four of its words are in lower case."""
+    words = re.findall(r"[^\W\d_]+", text)
+    lower = sum(word.islower() for word in words)
+    return len(words) > 30 and lower > 0.75 * len(words)
+
+
+def _statements(blocks: list[Block]) -> Iterable[int]:
+    """Cut thanks, funding and such in the later part: a section of that name that does so, or a paragraph."""
+    for i, block in enumerate(blocks):
+        if 2 * i < len(blocks) and len(blocks) > 8:
+            continue
+        if block.kind == "heading" and _named(block.text) in _THANKS:
+            section = list(_section(blocks, i))
+            texts = [blocks[k].text for k in section]
+            if sum(len(text.split()) for text in texts) <= MOST_THANKS and _THANKING.search(" ".join(texts)):
+                yield from (i, *section)
+        elif block.kind == "text" and block.words <= MOST_THANKS and _THANKING.search(block.text):
+            run_in = _RUN_IN.match(block.text)
+            if run_in and _named(run_in["name"]) in _THANKS:
+                yield i
+
+
+def _section(blocks: list[Block], place: int) -> Iterable[int]:
+    """Give the places of what stands under a heading, to the next one or to what belongs to a page alone."""
+    for i in range(place + 1, len(blocks)):
+        if blocks[i].kind in ("heading", "image", "table") or blocks[i].note == "caption":
+            return
+        yield i
+
+
+def _references(blocks: list[Block]) -> Iterable[int]:
+    """Cut lists of references: what a parser named so, and what looks so below such a heading."""
+    for i, block in enumerate(blocks):
+        if block.note == "ref_text":
+            yield i
+        if block.kind in ("heading", "text") and block.words <= 5 and _named(block.text) in _REFERENCES:
+            entries = list(_entries(blocks, i))
+            if entries:
+                yield from (i, *entries)
+    yield from _headless(blocks)
+
+
+def _entries(blocks: list[Block], place: int) -> Iterable[int]:
+    """Give the places of the entries below a heading; they end where two blocks in a row look otherwise."""
+    found: list[int] = []
+    misses: list[int] = []
+    for i in range(place + 1, len(blocks)):
+        block = blocks[i]
+        if block.kind in ("heading", "image", "table") or block.note == "caption":
+            break
+        if _is_entries(block):
+            found += [*misses, i]
+            misses = []
+        elif block.kind != "furniture":
+            misses.append(i)
+            if len(misses) > 1:
+                break
+    return found
+
+
+def _is_entries(block: Block) -> bool:
+    """Say whether a block is entries of a list of references: most of its lines or items have their marks."""
+    if block.note == "ref_text":
+        return True
+    items = [
+        line
+        for line in re.split(r"\n(?=\s*(?:[-*+]|\[|\(?\d{1,3}[.)\]]))|\n\s*\n", block.text)
+        if line.strip()
+    ]
+    good = sum(bool(_ENTRY.search(item)) and len(item.split()) < 120 for item in items)
+    return 3 * good >= 2 * len(items)
+
+
+def _headless(blocks: list[Block]) -> Iterable[int]:
+    """Cut a run of entries in the last third that no heading stands over: five or more, each numbered."""
+    start = len(blocks) - len(blocks) // 3
+    run: list[int] = []
+    for i in range(start, len(blocks) + 1):
+        block = blocks[i] if i < len(blocks) else None
+        if block and block.kind in ("text", "list") and _is_entries(block) and _NUMBER.match(block.text):
+            run.append(i)
+            continue
+        if block and block.kind == "furniture":
+            continue
+        lines = sum(blocks[k].text.count("\n") + 1 for k in run)
+        if len(run) >= 5 or (lines >= 5 and any(blocks[k].kind == "list" for k in run)):
+            yield from run
+        run = []
+
+
+def _named(heading: str) -> str:
+    """Return a heading's words alone, without its number."""
+    bare = _NUMBERED.sub("", heading.strip("#*_ \t"), count=1) if not heading.isupper() else heading
+    bare = re.sub(r"^\W*\d+(?:\.\d+)*[.):]?\s+", "", bare)
+    return " ".join(re.sub(r"[^\w\s'’]", " ", bare).replace("’", "'").lower().split())
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"[$\\{}<>]|mathrm", "", text)).strip()
+
+
+_RULES: dict[str, Rule] = {
+    "furniture": _furniture, "images": _images, "contents": _contents, "references": _references,
+    "acknowledgements": _statements, "authors": _authors, "repeated": _repeated,
+}  # fmt: skip

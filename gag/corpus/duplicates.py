@@ -1,0 +1,56 @@
+"""Find texts that say the same: equal ones, and those whose runs of five words are mostly shared.
+
+MinHash finds the pairs that may be (Broder 1997), and their sets of words decide.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from datasketch import MinHash, MinHashLSH
+
+ALIKE = 0.8  # of all runs of words that two texts have, both have
+RUN = 5  # words
+
+
+def shingles(text: str) -> frozenset[bytes]:
+    """Return a text's runs of five words; of a shorter one, all of its words as one."""
+    words = re.findall(r"\w+", text.lower())
+    runs = (words[i : i + RUN] for i in range(max(1, len(words) - RUN + 1)))
+    return frozenset(" ".join(run).encode() for run in runs)
+
+
+def jaccard(one: frozenset[bytes], other: frozenset[bytes]) -> float:
+    """Return what two sets share, of what they have together."""
+    return len(one & other) / max(1, len(one | other))
+
+
+def near_duplicates(texts: Sequence[str], alike: float = ALIKE) -> dict[int, int]:
+    """Find texts that an earlier one says as well -> the place of each such text, and of that earlier one.
+
+    Args:
+        texts: in the order of which the first is kept.
+        alike: the Jaccard similarity of their runs of words from which they are the same.
+    """
+    found: dict[int, int] = {}
+    equal: dict[frozenset[bytes], int] = {}
+    index: MinHashLSH = MinHashLSH(threshold=alike - 0.1, num_perm=128)  # lower: it only finds candidates
+    kept: dict[int, frozenset[bytes]] = {}
+    for place, (runs, sketch) in enumerate(_sketched(texts)):
+        if runs in equal:
+            found[place] = equal[runs]
+            continue
+        equal[runs] = place
+        near = [int(str(key)) for key in index.query(sketch)]
+        best = max(near, key=lambda key: jaccard(kept[key], runs), default=None)
+        if best is not None and jaccard(kept[best], runs) >= alike:
+            found[place] = best
+            continue
+        index.insert(str(place), sketch, check_duplication=False)
+        kept[place] = runs
+    return found
+
+
+def _sketched(texts: Sequence[str]) -> Iterator[tuple[frozenset[bytes], MinHash]]:
+    for start in range(0, len(texts), 512):
+        sets = [shingles(text) for text in texts[start : start + 512]]
+        yield from zip(sets, MinHash.generator([sorted(one) for one in sets], num_perm=128), strict=True)

@@ -1,0 +1,130 @@
+"""Read a PDF: its characters become pieces of lines, and `layout` makes paragraphs of them."""
+
+import ctypes
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pypdfium2
+from pypdfium2 import raw
+
+from gag.corpus.documents import Block
+from gag.corpus.layout import Line, in_order, joined, paragraphs
+from gag.errors import DataError
+
+GAP = 0.95  # of the size: a wider one is between columns or cells, no space between words
+MARGIN = 0.1  # of a page's height, where headers and footers are
+EMPTY = 8  # characters a page; fewer are none that was meant to be read
+
+
+def pdf_blocks(path: Path) -> tuple[list[Block], int]:
+    """Read a PDF -> its blocks in reading order, and how many pages it has.
+
+    Raises:
+        DataError: it is encrypted or not whole, or it has pictures of pages in the place of text.
+    """
+    try:
+        with pypdfium2.PdfDocument(path) as pdf:
+            pages = [(*page.get_size(), list(_lines(page, number))) for number, page in enumerate(pdf, 1)]
+    except pypdfium2.PdfiumError as error:
+        if "password" in str(error).lower():
+            raise DataError("it is encrypted; save it without its password") from error
+        raise DataError("it is no whole PDF; fetch it again") from error
+    if sum(len(line.text) for _, _, lines in pages for line in lines) < EMPTY * len(pages):
+        raise DataError(
+            f"it has no text: {len(pages)} pages are pictures; have them read by MinerU (pip "
+            "install mineru), and name its output folder"
+        )
+    furniture = _furniture(pages)
+    body = _body_size(lines for _, _, lines in pages)
+    ordered: list[Line | Block] = []
+    for width, _, lines in pages:
+        text = [line for line in lines if line not in furniture]
+        ordered += [Block("furniture", line.text, page=line.page) for line in lines if line in furniture]
+        ordered += in_order(text, width)
+    return joined(paragraphs(ordered, body)), len(pages)
+
+
+def _lines(page: Any, number: int) -> Iterator[Line]:
+    """Yield the pieces of lines as the page holds them."""
+    text = page.get_textpage()
+    count, handle = text.count_chars(), text.raw
+    box = [ctypes.c_double() for _ in range(4)]
+    chars: list[str] = []
+    edges: list[tuple[float, float, float, float]] = []
+    first = 0
+    for i in range(count):
+        char = chr(raw.FPDFText_GetUnicode(handle, i))
+        made = char in "\r\n" or char.isspace()
+        if not made:
+            raw.FPDFText_GetCharBox(handle, i, *box)
+            left, right, bottom, top = (edge.value for edge in box)
+            if edges and _breaks(edges[-1], (left, bottom, right, top)):
+                yield from _line(handle, chars, edges, first, number)
+                chars, edges = [], []
+            first = first if edges else i
+            edges.append((left, bottom, right, top))
+            chars.append("-" if char in "\x02\u00ad\ufffe" else char)
+        elif char in "\r\n" and edges:
+            yield from _line(handle, chars, edges, first, number)
+            chars, edges = [], []
+        elif edges and chars[-1] != " ":
+            chars.append(" ")
+    yield from _line(handle, chars, edges, first, number)
+
+
+def _breaks(last: tuple[float, float, float, float], now: tuple[float, float, float, float]) -> bool:
+    """Say whether a character stands too far from the one before to be of the same piece."""
+    height = max(last[3] - last[1], now[3] - now[1], 4.0)
+    apart = now[0] - last[2] > max(GAP * 1.35 * height, 9.0) or now[2] < last[0] - 2 * height
+    return apart or min(last[3], now[3]) + 0.6 * height < max(last[1], now[1])
+
+
+def _line(handle: Any, chars: list[str], edges: list[Any], first: int, number: int) -> Iterator[Line]:
+    words = "".join(chars).strip()
+    if not words or abs(raw.FPDFText_GetCharAngle(handle, first)) > 0.2:  # what stands on its side is no text
+        return
+    size = raw.FPDFText_GetFontSize(handle, first)
+    weight = raw.FPDFText_GetFontWeight(handle, first)
+    buffer, flags = ctypes.create_string_buffer(128), ctypes.c_int()
+    raw.FPDFText_GetFontInfo(handle, first, buffer, 128, ctypes.byref(flags))
+    left, bottom, right, top = zip(*edges, strict=True)
+    bold = weight >= 600 or b"bold" in buffer.value.lower()
+    size = size if size > 2 else max(top) - min(bottom)
+    yield Line(words, min(left), min(bottom), max(right), max(top), float(size), bold, number)
+
+
+def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
+    """Find headers and footers: what stands at the edges of several pages, and numbers that count them."""
+    edge: dict[str, list[Line]] = {}
+    for _, height, lines in pages:
+        for line in lines:
+            if line.middle > (1 - MARGIN) * height or line.middle < MARGIN * height:
+                edge.setdefault(re.sub(r"\d+", "#", line.text.lower()), []).append(line)
+    few = 2 if len(pages) < 6 else 3
+    number = re.compile(r"\W*(?:page )?#\W*(?:(?:of|/) #)?\W*")
+    found: set[Line] = set()
+    for form, lines in edge.items():
+        same = Counter(line.text for line in lines)
+        often = len(lines) >= max(few, 0.3 * len(pages))
+        if number.fullmatch(form) or often or (len(lines) >= few and _counts_pages(lines)):
+            found.update(lines)
+        found.update(line for line in lines if same[line.text] >= few)
+    return found
+
+
+def _counts_pages(lines: list[Line]) -> bool:
+    """Say whether a number in lines grows with the pages that they stand on."""
+    ahead = Counter(int(digits) - line.page for line in lines for digits in re.findall(r"\d{1,5}", line.text))
+    return bool(ahead) and ahead.most_common(1)[0][1] >= 0.8 * len(lines)
+
+
+def _body_size(pages: Any) -> float:
+    """Return the size that most characters have."""
+    sizes: Counter[float] = Counter()
+    for lines in pages:
+        for line in lines:
+            sizes[round(line.size, 1)] += len(line.text)
+    return sizes.most_common(1)[0][0]

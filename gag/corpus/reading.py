@@ -1,0 +1,117 @@
+"""Find the documents under what was named, and read each with the reader of its kind."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gag.corpus.documents import Document, Fault, title_of
+from gag.corpus.markdown import html_markdown, markdown_blocks, text_blocks
+from gag.corpus.mineru import beside, content_blocks, is_contents
+from gag.corpus.tabular import LONGEST, read_table
+from gag.errors import DataError
+
+MARKDOWN, PLAIN, HTML = {".md", ".markdown"}, {".txt", ".text", ".rst"}, {".html", ".htm", ".xhtml"}
+TABLES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
+KINDS = MARKDOWN | PLAIN | HTML | TABLES | {".pdf"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read.
+
+    Attributes:
+        path: where it is.
+        name: how it is named: its path below the folder that was given.
+    """
+
+    path: Path
+    name: str
+
+
+def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
+    """Find the files under files and folders -> those with a reader, and how many others by their ending.
+
+    What MinerU writes for one document counts once: its list of contents.
+
+    Raises:
+        DataError: an input is not there, or two files have the same name below what was given.
+    """
+    found: dict[str, Source] = {}
+    others: dict[str, int] = {}
+    seen: set[Path] = set()
+    for given in inputs:
+        if not given.exists():
+            raise DataError(f"{given} is not there; name files or folders of documents")
+        paths = [given] if given.is_file() else sorted(path for path in given.rglob("*") if path.is_file())
+        twice = {other for path in paths if is_contents(path) for other in beside(path)}
+        for path in paths:
+            name = path.name if path == given else path.relative_to(given).as_posix()
+            if path in twice or any(part.startswith(".") for part in Path(name).parts):
+                continue
+            if path.suffix.lower() not in KINDS and not is_contents(path):
+                others[path.suffix.lower() or path.name] = others.get(path.suffix.lower() or path.name, 0) + 1
+                continue
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            name = f"{given.name}/{name}" if name in found else name
+            if name in found:
+                raise DataError(f"two files are named {name}; name the folder above both")
+            found[name] = Source(path, name)
+    return list(found.values()), others
+
+
+def read_source(source: Source) -> Iterator[Document | Fault]:
+    """Yield the documents of a file, and what of it is none, with the reason."""
+    try:
+        if source.path.suffix.lower() in TABLES:
+            yield from read_table(source.path, source.name)
+        else:
+            yield _read_one(source)
+    except (DataError, OSError) as error:
+        yield source.name, str(error)
+
+
+def _read_one(source: Source) -> Document:
+    kind, name = source.path.suffix.lower(), source.path.stem
+    if kind == ".pdf":
+        from gag.corpus.pdf import pdf_blocks
+
+        blocks, pages = pdf_blocks(source.path)
+        return Document(source.name, title_of(blocks, name), tuple(blocks), pages)
+    text = _text(source)
+    if is_contents(source.path):
+        blocks = content_blocks(text, source.name)
+        pages = max((block.page for block in blocks), default=0)
+        return Document(source.name, title_of(blocks, name), tuple(blocks), pages)
+    title = ""
+    if kind in HTML:
+        text, title = html_markdown(text)
+    blocks = text_blocks(text) if kind in PLAIN else markdown_blocks(text)
+    if not any(block.text.strip() for block in blocks):
+        raise DataError("it is empty: it has no text")
+    return Document(source.name, title or title_of(blocks, name), tuple(blocks))
+
+
+def _text(source: Source) -> str:
+    """Read a file of text, in UTF-8 or as its first bytes say."""
+    size = source.path.stat().st_size
+    if size > 4 * LONGEST:
+        raise DataError(
+            f"it has {size / 1e6:.0f} MB, and one document has {LONGEST / 1e6:.0f} at most; part it"
+        )
+    raw = source.path.read_bytes()
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        if b"\x00" in raw[:4096]:
+            raise DataError("it is no text, whatever its name says") from error
+        text = raw.decode("cp1252", "replace")  # what most that is not UTF-8 is
+        if text.count("\ufffd") > len(text) // 100:
+            raise DataError("it is no text in a known encoding; save it as UTF-8") from error
+    if "\x00" in text:
+        raise DataError("it is no text, whatever its name says")
+    if len(text) > LONGEST:
+        raise DataError(f"it has {len(text):,} characters, and one document has {LONGEST:,} at most; part it")
+    return text

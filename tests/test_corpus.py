@@ -1,0 +1,214 @@
+"""From files to passages: each reader, what is no document, what is read again, and what is left out."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gag.corpus.build import build_corpus
+from gag.corpus.documents import Document
+from gag.corpus.duplicates import jaccard, near_duplicates, shingles
+from gag.corpus.files import Cutting
+from gag.corpus.reading import Source, find_sources, read_source
+from gag.errors import DataError
+from tests.papers import paragraphs, write_pdf
+from tests.test_corpus_cleaning import PAPER
+
+TEXT = "Brie is stored at four degrees, in a dark and damp cellar, for at most {} weeks. It is turned daily."
+
+
+def read(path: Path) -> list[Document]:
+    return [found for found in read_source(Source(path, path.name)) if isinstance(found, Document)]
+
+
+def faults(path: Path) -> list[str]:
+    return [found[1] for found in read_source(Source(path, path.name)) if not isinstance(found, Document)]
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_every_paragraph_of_a_pdf_once_and_in_order(tmp_path: Path, columns: int) -> None:
+    texts = paragraphs(1900 if columns == 1 else 300)
+    write_pdf(tmp_path / "paper.pdf", texts, columns, tables=columns == 2)
+    (document,) = read(tmp_path / "paper.pdf")
+    assert document.pages > 150 if columns == 1 else document.pages > 15
+    assert [block.text for block in document.blocks if block.kind == "text"] == texts
+    headings = [block.text for block in document.blocks if block.kind == "heading"]
+    assert headings[0] == document.title == "A Study of Invented Things and Their Many Wonderful Properties"
+    assert len(headings) == 1 + -(-len(texts) // 12)
+    furniture = [block for block in document.blocks if block.kind == "furniture"]
+    assert len(furniture) == 2 * document.pages
+    if columns == 2:
+        tables = [block.text for block in document.blocks if block.kind == "table"]
+        assert len(tables) >= 7 and tables[0].startswith(
+            "| Membrane | Weight | Thickness |\n| Advanced | 780 | 50 |"
+        )
+
+
+def test_a_pdf_without_text_says_what_reads_it(tmp_path: Path) -> None:
+    from reportlab.lib.pdfencrypt import StandardEncryption
+    from reportlab.pdfgen.canvas import Canvas
+
+    scanned = Canvas(str(tmp_path / "scanned.pdf"))
+    for _ in range(3):
+        scanned.rect(10, 10, 100, 100, fill=1)
+        scanned.showPage()
+    scanned.save()
+    locked = Canvas(str(tmp_path / "locked.pdf"), encrypt=StandardEncryption("secret"))
+    locked.drawString(100, 100, "Nobody reads this.")
+    locked.save()
+    write_pdf(tmp_path / "whole.pdf", paragraphs(30))
+    whole = (tmp_path / "whole.pdf").read_bytes()
+    (tmp_path / "short.pdf").write_bytes(whole[:200])
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    assert "MinerU" in faults(tmp_path / "scanned.pdf")[0]
+    assert "encrypted" in faults(tmp_path / "locked.pdf")[0]
+    assert "no whole PDF" in faults(tmp_path / "short.pdf")[0]
+    assert "no whole PDF" in faults(tmp_path / "empty.pdf")[0]
+
+
+def test_rows_are_documents(tmp_path: Path) -> None:
+    found = [{"title": f"Cheese {i}", "text": TEXT.format(i)} for i in range(3)]
+    lines = [*map(json.dumps, found), "{half", '"a text"', '{"title": "none"}', ""]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["title", "text"], delimiter=";")
+        writer.writeheader()
+        writer.writerows(found)
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        documents = read(tmp_path / name)
+        assert [document.title for document in documents] == ["Cheese 0", "Cheese 1", "Cheese 2"]
+        assert documents[1].blocks[0].text == TEXT.format(1)
+    assert len(faults(tmp_path / "a.jsonl")) == 3
+    (tmp_path / "b.csv").write_text("question,answer\na,b\n")
+    assert "column" in faults(tmp_path / "b.csv")[-1]
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    assert "Parquet" in faults(tmp_path / "b.parquet")[0]
+
+
+def test_what_is_no_text_is_set_aside_by_name(tmp_path: Path) -> None:
+    (tmp_path / "binary.md").write_bytes(os.urandom(4000) + b"\x00" * 9)
+    (tmp_path / "empty.md").write_text(" \n")
+    (tmp_path / "latin.txt").write_bytes("Käse für vier Wochen.\n\nUnd mehr.".encode("cp1252"))
+    (tmp_path / "wide.txt").write_text(TEXT.format(2), encoding="utf-16")
+    with (tmp_path / "line.md").open("wb") as file:
+        file.truncate(101_000_000)
+    (tmp_path / "deep.md").write_text("> " * 3000 + "deep")
+    (tmp_path / "list_content_list.json").write_text('{"no": "list"}')
+    (tmp_path / "picture.png").write_bytes(b"png")
+    report = build_corpus([tmp_path], tmp_path / "out" / "corpus.jsonl", Cutting(least=0))
+    aside = dict(report.set_aside)
+    assert {"binary.md", "empty.md", "line.md", "list_content_list.json"} <= aside.keys()
+    assert "no text" in aside["binary.md"] and "101 MB" in aside["line.md"]
+    assert report.unread == {".png": 1}
+    assert {row["document"] for row in rows(tmp_path / "out" / "corpus.jsonl")} >= {"latin.txt", "wide.txt"}
+    assert "Käse" in (tmp_path / "out" / "corpus.jsonl").read_text()
+
+
+def test_mineru_counts_once_and_names_stay_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "paper.md").write_text(PAPER)
+    (tmp_path / "a" / "paper_content_list.json").write_text("[]")
+    (tmp_path / "b" / ".hidden.md").write_text(PAPER)
+    sources, _ = find_sources([tmp_path])
+    assert [source.name for source in sources] == ["a/paper_content_list.json", "b/paper.md"]
+    sources, _ = find_sources([tmp_path / "a" / "paper.md", tmp_path / "b" / "paper.md", tmp_path / "b"])
+    assert len(sources) == 2
+    with pytest.raises(DataError, match="not there"):
+        find_sources([tmp_path / "c"])
+
+
+def test_passages_hold_their_origin_and_all_that_stays(tmp_path: Path) -> None:
+    body = "\n\n".join(
+        f"Sentence {i} says that membrane {i} lasts {i * 7} hours in water." for i in range(60)
+    )
+    (tmp_path / "a.md").write_text(
+        f"# Membranes\n\n## Lifetimes\n\n{body}\n\n## Other\n\nWrite to a@b.org or +49 30 1234 5678.\n"
+    )
+    out = tmp_path / "corpus.jsonl"
+    report = build_corpus([tmp_path / "a.md"], out, Cutting(tokens=64, least=0))
+    found = rows(out)
+    assert report.passages == len(found) and all(row["tokens"] <= 64 for row in found)
+    assert " ".join(" ".join(row["text"] for row in found).split()).count("Sentence") == 60
+    assert {row["section"] for row in found} == {"Membranes > Lifetimes", "Membranes > Other"}
+    assert {(row["document"], row["title"], row["language"]) for row in found} == {
+        ("a.md", "Membranes", "en")
+    }
+    assert found[-1]["personal"] == ["e-mail", "phone"]
+    assert len({row["id"] for row in found}) == len(found)
+    build_corpus([tmp_path / "a.md"], out, Cutting(tokens=64, least=0, mask=True))
+    assert "Write to [e-mail] or [phone]." in rows(out)[-1]["text"]
+
+
+def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
+    folder, out = tmp_path / "docs", tmp_path / "corpus.jsonl"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.md").write_text(f"# Number {i}\n\n{' '.join(paragraphs(3, seed=i))}\n")
+    cutting = Cutting(tokens=100)
+    first = build_corpus([folder], out, cutting)
+    told = out.read_bytes()
+    assert (first.files, first.read) == (5, 5)
+    again = build_corpus([folder], out, cutting)
+    assert again.read == 0 and again.passages == first.passages and out.read_bytes() == told
+    (folder / "1.md").write_text(f"# Number 1\n\n{paragraphs(1, seed=9)[0]}\n")
+    os.utime(folder / "2.md")  # touched, the same bytes
+    assert build_corpus([folder], out, cutting).read == 1
+    (folder / "4.md").unlink()
+    assert build_corpus([folder], out, cutting).files == 4
+    assert {row["document"] for row in rows(out)} == {"0.md", "1.md", "2.md", "3.md"}
+    assert build_corpus([folder], out, Cutting(tokens=60)).read == 4
+    out.write_text("")  # edited: written anew
+    assert build_corpus([folder], out, Cutting(tokens=60)).passages == len(rows(out)) > 0
+    state = tmp_path / "corpus.documents.jsonl"
+    state.write_bytes(state.read_bytes()[:-40])  # broken off
+    assert build_corpus([folder], out, Cutting(tokens=60)).read == 1
+
+
+def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.md").write_text(f"# Number {i}\n\n{' '.join(paragraphs(3, seed=i))}\n")
+    build_corpus([folder], tmp_path / "one.jsonl", Cutting(tokens=100))
+    monkeypatch.setattr("gag.corpus.files.ALONE", 0)
+    build_corpus([folder], tmp_path / "two.jsonl", Cutting(tokens=100))
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_what_was_said_before_is_left_out(tmp_path: Path) -> None:
+    text = paragraphs(1, seed=3)[0]
+    words = text.split()
+    near = " ".join([*words[:-1], "otherwise."])
+    other = paragraphs(1, seed=4)[0]
+    assert jaccard(shingles(text), shingles(near)) > 0.8 > jaccard(shingles(text), shingles(other))
+    assert near_duplicates([text, other, near, text.upper(), "two words", "two words"]) == {2: 0, 3: 0, 5: 4}
+    for name, said in (("a", text), ("b", near), ("c", other)):
+        (tmp_path / f"{name}.txt").write_text(said)
+    (tmp_path / "d.txt").write_text(
+        "Der Käse wird bei vier Grad in einem dunklen Keller gelagert, sechs Wochen lang."
+    )
+    report = build_corpus([tmp_path], tmp_path / "x.jsonl", Cutting(languages=frozenset({"de"})))
+    assert [row["document"] for row in rows(tmp_path / "x.jsonl")] == ["d.txt"]
+    (
+        (tmp_path / "x.documents.jsonl").unlink(),
+        (tmp_path / "x.report.json").unlink(),
+        (tmp_path / "x.jsonl").unlink(),
+    )
+    report = build_corpus([tmp_path], tmp_path / "out" / "x.jsonl", Cutting())
+    assert report.passages == 3 and report.dropped == {"nearly said before": 1}
+
+
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no document was found"):
+        build_corpus([tmp_path], tmp_path / "out" / "corpus.jsonl", Cutting())
