@@ -10,6 +10,7 @@ from gag.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
     from gag.corpus.build import CorpusReport
+    from gag.corpus.questions import QuestionsReport
     from gag.project.settings import ModelSettings
 
 corpus_app = typer.Typer(
@@ -97,6 +98,72 @@ def corpus_show(
                 style = "red strike" if rule else "bold" if block.kind == "heading" else ""
                 mark = Text(f"[{rule}] ", style="red") if rule else Text()
                 console.print(mark + Text(block.text, style=style), end="\n\n")
+
+
+@corpus_app.command("questions")
+def corpus_questions(
+    corpus: Annotated[Path, typer.Argument(help="The corpus that `gag corpus build` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, test.jsonl and refused.jsonl.")] = Path(
+        "data"
+    ),
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible server, up to /v1; without one, sentences become questions."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model's name there.")] = "gag/general",
+    key_variable: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the endpoint's key.")
+    ] = None,
+    per_passage: Annotated[int, typer.Option(min=1, max=20, help="Questions to ask for of a passage.")] = 3,
+    wordings: Annotated[int, typer.Option(min=1, max=8, help="Wordings of each question.")] = 2,
+    budget: Annotated[int | None, typer.Option(min=1, help="Tokens of this run, at most.")] = None,
+    together: Annotated[int, typer.Option(min=1, max=256, help="Requests under way at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 120,
+    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Documents for test.jsonl.")] = 0.15,
+    as_json: JsonOption = False,
+) -> None:
+    """Make questions and answers of a corpus, check them, and part them by document."""
+    _installed()
+    from gag.corpus.asking import Endpoint
+    from gag.corpus.questions import make_questions
+
+    asked = None
+    if endpoint:
+        key = _key(key_variable)
+        asked = Endpoint(endpoint, model, key, together, budget, timeout)
+    report = make_questions(corpus, out, asked, per_passage, wordings, test_share)
+    finish(as_json, report, None if as_json else _questions_table(report, out))
+
+
+def _key(variable: str | None) -> str | None:
+    import os
+
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise SettingsError(f"--key-variable names {variable}, which is empty; set it to the endpoint's key")
+    return key
+
+
+def _questions_table(report: "QuestionsReport", out: Path) -> str:
+    from gag.corpus.screening import REASONS
+
+    lines = [
+        f"{out}/train.jsonl: {report.train} rows of {report.documents[0]} documents",
+        f"{out}/test.jsonl: {report.test} rows of {report.documents[1]} documents, none of them in training",
+        f"kinds: {', '.join(f'{name} {count}' for name, count in report.kinds.items())}",
+    ]
+    lines += [f"refused: {count} rows, {REASONS[reason]}" for reason, count in report.refused.items()]
+    if report.unread:
+        lines.append(f"{report.unread} answers of the endpoint held no row")
+    if report.spent:
+        asked = f"asked {report.spent.asked}, {report.spent.kept} from before, {report.spent.tokens:,} tokens"
+        lines.append(asked)
+        lines += [f"not answered: {count}, {reason}" for reason, count in (report.spent.failed or {}).items()]
+        if report.spent.stopped:
+            lines.append(f"stopped early: {report.spent.stopped}; the same command goes on from here")
+    return "\n".join(lines)
 
 
 def _installed() -> None:

@@ -83,17 +83,18 @@ def build_corpus(
         return replace(report, read=0, seconds=round(time.monotonic() - started, 2))
     if fresh:
         _read_all(fresh, cutting, tokenizer(), state, lines)
-    files = {source.name: found_of(lines[source.name]) for source in sources}
-    documents = [document for file in files.values() for document in file.documents]
-    aside = [fault for file in files.values() for fault in file.set_aside]
+    files = [found_of(lines[source.name]) for source in sources]
+    documents = [document for file in files for document in file.documents]
+    aside = [fault for file in files for fault in file.set_aside]
     if not documents:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in aside[:3]) or "there are none"
         raise DataError(f"no document was found ({reasons})")
+    if fresh or len(before) > len(sources):
+        with replacing(state) as path, path.open("w", encoding="utf-8") as file:
+            file.writelines(lines[source.name] for source in sources)
+    del before, lines
     passages, dropped = _kept(documents, cutting)
     _write(out, passages)
-    if fresh or len(before) > len(sources):
-        with replacing(state) as path:
-            path.write_text("".join(lines[source.name] for source in sources), encoding="utf-8")
     cuts, personal = Counter[str](), Counter[str]()
     for document in documents:
         cuts.update(document.cut)
@@ -208,6 +209,5 @@ def _kept(documents: list[Found], cutting: Cutting) -> tuple[list[Excerpt], dict
 
 
 def _write(out: Path, passages: list[Excerpt]) -> None:
-    with replacing(out) as path:
-        text = "".join(json.dumps(asdict(passage), ensure_ascii=False) + "\n" for passage in passages)
-        path.write_text(text, encoding="utf-8")
+    with replacing(out) as path, path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(passage), ensure_ascii=False) + "\n" for passage in passages)

@@ -3,6 +3,7 @@
 MinHash finds the pairs that may be (Broder 1997), and their sets of words decide.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -32,21 +33,22 @@ def near_duplicates(texts: Sequence[str], alike: float = ALIKE) -> dict[int, int
         alike: the Jaccard similarity of their runs of words from which they are the same.
     """
     found: dict[int, int] = {}
-    equal: dict[frozenset[bytes], int] = {}
+    equal: dict[bytes, int] = {}  # by what says all of a text's words
     index: MinHashLSH = MinHashLSH(threshold=alike - 0.1, num_perm=128)  # lower: it only finds candidates
-    kept: dict[int, frozenset[bytes]] = {}
     for place, (runs, sketch) in enumerate(_sketched(texts)):
-        if runs in equal:
-            found[place] = equal[runs]
+        words = hashlib.sha256(b"\n".join(sorted(runs))).digest()
+        if equal.setdefault(words, place) != place:
+            found[place] = equal[words]
             continue
-        equal[runs] = place
-        near = [int(str(key)) for key in index.query(sketch)]
-        best = max(near, key=lambda key: jaccard(kept[key], runs), default=None)
-        if best is not None and jaccard(kept[best], runs) >= alike:
+        near = {int(str(key)): 0.0 for key in index.query(sketch)}
+        near = {
+            key: jaccard(shingles(texts[key]), runs) for key in near
+        }  # made again: all would fill the memory
+        best = max(near, key=near.__getitem__, default=-1)
+        if best >= 0 and near[best] >= alike:
             found[place] = best
-            continue
-        index.insert(str(place), sketch, check_duplication=False)
-        kept[place] = runs
+        else:
+            index.insert(str(place), sketch, check_duplication=False)
     return found
 
 
