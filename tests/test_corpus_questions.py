@@ -134,8 +134,9 @@ PASSAGE = (
     ("answer", "holds"),
     [
         ("24 weeks", True), ("for 24 weeks.", True), ("12 weeks", False), ("25 weeks", False),
-        ("Alder Ford", True), ("Birch Ford", False), ("because warmth makes its rind run", True), ("the goats are tired", False),
-        ("2 weeks", False), ("The cellar is cold because warm rinds run", True),
+        ("Alder Ford", True), ("Birch Ford", False), ("because warmth makes its rind run", True),
+        ("the goats are tired", False), ("2 weeks", False),
+        ("The cellar is cold because warm rinds run", True),
     ],
 )  # fmt: skip
 def test_an_answer_is_looked_for_in_its_passage(answer: str, holds: bool) -> None:

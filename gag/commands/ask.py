@@ -18,6 +18,7 @@ from gag.commands.options import (
 if TYPE_CHECKING:
     from gag.engine.answer import Answer
     from gag.engine.evidence import Evidence
+    from gag.engine.sources import Source
 
 
 def ask(
@@ -25,6 +26,9 @@ def ask(
     domain: Annotated[str | None, typer.Option(help="Skip the router: a domain, or general.")] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Also show what the expert wrote.")
+    ] = False,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Also name the passages that the answer may rest on.")
     ] = False,
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Also show what the vectors did for the answer.")
@@ -47,7 +51,13 @@ def ask(
 
         found = evidence_of(gag, answer)
     wanted = background or evidence
-    finish(as_json, _result(answer, found, wanted), "\n".join(_lines(answer, found, wanted)))
+    result, lines = _result(answer, found, wanted), _lines(answer, found, wanted)
+    if sources:
+        written = answer.knowledge.text if answer.knowledge else ""
+        named = gag.sources(answer.route.domain, question, written, answer.text)
+        result["sources"] = [asdict(one) for one in named]
+        lines += _source_lines(named, answer.route.domain)
+    finish(as_json, result, "\n".join(lines))
 
 
 def _result(answer: "Answer", evidence: "Evidence | None", background: bool) -> dict[str, Any]:
@@ -77,6 +87,17 @@ def _lines(answer: "Answer", evidence: "Evidence | None", background: bool) -> l
     if background and answer.knowledge and answer.knowledge.text:
         lines.append(f"[expert: {answer.knowledge.text}]")
     return lines + (_evidence_lines(evidence) if evidence else [])
+
+
+def _source_lines(sources: "list[Source]", domain: str) -> list[str]:
+    if not sources:
+        return [f"[no source: {domain} carries no passages that hold this; see domains.NAME.sources]"]
+    lines = []
+    for one in sources:
+        pages = f", page {', '.join(map(str, one.pages))}" if one.pages else ""
+        section = f", {one.section}" if one.section and one.section != one.title else ""
+        lines.append(f"[source {one.score:.2f}: {one.document}{section}{pages}]")
+    return lines
 
 
 def _evidence_lines(evidence: "Evidence") -> list[str]:

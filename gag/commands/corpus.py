@@ -1,7 +1,7 @@
 """`gag corpus`: from a folder of documents to passages, and to questions and answers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,23 +54,22 @@ def corpus_build(
     as_json: JsonOption = False,
 ) -> None:
     """Read documents, clean them, and cut them into passages; what did not change is not read again."""
-    _installed()
+    need_corpus()
     from gag.corpus.build import build_corpus
     from gag.corpus.files import Cutting
 
     model, root = _counting(tokenizer, project)
 
     def load() -> str | None:
-        from gag.models.loading import load_tokenizer
+        from gag.models.loading import tokenizer_json
 
-        tokens: Any = load_tokenizer(model, root) if model else None
-        return tokens.backend_tokenizer.to_str() if tokens else None
+        return tokenizer_json(model, root) if model else None
 
     cutting = Cutting(
         tokens, least, _rules(keep), frozenset(language or ()), mask, model.model if model else ""
     )
     report = build_corpus(inputs, out, cutting, load)
-    finish(as_json, report, None if as_json else _table(report, out, cutting.counted_by))
+    finish(as_json, report, None if as_json else corpus_table(report, out, cutting.counted_by))
 
 
 @corpus_app.command("show")
@@ -79,7 +78,7 @@ def corpus_show(
     keep: KeepOption = None,
 ) -> None:
     """Print a document as it was read, with what is cut struck through, and the rule beside it."""
-    _installed()
+    need_corpus()
     from rich.console import Console
     from rich.text import Text
 
@@ -123,19 +122,20 @@ def corpus_questions(
     as_json: JsonOption = False,
 ) -> None:
     """Make questions and answers of a corpus, check them, and part them by document."""
-    _installed()
+    need_corpus()
     from gag.corpus.asking import Endpoint
     from gag.corpus.questions import make_questions
 
     asked = None
     if endpoint:
-        key = _key(key_variable)
+        key = key_of(key_variable)
         asked = Endpoint(endpoint, model, key, together, budget, timeout)
     report = make_questions(corpus, out, asked, per_passage, wordings, test_share)
-    finish(as_json, report, None if as_json else _questions_table(report, out))
+    finish(as_json, report, None if as_json else questions_table(report, out))
 
 
-def _key(variable: str | None) -> str | None:
+def key_of(variable: str | None) -> str | None:
+    """Read an endpoint's key from the environment."""
     import os
 
     if variable is None:
@@ -146,7 +146,8 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
-def _questions_table(report: "QuestionsReport", out: Path) -> str:
+def questions_table(report: "QuestionsReport", out: Path) -> str:
+    """Say what came of a corpus's questions."""
     from gag.corpus.screening import REASONS
 
     lines = [
@@ -166,7 +167,7 @@ def _questions_table(report: "QuestionsReport", out: Path) -> str:
     return "\n".join(lines)
 
 
-def _installed() -> None:
+def need_corpus() -> None:
     """Say which extra is missing, before anything is read."""
     from importlib.util import find_spec
 
@@ -201,7 +202,8 @@ def _counting(named: str | None, project: Path | None) -> "tuple[ModelSettings |
     return opened.settings.base, opened.root
 
 
-def _table(report: "CorpusReport", out: Path, tokenizer: str) -> str:
+def corpus_table(report: "CorpusReport", out: Path, tokenizer: str) -> str:
+    """Say what came of documents."""
     counted = (
         f"tokens of {tokenizer}"
         if tokenizer

@@ -1,5 +1,6 @@
 """`gag demo` and `gag init`: the first commands."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,13 @@ def demo(
 
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder of the new project.")] = Path(),
-    domain: Annotated[str, typer.Option(help="The name of the first domain.")] = "materials",
+    documents: Annotated[
+        Path | None,
+        typer.Option("--from", help="A folder of documents: they are read, and questions made of them."),
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="The first domain (default: the documents' folder, or materials).")
+    ] = None,
     base: Annotated[
         str, typer.Option(help="The frozen base: a Hugging Face id or a folder.")
     ] = "Qwen/Qwen3-8B",
@@ -50,11 +57,39 @@ def init(
         str, typer.Option(help="The expert backbone: a Hugging Face id or a folder.")
     ] = "Qwen/Qwen3-1.7B",
     preset: Annotated[Preset, typer.Option(help=PRESET_HELP)] = "salient",
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Who writes questions: an OpenAI-compatible server, up to /v1 (default: no model)."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model's name at the endpoint.")] = "gag/general",
+    key_variable: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the endpoint's key.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write gag.yaml for real models, with every setting that one usually changes."""
-    from gag.project.example import write_example
+    """Write gag.yaml for real models, with every setting that one usually changes; or all, from documents."""
+    if documents is None:
+        from gag.project.example import write_example
 
-    path = write_example(folder, domain, base, expert, preset)
-    then = f"wrote {path}; put rows into data/{domain}/train.jsonl, then: gag build {domain}"
-    finish(as_json, {"project": str(path)}, then)
+        name = domain or "materials"
+        path = write_example(folder, name, base, expert, preset)
+        then = f"wrote {path}; put rows into data/{name}/train.jsonl, then: gag build {name}"
+        finish(as_json, {"project": str(path)}, then)
+        return
+    from gag.commands.corpus import corpus_table, key_of, need_corpus, questions_table
+
+    need_corpus()
+    from gag.corpus.asking import Endpoint
+    from gag.corpus.project import start_project
+
+    asked = Endpoint(endpoint, model, key_of(key_variable)) if endpoint else None
+    made = start_project(folder, documents, base, expert, preset, domain, asked)
+    data = folder / "data" / made.domain
+    lines = [
+        corpus_table(made.corpus, data / "corpus.jsonl", base),
+        questions_table(made.questions, data),
+        f"wrote {made.project}; now: gag build {made.domain} --project {folder}",
+    ]
+    finish(as_json, {"domain": made.domain, **asdict(made), "project": str(made.project)}, "\n".join(lines))

@@ -1,8 +1,8 @@
 """Make rows of passages without any model: what a sentence says of something is asked for.
 
-A sentence such as "The home of the otter is Glen Tiber." becomes "What is the home of the otter?"; of another one
-a number or a name is left out. It teaches an expert the passage's facts in few forms; with an endpoint the
-questions are better.
+A sentence such as "The home of the otter is Glen Tiber." becomes "What is the home of the otter?"; of another
+one a number or a name is left out. It teaches an expert the passage's facts in few forms; with an endpoint
+the questions are better.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ _IS = re.compile(
     r"(?P<value>(?!not\b|also\b|to be\b|been\b)[^,;:]{2,80})$"
 )
 _VALUE = re.compile(
-    r"(?<![\w.])\d[\d.,]*(?:\s?(?:%|°C|°F|K|kg|g|mg|µg|mm|cm|m|km|nm|V|mV|kV|A|W|kW|MPa|GPa|Pa|Hz|kHz|h|min|s|days?|weeks?|"
-    r"months?|years?|hours?|minutes?|degrees?|percent))?(?![\w])|(?<=[a-z,] )[A-Z][\w-]+(?:\s[A-Z][\w-]+){0,3}"
+    r"(?<![\w.])\d[\d.,]*(?:\s?(?:%|°C|°F|K|kg|g|mg|µg|mm|cm|m|km|nm|V|mV|kV|A|W|kW|MPa|GPa|Pa|"
+    r"Hz|kHz|h|min|s|days?|weeks?|months?|years?|hours?|minutes?|degrees?|percent))?(?![\w])"
+    r"|(?<=[a-z,] )[A-Z][\w-]+(?:\s[A-Z][\w-]+){0,3}"
 )
 _OPEN = re.compile(r"^(?:It|They|This|That|These|Those|He|She|We|There|Here|Such|However|Then|Thus)\b")
 MOST = 4  # rows of one kind of a passage

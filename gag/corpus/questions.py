@@ -29,8 +29,8 @@ BOTH = "two passages"
 _ASK = """Below is a passage of a document. Write {count} questions on it with their answers.
 
 Each question must be understood by somebody who does not see the passage: it names what it asks about in \
-full, and never says "the passage", "the author", "this study", "the figure", "it". Each answer must be in the \
-passage; it is short: a few words, or one sentence. The kinds are:
+full, and never says "the passage", "the author", "this study", "the figure", "it". Each answer must be in \
+the passage; it is short: a few words, or one sentence. The kinds are:
 {kinds}
 Write each question in {wordings} different wordings.
 

@@ -12,6 +12,7 @@ from gag.engine.asking import Ask, Event, Job
 from gag.engine.collecting import Collected, checked_questions
 from gag.engine.parts import Domains
 from gag.engine.pool import DomainPool, Module, routable
+from gag.engine.sources import Source, SourceIndex
 from gag.errors import RoutingError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.experts import Experts, ExpertSource, LoadedExperts
@@ -208,6 +209,27 @@ class ProjectGAG(GAG):
         super().__init__(base, experts, self._open_router(pool), pool, settings.decoding)
         self.elsewhere = settings.engine == "remote"
         self._stale = False  # whether the router is of another set than the folder's
+        self._sources: dict[str, tuple[str, SourceIndex | None]] = {}  # by domain, with its revision
+
+    def sources(self, domain: str, question: str, written: str, answer: str) -> list[Source]:
+        """Find the passages that an answer may rest on, the best first; any thread may ask.
+
+        Args:
+            domain: which answered; of general, and of one that carries no passages, there are none.
+            question: what was asked.
+            written: what the expert wrote to it.
+            answer: what the base answered.
+
+        Raises:
+            ArtifactError: the domain's passages are harmed.
+        """
+        if domain == GENERAL:
+            return []
+        found = self.domains.domain(domain)
+        held = self._sources.get(domain)
+        if held is None or held[0] != found.revision:
+            held = self._sources[domain] = found.revision, SourceIndex.of(found)
+        return held[1].find(question, written, answer) if held[1] else []
 
     def _follow(self) -> None:
         self._stale |= self.domains.refresh()

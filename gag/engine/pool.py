@@ -166,6 +166,14 @@ class DomainPool:
         """Return a domain's description."""
         return self._domain(name).facts
 
+    def domain(self, name: str) -> Domain:
+        """Return a domain on disk.
+
+        Raises:
+            ArtifactError, RoutingError: it is refused, or not here.
+        """
+        return self._domain(name)
+
     def revision(self, name: str) -> str:
         """Name what a domain holds."""
         return self._domain(name).revision

@@ -1,11 +1,11 @@
 """Retrieval over a domain's passages: BM25, also with a rewritten query, dense vectors, late interaction."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from gag.engine.sources import search_words
 from gag.evaluation.bertscore import Pieces, TokenStates
 from gag.project.progress import say
 from gag.project.rows import Passage
@@ -13,7 +13,6 @@ from gag.project.words import tokens
 from gag.routing.query_encoder import QueryEncoder
 
 TOP, QUICK_TOP = (1, 2, 3, 5, 9), (1, 3, 9)
-_LETTER_A = re.compile(r"(?<=[\w,:;(] )A\b")
 Ranking = list[list[int]]  # of each question: the passages' numbers, best first
 Retriever = Callable[[Sequence[str], int], Ranking]
 
@@ -22,7 +21,7 @@ def bm25(passages: list[Passage]) -> Retriever:
     """Index passages by their words; where no word of a question stands in them, they keep their order."""
     import bm25s
 
-    words = [_words(passage.text) for passage in passages]
+    words = [search_words(passage.text) for passage in passages]
     known = {word for each in words for word in each}
     index = bm25s.BM25()
     if known:
@@ -32,7 +31,7 @@ def bm25(passages: list[Passage]) -> Retriever:
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
         count = min(count, len(passages))
-        queries = [[word for word in _words(question) if word in known] for question in questions]
+        queries = [[word for word in search_words(question) if word in known] for question in questions]
         found = [list(range(count)) for _ in questions]
         asked = [i for i, query in enumerate(queries) if query]
         if asked:
@@ -42,18 +41,6 @@ def bm25(passages: list[Passage]) -> Retriever:
         return found
 
     return retrieve
-
-
-def _words(text: str) -> list[str]:
-    """Cut a text to words, single letters, numbers and characters of scripts without spaces.
-
-    English function words are left out, but for an A that begins no sentence: it is a name.
-    """
-    from bm25s.stopwords import STOPWORDS_EN
-
-    words = [word for word in tokens(text) if word[0].isalnum()]
-    kept = [word for word in words if word not in STOPWORDS_EN or len(words) == 1]
-    return kept + ["a"] * len(_LETTER_A.findall(text))
 
 
 def rewritten(passages: list[Passage]) -> Retriever:

@@ -58,6 +58,12 @@ def load_tokenizer(settings: ModelSettings, root: Path) -> PreTrainedTokenizerBa
         return model_source(settings, root).load(AutoTokenizer.from_pretrained)
 
 
+def tokenizer_json(settings: ModelSettings, root: Path) -> str:
+    """Load a model's tokenizer in its own JSON, for processes that only count tokens."""
+    tokenizer: Any = load_tokenizer(settings, root)
+    return tokenizer.backend_tokenizer.to_str()
+
+
 def load_config(settings: ModelSettings, root: Path) -> PretrainedConfig:
     """Load a model's config alone.
 

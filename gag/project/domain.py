@@ -23,6 +23,7 @@ PROJECTOR = "projector.safetensors"
 BANK, STATISTICS = "bank.safetensors", "bank-statistics.safetensors"  # what routes; what only re-calibrates
 QUESTIONS = "questions.safetensors"  # only where a domain chose to carry its questions
 CARD = "README.md"
+SOURCES = "sources.jsonl"  # only where a domain chose to carry its passages: answers name them
 EXPERT = "expert"
 KNOWN = "known.json"  # beside an expert's weights: what it answers to `KNOWN_PROMPT`
 ROUTING_PART = (BANK,)

@@ -68,7 +68,16 @@ class DomainSettings(Settings):
     corpus: str | None = computation(
         None, description="passages of the domain, one JSON object with `text` per line"
     )
+    sources: bool = computation(
+        False, description="whether the built folder carries the corpus's passages, so that answers name them"
+    )
     prompts: PromptSettings = PromptSettings()
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Self:
+        if self.sources and not self.corpus:
+            raise ValueError("sources needs a corpus, whose passages answers name; name one, or leave it out")
+        return self
 
     def file(self, role: Literal["adapt", "align"]) -> str | None:
         """Return the file of a role, or the shared train file."""

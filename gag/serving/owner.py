@@ -15,9 +15,11 @@ import torch
 from gag.engine.answering import Answering
 from gag.engine.asking import Ask, Event, Job
 from gag.engine.engine import ProjectGAG
-from gag.errors import BusyError, GagError
+from gag.engine.sources import Source
+from gag.errors import ArtifactError, BusyError, GagError, RoutingError
 from gag.models.loading import one_line
 from gag.project.progress import say
+from gag.serving.told import Told
 
 T = TypeVar("T")
 LOOK = 1.0  # seconds between two looks at the domains' folder
@@ -138,6 +140,15 @@ class Owner:
 
         self._inbox.put(do)
         return future
+
+    def sources(self, told: Told) -> list[Source]:
+        """Find what an answer may rest on; none where its domain went meanwhile. The caller waits for it."""
+        if told.error or not told.route:
+            return []
+        try:
+            return self.gag.sources(told.route.domain, told.asked, told.background, told.texts[0])
+        except (ArtifactError, RoutingError):
+            return []
 
     def look(self) -> None:
         """Look at the domains' folder now, and take up what is there; the caller waits for it.

@@ -9,7 +9,7 @@ from typing import Any
 from gag.engine.asking import Background, Ended, Event, Said
 from gag.models.language_model import Token
 from gag.models.prompts import Prompts
-from gag.serving.told import Told, route_facts, usage_of
+from gag.serving.told import Told, route_facts, source_facts, usage_of
 
 
 class Shape(ABC):
@@ -67,6 +67,7 @@ class Shape(ABC):
             place = self.all_told.index(told)
             facts["seconds"] = {name: round(value, 4) for name, value in self.seconds[place].items()}
             facts |= {"words": list(told.words)} if told.words else {}
+            facts |= {"sources": [source_facts(one) for one in told.sources]} if told.sources else {}
         return facts
 
     def gag(self, ended: bool) -> dict[str, Any]:

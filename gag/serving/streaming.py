@@ -72,6 +72,8 @@ class Exchange:
                     for event in ticket.take():
                         told.take(event)
                         yield told, event
+            for told in self.told:
+                told.sources = await asyncio.to_thread(self._owner.sources, told)
         finally:
             if watching:
                 watching.cancel()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gag.engine.asking import Ask, Background, Ended, Event, Read, Refused, Routed, Said
+from gag.engine.sources import Source
 from gag.errors import GagError
 from gag.models.language_model import Finish, Token
 from gag.project.settings import GENERAL
@@ -30,6 +31,7 @@ class Told:
     counts: list[int] = field(default_factory=list)
     first_token: float | None = None  # time.monotonic
     error: GagError | None = None
+    sources: list[Source] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = self.ask.count
@@ -72,6 +74,12 @@ def route_facts(route: Route) -> dict[str, Any]:
     likeliest = sorted(route.scores.items(), key=lambda pair: -pair[1])[:SCORES]
     scores = {name: round(score, 4) for name, score in likeliest}
     return {"domain": route.domain, "score": round(route.score, 4), "reason": route.reason, "scores": scores}
+
+
+def source_facts(source: Source) -> dict[str, Any]:
+    """Say where an answer may be from."""
+    told = {"document": source.document, "title": source.title, "section": source.section}
+    return told | {"pages": list(source.pages), "passage": source.passage, "score": source.score}
 
 
 def headers_of(told: Told) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from gag.project.domain import (
     EXPERT,
     PROJECTOR,
     QUESTIONS,
+    SOURCES,
     STATISTICS,
     BankFacts,
     DomainFacts,
@@ -34,6 +36,7 @@ from gag.project.inputs import DomainInputs, check
 from gag.project.keys import stage_key
 from gag.project.progress import say
 from gag.project.project import Project
+from gag.project.rows import digest, read_rows, write_rows
 from gag.project.settings import GENERAL
 from gag.project.tensors import load_tensors, save_tensors
 from gag.routing.encoders import cached
@@ -81,10 +84,12 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
             with _timed(seconds, f"transfer {domain}"):
                 arrived = transfer(project, domain)
             inputs = project.inputs(domain)
-            wanted = stage_key(align=align.key(inputs), bank=prototypes.key(project, domain))
+            carries = project.described(domain).sources
+            carried = digest(inputs.corpus) if inputs.corpus and carries else None
+            wanted = stage_key(align=align.key(inputs), bank=prototypes.key(project, domain), sources=carried)
             if distributed.rank() == 0:
                 bank = prototypes.folder(project, domain)
-                _assemble(inputs, wanted, project.domain(domain), bank, arrived)
+                _assemble(inputs, wanted, project.domain(domain), bank, arrived, carried is not None)
             distributed.barrier()
         if distributed.rank() == 0:
             with _timed(seconds, "router"):
@@ -107,7 +112,12 @@ def _is_aligned(inputs: DomainInputs) -> bool:
 
 
 def _assemble(
-    inputs: DomainInputs, wanted: str, folder: Path, bank_folder: Path, arrived: TransferFacts
+    inputs: DomainInputs,
+    wanted: str,
+    folder: Path,
+    bank_folder: Path,
+    arrived: TransferFacts,
+    sources: bool,
 ) -> None:
     """Put expert, projector, bank, description and card into the plug-in folder."""
     name = inputs.name
@@ -146,8 +156,22 @@ def _assemble(
         for file in (BANK, STATISTICS, QUESTIONS):
             if (bank_folder / file).is_file():
                 shutil.copy(bank_folder / file, temporary)
+        if sources and inputs.corpus:
+            write_rows(temporary / SOURCES, list(_sources(inputs.corpus)))
         (temporary / CARD).write_text(card(facts), encoding="utf-8")
     say(f"build {name}: domains/{name} is ready")
+
+
+def _sources(corpus: Path) -> Iterator[dict[str, Any]]:
+    """Yield the passages of a corpus with their origin."""
+    for line, row in read_rows(corpus):
+        id = str(row.get("id", line))
+        document = str(row.get("document") or row.get("source") or id)
+        yield {
+            "id": id, "document": document, "title": str(row.get("title") or document),
+            "section": str(row.get("section") or ""), "pages": list(row.get("pages") or ()),
+            "text": row["text"],
+        }  # fmt: skip
 
 
 def _was_added_to(folder: Path) -> bool:
