@@ -1,6 +1,7 @@
 """Rows: every fault is named with file and line, and no split cuts a group."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,12 @@ def test_all_shapes_of_rows(tmp_path: Path) -> None:
         ({"question": "Q?", "answer": "x", "group": "\ud800"}, "r.jsonl:2 holds half a character"),
     ],
 )
-def test_faults_are_named_by_line(tmp_path: Path, row: object, words: str) -> None:
+def test_faults_are_named_by_line(tmp_path: Path, capsys, row: object, words: str) -> None:
     path = lines(tmp_path / "r.jsonl", {"question": "Q?", "answer": "x"}, row)
-    with pytest.raises(DataError, match=words):
-        read_examples(path)
+    assert len(read_examples(path)) == 1
+    assert re.search(f"1 of 2 rows set aside: {words}", capsys.readouterr().err)
+    with pytest.raises(DataError, match="3 of 4 rows of m.jsonl cannot be read"):
+        read_examples(lines(tmp_path / "m.jsonl", {"question": "Q?", "answer": "x"}, row, row, row))
 
 
 def test_group_zero_is_a_group(tmp_path: Path) -> None:

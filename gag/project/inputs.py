@@ -16,6 +16,7 @@ from typing import Any
 from gag.errors import DataError, SettingsError
 from gag.project.keys import model_key
 from gag.project.parsing import PROJECT_FILE
+from gag.project.progress import say_once
 from gag.project.rows import (
     Example,
     Passage,
@@ -27,6 +28,7 @@ from gag.project.rows import (
     split_groups,
 )
 from gag.project.settings import DomainSettings, ProjectSettings, PromptSettings
+from gag.project.tables import constant_instruction
 from gag.project.words import common_words
 
 VAL_SHARE = 0.1
@@ -154,9 +156,23 @@ def resolve(
 
     others = {role: getattr(described, role) for role in ("val", "test", "corpus")}
     found = {role: project_file(root, file) if file else None for role, file in others.items()}
-    return DomainInputs(
-        name, settings, described.prompts, root, named("adapt"), named("align"), run=run, **found
+    adapt = named("adapt")
+    prompts = _prompts(name, described.prompts, adapt)
+    return DomainInputs(name, settings, prompts, root, adapt, named("align"), run=run, **found)
+
+
+def _prompts(name: str, described: PromptSettings, rows: Path) -> PromptSettings:
+    """Return a domain's prompts; an instruction that all of its rows share is the expert's, where none is."""
+    if "expert" in described.model_fields_set or not rows.is_file():
+        return described
+    persona = constant_instruction(rows)
+    if not persona:
+        return described
+    say_once(
+        f"{rows.name}: the instruction of all rows is one text; it stands in no question, and is "
+        f"domains.{name}.prompts.expert"
     )
+    return described.model_copy(update={"expert": persona})
 
 
 def general_questions(settings: ProjectSettings, root: Path) -> Path:

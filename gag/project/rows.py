@@ -1,4 +1,4 @@
-"""Rows of data: examples and passages in JSONL, their groups, and a digest that names a file's content."""
+"""Rows of data: examples and passages, their groups, and a digest that names a file's content."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 from gag.errors import DataError
 from gag.project.progress import say_once
+from gag.project.tables import read_table, table_rows
 
 UNREAD = {  # columns of other tools' rows that carry meaning
     "answers", "article", "audio", "audios", "background", "chain_of_thought", "choices", "chosen",
@@ -47,15 +48,24 @@ class Passage:
 
 
 def read_examples(path: Path, unanswered: bool = False) -> list[Example]:
-    """Read question-answer rows: {"question", "answer"} or Alpaca's {"instruction", "input", "output"}.
+    """Read question-answer rows, of any kind of file (`tables`) and in any shape (`shapes`).
 
     `unanswered` lets rows be without an answer.
+
+    Raises:
+        DataError: too many rows are faulty, or there is none.
     """
-    rows = list(read_rows(path))
-    examples = [_example(row, f"{path.name}:{line}", line, unanswered) for line, row in rows]
+    read: list[dict[str, Any]] = []
+
+    def make(row: dict[str, Any], place: str, line: int) -> Example:
+        example = _example(row, place, line, unanswered)
+        read.append(row)
+        return example
+
+    examples = read_table(path, make)
     if not examples:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
-    if unread := unread_columns([row for _, row in rows]):
+    if unread := unread_columns(read):
         say_once(
             f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question"
         )
@@ -83,39 +93,37 @@ def _is_unread(row: dict[str, Any], key: str) -> bool:
 
 
 def read_questions(path: Path) -> list[str]:
-    """Read only the questions of a JSONL file."""
-    return [read_question(row, f"{path.name}:{line}") for line, row in read_rows(path)]
+    """Read only the questions of a file of rows."""
+    return read_table(path, lambda row, place, line: read_question(row, place))
 
 
 def read_grouped(path: Path) -> dict[str, str]:
-    """Read the distinct questions of a JSONL file, in order, each with its group (else its text)."""
+    """Read the distinct questions of a file of rows, in order, each with its group (else its text)."""
+
+    def make(row: dict[str, Any], place: str, line: int) -> tuple[str, str]:
+        question = read_question(row, place)
+        return question, row_name(row, "group", question, place)
+
     found: dict[str, str] = {}
-    for line, row in read_rows(path):
-        question = read_question(row, f"{path.name}:{line}")
-        found.setdefault(question, row_name(row, "group", question, f"{path.name}:{line}"))
+    for question, group in read_table(path, make):
+        found.setdefault(question, group)
     return found
 
 
 def read_passages(path: Path) -> list[Passage]:
-    """Read a corpus: {"text", "id"?} per line."""
-    return [
-        Passage(
-            row_name(row, "id", str(line), f"{path.name}:{line}"), _text(row, "text", f"{path.name}:{line}")
-        )
-        for line, row in read_rows(path)
-    ]
+    """Read a corpus: rows of {"text", "id"?}."""
+    return read_table(
+        path,
+        lambda row, place, line: Passage(row_name(row, "id", str(line), place), _text(row, "text", place)),
+    )
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of a JSONL file; blank lines are skipped."""
-    if not path.is_file():
-        raise DataError(f"{path.name} does not exist; expected a JSONL file")
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-            if line.strip():
-                yield number, _object(line, f"{path.name}:{number}")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    """Yield (line number, object) of a JSONL file of our own: a line that is none is an error."""
+    for line, row in table_rows(path):
+        if isinstance(row, str):
+            raise DataError(f"{path.name}:{line}{row}")
+        yield line, row
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -173,28 +181,6 @@ def check_disjoint(left: list[Example], right: list[Example], names: tuple[str, 
             )
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=_unique)
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{place} is not JSON ({reason}); expected one object per line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place} is a {type(row).__name__}; expected a JSON object")
-    return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; a key that stands twice is refused."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise DataError(f"{twice!r} stands twice; keep one of them")
-    return found
-
-
 def row_name(row: dict[str, Any], key: str, default: str, place: str) -> str:
     """Return a row's `id` or `group` as text; a missing or null one is the default."""
     value = row.get(key)
@@ -207,6 +193,8 @@ def _example(row: dict[str, Any], place: str, line: int, unanswered: bool) -> Ex
     question = read_question(row, place)
     answers = row.get("answer", row.get("output"))
     answers = [answers] if isinstance(answers, str) else answers
+    if isinstance(answers, list) and any(isinstance(a, str) and a.strip() for a in answers):
+        answers = [a for a in answers if not isinstance(a, str) or a.strip()]  # an empty alias is none
     if unanswered and answers is None:
         answers = []
     elif (
@@ -223,18 +211,22 @@ def _example(row: dict[str, Any], place: str, line: int, unanswered: bool) -> Ex
 
 
 def read_question(row: dict[str, Any], place: str) -> str:
-    """Return a row's question: "question", or Alpaca's "instruction" and "input"."""
+    """Return a row's question: "question", or Alpaca's "instruction" and "input", or the latter alone."""
     if "question" in row:
         return _text(row, "question", place)
-    instruction = _text(row, "instruction", place) if "instruction" in row else ""
-    if not instruction:
+    instruction, extra = row.get("instruction"), row.get("input")
+    for name, value in (("instruction", instruction), ("input", extra)):
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                f'{place} has "{name}" that is no text; write what belongs to the question as text'
+            )
+    parts = [check_text(text, place) for text in (instruction, extra) if text and text.strip()]
+    if not parts:
         raise DataError(
-            f'{place} lacks "question" (or Alpaca\'s "instruction"); it has: {", ".join(row) or "nothing"}'
+            f'{place} lacks "question" (or Alpaca\'s "instruction" and "input"); it has: '
+            f"{', '.join(row) or 'nothing'}"
         )
-    extra = row.get("input")
-    if extra is not None and not isinstance(extra, str):
-        raise DataError(f'{place} has "input" that is no text; write what belongs to the question as text')
-    return f"{instruction}\n{check_text(extra, place)}" if extra else instruction
+    return "\n".join(parts)
 
 
 def _text(row: dict[str, Any], key: str, place: str) -> str:

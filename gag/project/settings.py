@@ -226,6 +226,11 @@ class ProjectSettings(Settings):
         default={}, description="a domain's name -> its data and prompts"
     )
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_are_texts(cls, value: Any) -> Any:
+        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
         if self.expert.quantization != "none":
