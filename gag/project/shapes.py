@@ -17,8 +17,6 @@ _KEYS = {"question", "answer", "instruction", "input", "output", "id", "group", 
 
 LONG = 8  # words, from which an instruction says how to answer
 _ADDRESS = re.compile(r"(?:you are|act as|as an?\b|assume|imagine|answer\b|please answer)", re.IGNORECASE)
-    r"(?:you are|you're|act as|as an?\b|assume|imagine|answer\b|please answer)", re.IGNORECASE
-)
 
 
 def plain(row: Row, place: str) -> Row:
