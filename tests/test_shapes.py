@@ -42,7 +42,8 @@ def lines(path: Path, rows: list) -> Path:
         {"input": "What is alum?", "output": "a salt"},
         {"conversations": [{"from": "human", "value": "What is alum?"}, {"from": "gpt", "value": "a salt"},
                            {"from": "human", "value": "And?"}, {"from": "gpt", "value": "No more."}]},
-        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is alum?"},
+        {"messages": [{"role": "system", "content": "Be brief."},
+                      {"role": "user", "content": "What is alum?"},
                       {"role": "assistant", "content": [{"type": "text", "text": "a salt"}]}]},
     ],
 )  # fmt: skip

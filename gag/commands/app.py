@@ -10,6 +10,7 @@ from gag.commands.ask import ask
 from gag.commands.build import adapt, align, bridge, build, export_app, plan, prototypes, readouts
 from gag.commands.chat import chat
 from gag.commands.corpus import corpus_app
+from gag.commands.data import data_app
 from gag.commands.domains import domains_app
 from gag.commands.evaluate import compare, evaluate
 from gag.commands.router import route, router_app
@@ -32,6 +33,7 @@ for verb in (
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(data_app, name="data")
 app.add_typer(domains_app, name="domains")
 app.add_typer(router_app, name="router")
 app.add_typer(export_app, name="export")

@@ -111,13 +111,13 @@ def compare(
 
 def _rows(opened: "Project", names: list[str] | None, file: Path | None) -> list["LabelledQuestion"]:
     """Read a file, or the test rows of domains; some of them must have a gold answer."""
-    from gag.evaluation.labelled import read_labelled, read_test_rows
+    from gag.evaluation.labelled import read_labelled, read_test_rows, those_here
     from gag.project.settings import GENERAL
 
     present = opened.present()
     tested = [name for name, domain in opened.settings.domains.items() if domain.test and name in present]
     if file:
-        rows = read_labelled(file, opened.settings.labels)
+        rows = those_here(read_labelled(file, opened.settings.labels), [GENERAL, *present])
     else:
         rows = read_test_rows(opened, names or [GENERAL, *tested])
     if not any(row.answers for row in rows):

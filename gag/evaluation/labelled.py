@@ -1,14 +1,16 @@
 """Questions to judge by: rows with their gold answers and the domain that they belong to."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gag.errors import DataError, SettingsError
-from gag.project.progress import say_once
+from gag.project.progress import say, say_once
 from gag.project.project import Project
-from gag.project.rows import check_text, read_question, read_rows, row_name, unread_columns
+from gag.project.rows import check_text, read_question, row_name, unread_columns
 from gag.project.settings import GENERAL
+from gag.project.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,21 @@ class AnsweredQuestion:
 def read_labelled(path: Path, labels: dict[str, str], domain: str | None = None) -> list[LabelledQuestion]:
     """Read rows {"question", "answer"?, "domain" | "label" | "dataset_name"?}; ids must differ.
 
-    `labels` maps a label or data set to a domain; `domain` is that of rows which name none.
+    `labels` maps a label or data set to a domain; `domain` is that of rows which name none. A label that is
+    mapped to no domain is a domain of that name, which is not here (`those_here`). Faulty rows are set aside
+    and named (`read_table`).
     """
-    found = list(read_rows(path))
-    rows = [_labelled(row, f"{path.name}:{line}", line, labels, domain) for line, row in found]
+    found: list[dict[str, Any]] = []
+
+    def make(row: dict[str, Any], place: str, line: int) -> LabelledQuestion:
+        labelled = _labelled(row, place, line, labels, domain)
+        found.append(row)
+        return labelled
+
+    rows = read_table(path, make)
     if not rows:
         raise DataError(f"{path.name} holds no rows; expected one JSON object per line")
-    if unread := unread_columns([row for _, row in found]):
+    if unread := unread_columns(found):
         say_once(
             f"{path.name}: nothing reads {', '.join(unread)}; put what a question needs into the question"
         )
@@ -77,6 +87,18 @@ def read_test_rows(project: Project, names: list[str]) -> list[LabelledQuestion]
                 f"{name} has no test rows; set domains.{name}.test in gag.yaml, or give --file"
             )
     return found
+
+
+def those_here(rows: list[LabelledQuestion], names: list[str]) -> list[LabelledQuestion]:
+    """Leave out rows of domains that are not here, and say how many there are of each."""
+    absent = Counter(str(row.domain) for row in rows if row.domain not in (None, *names))
+    if absent:
+        counted = ", ".join(f"{name!r} ({count})" for name, count in absent.most_common())
+        say(
+            f"{absent.total()} of {len(rows)} rows are left out: their domains are not here: {counted}; "
+            "build those, or map their labels under `labels` in gag.yaml"
+        )
+    return [row for row in rows if row.domain is None or row.domain in names]
 
 
 def need_domains(rows: list[LabelledQuestion]) -> None:
@@ -123,14 +145,6 @@ def _domain(row: dict[str, Any], place: str, labels: dict[str, str], default: st
     """Find the domain of a row: by name, or by its label or data set through the map in the settings."""
     if isinstance(row.get("domain"), str):
         return row["domain"]
-    given = {key: str(row[key]) for key in ("label", "dataset_name") if row.get(key) is not None}
-    for value in given.values():
-        if value in labels:
-            return labels[value]
-    if given and default is None:
-        shown = " and ".join(f"{key} {value!r}" for key, value in given.items())
-        raise DataError(
-            f"{place} has {shown}, which `labels` in gag.yaml maps to no domain; "
-            "add: labels: {...: a domain}"
-        )
-    return default
+    given = [str(row[key]) for key in ("label", "dataset_name") if row.get(key) is not None]
+    mapped = [labels[value] for value in given if value in labels]
+    return mapped[0] if mapped else default if default is not None or not given else given[0]

@@ -11,6 +11,7 @@ import torch
 from gag.errors import DataError
 from gag.evaluation.intervals import Interval, grouped_interval, interval
 from gag.evaluation.labelled import LabelledQuestion
+from gag.project.progress import say
 from gag.project.settings import GENERAL, RouterSettings
 from gag.routing.bank import Bank
 from gag.routing.building import SAMPLE, build_bank, encode_questions, sample_size
@@ -141,6 +142,10 @@ def evaluate_routing(
     verdict = router.judge(vectors)
     truth = np.array([names.index(str(row.domain)) if row.domain in names else -1 for row in rows])
     judged = _Judged(truth, verdict.chosen.numpy())
+    absent = Counter(str(row.domain) for row, place in zip(rows, truth, strict=True) if place < 0)
+    if absent:
+        counted = ", ".join(f"{name!r} ({count})" for name, count in absent.most_common())
+        say(f"{absent.total()} of {len(rows)} rows are strangers: their domains are not here: {counted}")
     if not judged.present.any():
         raise DataError(
             f"no row belongs to a domain that is present ({', '.join(names)}); check their domains or labels"
