@@ -137,7 +137,8 @@ def _images(blocks: list[Block]) -> Iterable[int]:
 def _contents(blocks: list[Block]) -> Iterable[int]:
     for i, block in enumerate(blocks):
         lines = block.text.split("\n")
-        if block.kind in ("text", "list") and 2 * len(_LEADERS.findall(block.text)) > len(lines):
+        leaders = _LEADERS.findall(block.text.replace(" |\n", "\n").removesuffix(" |"))
+        if block.kind in ("text", "list", "table") and 2 * len(leaders) > len(lines):
             yield i
 
 

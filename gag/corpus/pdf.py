@@ -16,6 +16,7 @@ from gag.errors import DataError
 
 GAP = 0.95  # of the size: a wider one is between columns or cells, no space between words
 MARGIN = 0.1  # of a page's height, where headers and footers are
+WHITE = 1.8  # of the size: between a running title and the text
 EMPTY = 8  # characters a page; fewer are none that was meant to be read
 
 
@@ -112,7 +113,26 @@ def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
         if number.fullmatch(form) or often or (len(lines) >= few and _counts_pages(lines)):
             found.update(lines)
         found.update(line for line in lines if same[line.text] >= few)
-    return found
+    return found | _apart(pages, few)
+
+
+def _apart(pages: list[tuple[float, float, list[Line]]], few: int) -> set[Line]:
+    """Find running titles: first lines at one height of many pages, with white below, whatever they say."""
+    heights: dict[int, list[Line]] = {}
+    for _, height, lines in pages:
+        rows = sorted(lines, key=lambda line: -line.middle)
+        if not rows or rows[0].middle < (1 - MARGIN) * height:
+            continue
+        first = [line for line in rows if rows[0].middle - line.middle < 0.5 * rows[0].size]
+        below = rows[len(first) :]
+        if not below or rows[0].middle - below[0].middle > WHITE * max(rows[0].size, below[0].size):
+            heights.setdefault(round(rows[0].middle / 2), []).extend(first)
+    return {
+        line
+        for lines in heights.values()
+        if len({line.page for line in lines}) >= max(few, 0.4 * len(pages))
+        for line in lines
+    }
 
 
 def _counts_pages(lines: list[Line]) -> bool:
