@@ -125,7 +125,7 @@ def spoil(project: Project, what: str) -> None:
     rows = project.root / "data" / "metals.jsonl"
     match what:
         case "not json":
-            rows.write_text('{"question": "x", "answer": "y"}\n{oops\n')
+            rows.write_text('{"question": "x", "answer": "y"}\n' + 3 * "{oops\n")
         case "no answer":
             rows.write_text('{"question": "x"}\n')
         case "empty question":

@@ -59,6 +59,7 @@ def serve(
             f"gag serve needs {error.name}, which is not installed; run `pip install 'gag[{extra}]'`"
         ) from error
     from gag.engine.engine import ProjectGAG
+    from gag.project.memory import give_back_freed
     from gag.project.progress import say
 
     given = {"host": host, "port": port, "ui": ui or None}
@@ -68,6 +69,7 @@ def serve(
     listening = _listen(chosen.host, chosen.port)
     if chosen.host not in LOOPBACK and not known.are_asked_for:
         say(f"WARNING: anybody who reaches {chosen.host} may ask; make keys with `gag serve --new-key NAME`")
+    give_back_freed()
     app = make_app(ProjectGAG(opened), chosen, known)
 
     class Stopping(uvicorn.Server):
