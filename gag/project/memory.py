@@ -30,9 +30,9 @@ def peak_bytes() -> int:
 def give_back_freed() -> None:
     """Have glibc give freed tensors back to the system, for processes that run for weeks.
 
-    Its threshold for memory of its own pages grows with what is freed, up to 32 MB, and tensors below it leave
-    holes in the heap of every thread. Fixed, the heap stays as large as what lives in it. Elsewhere this does
-    nothing.
+    Its threshold for memory of its own pages grows with what is freed, up to 32 MB, and tensors below it
+    leave holes in the heap of every thread. Fixed, the heap stays as large as what lives in it. Elsewhere
+    this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
