@@ -79,6 +79,12 @@ def test_an_export_holds_the_rows_and_the_settings(tmp_path: Path, tuning: str, 
     assert sft["learning_rate"] == 5e-6 and sft["cutoff_len"] == 2048 and sft["enable_thinking"] is False
     assert (sft.get("lora_rank"), sft.get("lora_alpha")) == ((4, 8) if tuning == "lora" else (None, None))
     assert str(tmp_path) not in (folder / "sft.yaml").read_text(encoding="utf-8")
+    held_out = read_examples(folder / info[sft["eval_dataset"]]["file_name"])
+    assert [row.question for row in held_out] == [row.question for row in project.inputs("metals").splits.val]
+    assert sft.get("deepspeed") == ("deepspeed.json" if tuning == "full" else None)
+    if tuning == "full":
+        zero = json.loads((folder / "deepspeed.json").read_text(encoding="utf-8"))
+        assert zero["zero_optimization"]["stage"] == 3
     assert (folder / "pt.yaml").exists() == corpus
     start = "output/pt" if corpus and tuning == "full" else "../p/models/expert"
     assert sft["model_name_or_path"] == start

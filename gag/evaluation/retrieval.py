@@ -1,13 +1,11 @@
 """Retrieval over a domain's passages: BM25, also with a rewritten query, dense vectors, late interaction."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from gag.engine.sources import search_words
+from gag.engine.sources import scorer
 from gag.evaluation.bertscore import Pieces, TokenStates
-from gag.project.progress import say
 from gag.project.rows import Passage
 from gag.project.words import tokens
 from gag.routing.query_encoder import QueryEncoder
@@ -19,26 +17,10 @@ Retriever = Callable[[Sequence[str], int], Ranking]
 
 def bm25(passages: list[Passage]) -> Retriever:
     """Index passages by their words; where no word of a question stands in them, they keep their order."""
-    import bm25s
-
-    words = [search_words(passage.text) for passage in passages]
-    known = {word for each in words for word in each}
-    index = bm25s.BM25()
-    if known:
-        index.index(words, show_progress=False)
-    else:
-        say("BM25: no passage holds a word, so it finds nothing")
+    score = scorer([passage.text for passage in passages])
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
-        count = min(count, len(passages))
-        queries = [[word for word in search_words(question) if word in known] for question in questions]
-        found = [list(range(count)) for _ in questions]
-        asked = [i for i, query in enumerate(queries) if query]
-        if asked:
-            rows: Any = index.retrieve([queries[i] for i in asked], k=count, show_progress=False)
-            for i, row in zip(asked, rows.documents, strict=True):
-                found[i] = [int(number) for number in row]
-        return found
+        return [(-score(question)).argsort(kind="stable")[:count].tolist() for question in questions]
 
     return retrieve
 

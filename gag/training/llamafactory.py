@@ -18,10 +18,25 @@ from gag.project.project import Project
 from gag.project.rows import Example, write_rows
 
 INFO, SAVE_STEPS = "dataset_info.json", 100
+DEEPSPEED = "deepspeed.json"
+ZERO_3 = {  # weights, gradients and optimiser states parted over the GPUs, as published
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+}
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
 _HEADER = """\
 # Stage I of {domain}, step {step}. In this folder: llamafactory-cli train {step}.yaml
-# The accumulation is for one process: divide it by the number of GPUs.
+# The accumulation is for one process: divide it by the number of GPUs. `deepspeed`, where it stands, parts a
+# model over several; leave it out on one, or where the package is not installed.
 """
 
 
@@ -33,17 +48,22 @@ def export_llamafactory(project: Project, domain: str, folder: Path) -> list[Pat
     inputs = project.inputs(domain)
     passages = [{"text": passage.text} for passage in inputs.passages or []]
     _claim(folder)
-    system, data = inputs.prompts.expert, [folder / f"{domain}.jsonl"]
+    system = inputs.prompts.expert
+    data = [folder / f"{domain}.jsonl", folder / f"{domain}-val.jsonl"]
     write_rows(data[0], (_alpaca(example, system) for example in inputs.taught))
+    write_rows(data[1], (_alpaca(example, system) for example in inputs.splits.val))
     if passages:
         data.append(folder / f"{domain}-corpus.jsonl")
-        write_rows(data[1], passages)
-    columns = (ALPACA, {"prompt": "text"})
+        write_rows(data[2], passages)
+    columns = (ALPACA, ALPACA, {"prompt": "text"})
     info = {
         path.stem: {"file_name": path.name, "columns": names}
         for path, names in zip(data, columns, strict=False)
     }
     write_json(folder / INFO, info)
+    if project.settings.adapt.tuning == "full":
+        data.append(folder / DEEPSPEED)
+        write_json(data[-1], ZERO_3)
     steps = {"pt": _pretraining(project, domain, folder)} if passages else {}
     steps["sft"] = _tuning(project, domain, folder, after_corpus=bool(passages))
     return [folder / INFO, *data, *(_write(folder, domain, step, content) for step, content in steps.items())]
@@ -71,15 +91,13 @@ def _tuning(project: Project, domain: str, folder: Path, after_corpus: bool) -> 
     data = {
         "dataset": domain,
         "dataset_dir": ".",
+        "eval_dataset": f"{domain}-val",
         **_template(project.settings.expert.model),
         "cutoff_len": settings.max_tokens,
     }
-    return (
-        content
-        | data
-        | _schedule(settings, settings)
-        | {"save_steps": SAVE_STEPS, "output_dir": "output/sft"}
-    )
+    judged = {"eval_strategy": "steps", "eval_steps": SAVE_STEPS, "per_device_eval_batch_size": 1}
+    kept = {"save_steps": SAVE_STEPS, "output_dir": "output/sft"}
+    return content | data | _schedule(settings, settings) | judged | kept
 
 
 def _pretraining(project: Project, domain: str, folder: Path) -> dict[str, Any]:
@@ -106,7 +124,7 @@ def _model(project: Project, folder: Path) -> dict[str, Any]:
 def _method(stage: str, settings: AdaptSettings) -> dict[str, Any]:
     method = {"stage": stage, "do_train": True, "finetuning_type": settings.tuning}
     lora = {"lora_rank": settings.rank, "lora_alpha": 2 * settings.rank, "lora_target": "all"}
-    return method | (lora if settings.tuning == "lora" else {})
+    return method | (lora if settings.tuning == "lora" else {"deepspeed": DEEPSPEED})
 
 
 def _template(model: str) -> dict[str, Any]:
