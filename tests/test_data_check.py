@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from gag.commands.app import app
 from gag.corpus.checking import Checker
-from gag.corpus.mending import repaired
+from gag.corpus.mending import mend
 from gag.project.project import Project
 from gag.project.rows import read_examples
 
@@ -81,9 +81,10 @@ def test_what_training_and_test_share_is_found(tmp_path: Path) -> None:
 def test_what_leaves_no_doubt_is_mended(tmp_path: Path) -> None:
     rows = [*GOOD, GOOD[3], "{half", row(" What is tin? ", ["soft ", ""]), row("What is lead?", "  ")]
     path = lines(tmp_path / "rows.jsonl", rows)
-    mended = repaired(path)
-    assert len(mended) == 21 and mended[-1] == {"id": "23", "question": "What is tin?", "answer": "soft"}
-    assert not Checker().check([lines(tmp_path / "mended.jsonl", mended)]).findings
+    assert mend(path, tmp_path / "mended.jsonl") == 21
+    mended = [json.loads(line) for line in (tmp_path / "mended.jsonl").read_text().splitlines()]
+    assert mended[-1] == {"id": "23", "question": "What is tin?", "answer": "soft"}
+    assert not Checker().check([tmp_path / "mended.jsonl"]).findings
     assert len(read_examples(tmp_path / "mended.jsonl")) == 21
 
 

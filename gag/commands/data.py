@@ -36,21 +36,16 @@ def data_check(
 
     need_corpus()
     from gag.corpus.checking import Checker
-    from gag.corpus.mending import repaired
+    from gag.corpus.mending import mend
 
     paths = _files(files)
     opened = _project(project)
     checked = Checker(*_limits(opened)).check(paths)
     written: list[str] = []
-    if fix:
-        from gag.project.rows import write_rows
-
-        for path in paths:
-            target = fix / f"{path.stem}.jsonl"
-            if target.exists():
-                raise SettingsError(f"{target} is there already; name a new folder")
-            write_rows(target, repaired(path))
-            written.append(str(target))
+    for path in paths if fix else ():
+        target = Path(str(fix)) / f"{path.stem}.jsonl"
+        mend(path, target)
+        written.append(str(target))
     shown = _page(checked) + "".join(f"\nwrote {path}" for path in written)
     finish(as_json, asdict(checked) | {"errors": checked.errors, "written": written}, shown)
     if checked.errors:

@@ -4,16 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gag.errors import DataError
-from gag.project.rows import read_question
+from gag.errors import DataError, SettingsError
+from gag.project.rows import read_question, write_rows
 from gag.project.shapes import persona_of
 from gag.project.tables import plain_rows
 
 ASKED = {"question", "instruction", "input", "answer", "output"}
 
 
-def repaired(path: Path) -> list[dict[str, Any]]:
-    """Return a file's rows in the plain shape: stripped, without copies, empty aliases and broken rows."""
+def mend(path: Path, target: Path) -> int:
+    """Write a file's rows in the plain shape: stripped, without copies, empty aliases and broken rows.
+
+    Args:
+        path: the file.
+        target: of the mended rows, as JSONL.
+
+    Returns: How many rows are in it.
+
+    Raises:
+        SettingsError: the target is there already.
+    """
+    if target.exists():
+        raise SettingsError(f"{target} is there already; name a new folder")
     rows, _ = plain_rows(path)
     persona = persona_of([row for _, row in rows])
     found: dict[str, dict[str, Any]] = {}
@@ -35,4 +47,5 @@ def repaired(path: Path) -> list[dict[str, Any]]:
         elif said is not None:
             continue
         found.setdefault(json.dumps([mended["question"].lower(), answers]), {"id": str(line)} | mended)
-    return list(found.values())
+    write_rows(target, found.values())
+    return len(found)

@@ -18,7 +18,7 @@ from gag.engine.evidence import support
 from gag.errors import ArtifactError
 from gag.evaluation.labelled import AnsweredQuestion, LabelledQuestion
 from gag.evaluation.scoring import Scorer
-from gag.evaluation.summary import EvaluationSummary, summarise, true_route
+from gag.evaluation.summary import EvaluationSummary, scored, summarise, true_route
 from gag.models.loading import one_line
 from gag.project.artifacts import MANIFEST, write_json, write_text
 from gag.project.domain import DOMAIN
@@ -52,7 +52,10 @@ def evaluate(
     answers = answer_rows(gag, rows, run.folder / ANSWERS, evidence)
     asked = sorted({answer.route for answer in answers} & set(gag.domains.names))
     transfer = {name: gag.domains.facts(name).scores.transfer for name in asked}
-    summary = summarise(rows, answers, scorer, project, str(folder.relative_to(project.root)), transfer)
+    answers = scored(rows, answers, scorer, project)
+    lines = [_line(answer, evidence) for answer in answers]
+    write_text(run.folder / ANSWERS, "".join(lines))
+    summary = summarise(rows, answers, project, str(folder.relative_to(project.root)), transfer)
     write_json(run.folder / SUMMARY, summary.as_json())
     return summary
 
@@ -142,6 +145,7 @@ def _answer(gag: ProjectGAG, batch: list[LabelledQuestion], evidence: bool) -> l
             background=knowledge.text if (knowledge := routed[i].knowledge) else None,
             gold=list(row.answers),
             support=supports.get(i),
+            routes={name: round(score, 4) for name, score in routes[i].scores.items()},
         )
         for i, (row, domain) in enumerate(zip(batch, wanted, strict=True))
     ]

@@ -1,7 +1,7 @@
 """Questions to judge by: rows with their gold answers and the domain that they belong to."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class AnsweredQuestion:
     background: str | None  # what the expert wrote for the routed answer
     gold: list[str]
     support: float | None = None  # nats per token, where evidence is asked for
+    routes: dict[str, float] = field(default_factory=dict)  # the router's score of each domain
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # routed and oracle: by metric
 
 
 def read_labelled(path: Path, labels: dict[str, str], domain: str | None = None) -> list[LabelledQuestion]:
@@ -90,15 +92,22 @@ def read_test_rows(project: Project, names: list[str]) -> list[LabelledQuestion]
 
 
 def those_here(rows: list[LabelledQuestion], names: list[str]) -> list[LabelledQuestion]:
-    """Leave out rows of domains that are not here, and say how many there are of each."""
+    """Leave out rows of domains that are not here, and say how many there are of each.
+
+    Raises:
+        DataError: no row is of a domain here.
+    """
+    found = [row for row in rows if row.domain is None or row.domain in names]
     absent = Counter(str(row.domain) for row in rows if row.domain not in (None, *names))
-    if absent:
-        counted = ", ".join(f"{name!r} ({count})" for name, count in absent.most_common())
-        say(
-            f"{absent.total()} of {len(rows)} rows are left out: their domains are not here: {counted}; "
-            "build those, or map their labels under `labels` in gag.yaml"
-        )
-    return [row for row in rows if row.domain is None or row.domain in names]
+    if not absent:
+        return found
+    counted = ", ".join(f"{name!r} ({count})" for name, count in absent.most_common())
+    cure = "build those, or map their labels under `labels` in gag.yaml"
+    told = f"{absent.total()} of {len(rows)} rows are of domains that are not here: {counted}"
+    if not found:
+        raise DataError(f"{told}; {cure}")
+    say(f"{told}; they are left out: {cure}")
+    return found
 
 
 def need_domains(rows: list[LabelledQuestion]) -> None:

@@ -1,7 +1,7 @@
 """Score the answers of `gag evaluate` by data set, and say the main figures."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,34 @@ class EvaluationSummary:
         return plain
 
 
+def scored(
+    rows: Sequence[LabelledQuestion], answers: Sequence[AnsweredQuestion], scorer: Scorer, project: Project
+) -> list[AnsweredQuestion]:
+    """Score both routes of each row that has a gold answer, by the metrics of its data set."""
+    found = list(answers)
+    for metric in {metric for row in rows for metric in _metrics(row, project)}:
+        places = [i for i, row in enumerate(rows) if row.answers and metric in _metrics(row, project)]
+        for route in ("routed", "oracle"):
+            texts = {i: text for i in places if (text := getattr(found[i], route)) is not None}
+            values = scorer.score(metric, list(texts.values()), [rows[i].answers for i in texts])
+            for i, value in zip(texts, values, strict=True):
+                of_route = found[i].scores.get(route, {}) | {metric: value}
+                found[i] = replace(found[i], scores=found[i].scores | {route: of_route})
+    return found
+
+
+def _metrics(row: LabelledQuestion, project: Project) -> Sequence[str]:
+    return project.settings.evaluation.of(row.dataset, row.domain)
+
+
 def summarise(
     rows: Sequence[LabelledQuestion],
     answers: Sequence[AnsweredQuestion],
-    scorer: Scorer,
     project: Project,
     folder: str,
     transfer: dict[str, TransferFacts],
 ) -> EvaluationSummary:
-    """Score both routes by data set; rows without a gold answer are counted and left out."""
+    """Sum scored answers up by data set; rows without a gold answer are counted and left out."""
     groups: dict[str, list[tuple[LabelledQuestion, AnsweredQuestion]]] = {}
     for row, answer in zip(rows, answers, strict=True):
         if row.answers:
@@ -87,7 +106,7 @@ def summarise(
         questions=len(rows),
         without_gold=sum(not row.answers for row in rows),
         datasets={
-            name: _dataset_score(members, chosen.of(name, members[0][0].domain), scorer)
+            name: _dataset_score([answer for _, answer in members], _metrics(members[0][0], project))
             for name, members in groups.items()
         },
         routing=_routed_right(rows, answers, project),
@@ -132,20 +151,15 @@ def _line(name: str, scores: DatasetScore, metric: str) -> str:
     )
 
 
-def _dataset_score(
-    members: list[tuple[LabelledQuestion, AnsweredQuestion]], metrics: Sequence[str], scorer: Scorer
-) -> DatasetScore:
-    golds = [row.answers for row, _ in members]
+def _dataset_score(answers: list[AnsweredQuestion], metrics: Sequence[str]) -> DatasetScore:
+    def estimates(route: str) -> dict[str, Estimate]:
+        return {
+            metric: estimate([answer.scores[route][metric] for answer in answers if route in answer.scores])
+            for metric in metrics
+        }
 
-    def scores(texts: list[str]) -> dict[str, Estimate]:
-        return {metric: estimate(scorer.score(metric, texts, golds)) for metric in metrics}
-
-    oracle = [answer.oracle for _, answer in members if answer.oracle is not None]
-    return DatasetScore(
-        questions=len(members),
-        routed=scores([answer.routed for _, answer in members]),
-        oracle=scores(oracle) if len(oracle) == len(members) else None,
-    )
+    whole = all("oracle" in answer.scores for answer in answers)
+    return DatasetScore(len(answers), estimates("routed"), estimates("oracle") if whole else None)
 
 
 def _routed_right(
