@@ -57,6 +57,9 @@ def test_rows_of_an_endpoint_are_checked_and_parted_by_document(corpus: Path, fa
     assert wordings[0].startswith("What is the ") and wordings[1].startswith("Which ")
     assert report.refused["needs its passage"] == 12 and report.refused["unsupported"] == 12
     assert {row["reason"] for row in read(out / "refused.jsonl")} >= {"the answer is not in its passage"}
+    few = [(row["answer"], *row["origin"]) for row in read(out / "align.jsonl")]
+    assert set(few) == {(row["answer"], *row["origin"]) for row in train}
+    assert max(few.count(fact) for fact in few) == 2
     examples = read_examples(out / "train.jsonl")
     assert {example.group for example in examples} == {row["document"] for row in train}
 

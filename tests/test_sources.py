@@ -112,6 +112,8 @@ def test_a_project_starts_from_documents(tmp_path: Path) -> None:
     project = load_project(made.project.parent)
     described = project.described("my-cheeses")
     assert described.sources and described.corpus == "data/my-cheeses/corpus.jsonl"
+    inputs = project.inputs("my-cheeses")
+    assert {row.group for row in inputs.splits.val} <= {row.group for row in inputs.taught}
     assert project.settings.adapt.batch_size == 16 and project.settings.adapt.learning_rate == 1e-3
     project = load_project(
         project.root,

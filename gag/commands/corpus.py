@@ -102,7 +102,7 @@ def corpus_show(
 @corpus_app.command("questions")
 def corpus_questions(
     corpus: Annotated[Path, typer.Argument(help="The corpus that `gag corpus build` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, test.jsonl and refused.jsonl.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for train, align, test and refused.jsonl.")] = Path(
         "data"
     ),
     endpoint: Annotated[

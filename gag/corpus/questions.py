@@ -26,6 +26,7 @@ KINDS = {
     "comparison": "asks how two things that the passage names differ or which one is more",
 }
 BOTH = "two passages"
+WORDINGS = 2  # of a fact, that train the projector
 _ASK = """Below is a passage of a document. Write {count} questions on it with their answers.
 
 Each question must be understood by somebody who does not see the passage: it names what it asks about in \
@@ -78,7 +79,9 @@ def make_questions(
 
     Args:
         corpus: what `gag corpus build` wrote, or rows of {"id", "text", "document"}.
-        out: the folder for train.jsonl, test.jsonl and refused.jsonl.
+        out: the folder for train.jsonl, which teaches the expert; align.jsonl, the same facts in two wordings
+            at most, which trains the projector: all of its facts are taught, those that validate it too;
+            test.jsonl and refused.jsonl.
         endpoint: who is asked; none: sentences are turned into questions without a model.
         per_passage: questions that are asked for of a passage.
         wordings: of each question.
@@ -107,6 +110,7 @@ def make_questions(
             "--endpoint, or see refused.jsonl"
         )
     _write(out / "train.jsonl", [_told(row) for row in train])
+    _write(out / "align.jsonl", [_told(row) for row in _few_wordings(train)])
     _write(out / "test.jsonl", [_told(row) for row in test])
     _write(out / "refused.jsonl", [_told(one.row) | {"reason": REASONS[one.reason]} for one in refused])
     return QuestionsReport(
@@ -215,6 +219,19 @@ def _test_groups(groups: list[str], share: float) -> set[str]:
     """Choose about a share of the groups, by a hash of each; of one group alone, none."""
     order = sorted(groups, key=lambda group: hashlib.sha256(f"test/{group}".encode()).digest())
     return set(order[: min(round(share * len(groups)), len(groups) - 1)])
+
+
+def _few_wordings(rows: list[Row]) -> list[Row]:
+    """Keep the first two rows of each fact, in their order."""
+    counts: Counter[tuple[tuple[str, ...], str]] = Counter()
+    kept = []
+    for row in rows:
+        counts[row.origin, row.answer] += 1
+        if counts[row.origin, row.answer] <= WORDINGS:
+            kept.append(row)
+    return (
+        kept if len(kept) < len(rows) or len(rows) < 2 else kept[:-1]
+    )  # equal files would be one for both stages
 
 
 def _why(refused: list[Refused], unread: int) -> str:

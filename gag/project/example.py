@@ -20,9 +20,9 @@ expert: {{model: {expert}}}   # one resident backbone, an adapter per domain; al
 domains:
   {quoted}:
     # One JSON object per line: {{"question": "...", "answer": "..."}}; also "id", "group", and Alpaca's keys.
-    train: data/{domain}/train.jsonl       # teaches the expert and trains the projector
-    # adapt: data/{domain}/adapt.jsonl     # or: rows for the expert alone
-    # align: data/{domain}/align.jsonl     # and rows for the projector alone
+    {one}train: data/{domain}/train.jsonl       # teaches the expert and trains the projector
+    {two}adapt: data/{domain}/{adapt_rows}.jsonl     # or: rows for the expert alone
+    {two}align: data/{domain}/align.jsonl     # and rows for the projector alone
     {no_test}test: data/{domain}/test.jsonl       # may share no group with align
     # passages of documents, {{"text": "..."}} per line: the expert reads them first; with sources the domain
     # carries them, so that answers name their documents
@@ -88,6 +88,7 @@ def write_example(
     content = _EXAMPLE.format(
         domain=check_name(domain), quoted=_quoted(domain), **models, preset=preset,
         budget=chosen.readout.max_new_tokens, rate=f"{chosen.align.learning_rate:.1e}",
+        one="# " if scale else "", two="" if scale else "# ", adapt_rows="train" if scale else "adapt",
         no_test="" if scale and scale.tested else "# ", no_corpus="" if scale else "# ",
         adapt="1.0e-3" if scale and scale.small else "2.0e-4", batch=scale.batch if scale else 128,
         micro=min(16, scale.batch) if scale else 16, align_batch=min(32, scale.batch) if scale else 32,
