@@ -103,6 +103,7 @@ def test_without_an_endpoint_sentences_become_questions(corpus: Path, tmp_path: 
     one = next(one for one in cheeses(12) if f"What is the home of {one.name}?" in rows)
     assert rows[f"What is the home of {one.name}?"] == one.home
     assert rows[f"Which word or number is missing: {one.name} ripens for ___?"] == f"{one.weeks} weeks"
+    assert rows[f"How many weeks: {one.name} ripens for ___?"] == f"{one.weeks} weeks"
     assert not list(cloze_rows("p", "# Heading 3\n\nIt is 4 weeks old.\n\n| a | 3 |\n", "d"))
 
 

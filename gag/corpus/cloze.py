@@ -21,6 +21,7 @@ _VALUE = re.compile(
     r"Hz|kHz|h|min|s|days?|weeks?|months?|years?|hours?|minutes?|degrees?|percent))?(?![\w])"
     r"|(?<=[a-z,] )[A-Z][\w-]+(?:\s[A-Z][\w-]+){0,3}"
 )
+_UNIT = re.compile(r"(?<=\d )(?:days?|weeks?|months?|years?|hours?|minutes?|degrees?|percent)$")
 _OPEN = re.compile(r"^(?:It|They|This|That|These|Those|He|She|We|There|Here|Such|However|Then|Thus)\b")
 MOST = 4  # rows of one kind of a passage
 
@@ -53,7 +54,10 @@ def cloze_rows(id: str, text: str, document: str) -> Iterator[Row]:
             asked += 1
             value = max(values, key=lambda match: (match.group()[0].isdigit(), len(match.group())))
             blank = f"{bare[: value.start()]}___{bare[value.end() :]}"
-            yield _row(f"Which word or number is missing: {blank}?", value.group().strip(), id, document)
+            said = value.group().strip()
+            yield _row(f"Which word or number is missing: {blank}?", said, id, document)
+            if unit := _UNIT.search(said):  # the same in the words of somebody who asks
+                yield _row(f"How many {unit.group()}: {blank}?", said, id, document)
 
 
 def _lowered(what: str) -> str:
