@@ -104,15 +104,15 @@ def make_questions(
     gone = {id(one.row) for one in leaking}
     test = [row for row in test if id(row) not in gone]
     refused += leaking
+    _write(out / "refused.jsonl", [_told(one.row) | {"reason": REASONS[one.reason]} for one in refused])
     if not train:
         raise DataError(
-            f"no row came of {len(passages)} passages ({_why(refused, unread)}); ask a larger model with "
-            "--endpoint, or see refused.jsonl"
+            f"no row came of {len(passages)} passages ({_why(refused, unread)}); what was written lies in "
+            f"{'answers.jsonl and ' if endpoint else ''}refused.jsonl; ask a larger model with --endpoint"
         )
     _write(out / "train.jsonl", [_told(row) for row in train])
     _write(out / "align.jsonl", [_told(row) for row in _few_wordings(train)])
     _write(out / "test.jsonl", [_told(row) for row in test])
-    _write(out / "refused.jsonl", [_told(one.row) | {"reason": REASONS[one.reason]} for one in refused])
     return QuestionsReport(
         passages=len(passages),
         train=len(train),
