@@ -13,7 +13,7 @@ from gag.corpus.asking import Endpoint
 from gag.corpus.build import build_corpus
 from gag.corpus.cloze import cloze_rows
 from gag.corpus.files import Cutting
-from gag.corpus.questions import make_questions
+from gag.corpus.questions import _lines, make_questions
 from gag.corpus.screening import Row, fault, screen, supported
 from gag.errors import BusyError, DataError, SettingsError
 from gag.project.rows import read_examples
@@ -80,6 +80,15 @@ def test_an_endpoint_that_stumbles_is_asked_again(corpus: Path, fake, tmp_path: 
     report = make_questions(corpus, tmp_path / "data", Endpoint(fake.url, "writer", together=1))
     assert len(fake.asked) == 15 and report.spent.asked == 12 and not report.spent.failed
     assert report.unread == 1 and report.train > 40  # half an answer gave the rows that are whole
+
+
+def test_pairs_of_lines_are_read_where_no_json_is() -> None:
+    text = "Sure!\n\n**Question 1:** What is brie?\n**Answer:** a cheese\n\n"
+    text += '2. Q: "Why is it soft?"\n\nA: of the milk\n'
+    assert [(one["question"], one["answer"]) for one in _lines(text)] == [
+        ("What is brie?", "a cheese"), ("Why is it soft?", "of the milk"),
+    ]  # fmt: skip
+    assert not list(_lines("A question of Q and A."))
 
 
 def test_an_endpoint_that_is_gone_or_slow_is_said(corpus: Path, fake, tmp_path: Path) -> None:

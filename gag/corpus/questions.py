@@ -5,6 +5,7 @@ Documents are parted, not rows: none is in both files, and documents that say th
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +28,13 @@ KINDS = {
 }
 BOTH = "two passages"
 WORDINGS = 2  # of a fact, that train the projector
+_PAIR = re.compile(
+    r"""
+    ^\W*(?:\d+\W+)?Q(?:uestion)?\W*\d*\W*[:.)]\W*(?P<question>[^\n]+)\n+
+    \W*(?:\d+\W+)?A(?:nswer)?\W*\d*\W*[:.)]\s*(?P<answer>[^\n]+)
+    """,
+    re.MULTILINE | re.IGNORECASE | re.VERBOSE,
+)
 _ASK = """Below is a passage of a document. Write {count} questions on it with their answers.
 
 Each question must be understood by somebody who does not see the passage: it names what it asks about in \
@@ -168,7 +176,7 @@ def _ask(title: str, text: str, kinds: str, count: int, wordings: int) -> str:
 
 def _rows(answer: str, origin: list[dict[str, Any]]) -> Iterator[Row]:
     """Yield the rows of an answer, as many of them as are whole."""
-    for told in _objects(answer):
+    for told in list(_objects(answer)) or list(_lines(answer)):
         said = told.get("wordings") or told.get("questions") or told.get("question")
         wordings = [said] if isinstance(said, str) else said if isinstance(said, list) else []
         answered = told.get("answer")
@@ -198,6 +206,12 @@ def _objects(answer: str) -> Iterator[dict[str, Any]]:
                       and value and all(isinstance(one, dict) for one in value)), [found])  # fmt: skip
         yield from inner
         place = answer.find("{", end)
+
+
+def _lines(answer: str) -> Iterator[dict[str, Any]]:
+    """Find "Question: ..." and "Answer: ..." where no JSON was written, as small models do."""
+    for found in _PAIR.finditer(answer):
+        yield {"question": found["question"].strip(' *"'), "answer": found["answer"].strip(' *"')}
 
 
 def _linked(passages: list[dict[str, Any]]) -> dict[str, str]:
