@@ -628,7 +628,12 @@ def test_evaluations_of_one_name_share_no_folder_and_keep_their_results(tmp_path
     summary = (root / folders[0] / "summary.json").read_text()
     moved = evaluate(judged, run_name(judged, files[0], rows), rows).folder
     assert moved not in (*folders, again) and (root / folders[0] / "summary.json").read_text() == summary
-    assert (root / moved / "answers.jsonl").read_text() == before  # judged anew, not asked anew
+    told = [
+        [json.loads(line) | {"scores": None} for line in text.splitlines()]
+        for text in (before, (root / moved / "answers.jsonl").read_text())
+    ]
+    assert told[0] == told[1]  # judged anew, not asked anew
+    assert json.loads((root / moved / "answers.jsonl").read_text())["scores"]["routed"].keys() == {"exact"}
     for file, spoilt in (("inputs.json", "{"), ("inputs.json", "[]"), ("answers.jsonl", '{"id": "1"}\n')):
         kept = (root / folders[0] / file).read_text()
         (root / folders[0] / file).write_text(spoilt)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gag.errors import DataError, MismatchError
-from gag.evaluation.labelled import read_labelled
+from gag.evaluation.labelled import read_labelled, those_here
 from gag.project.domain import load_domain
 from gag.project.project import Project, load_project
 from gag.project.rows import digest, write_rows
@@ -80,7 +80,9 @@ def test_published_labels_map_to_domains(project: Project, tmp_path: Path, capsy
         "--json",
     ]
     code, _, err = run(capsys, monkeypatch, "router", "evaluate", *at)
-    assert code == 2 and "labels.jsonl:1 has label '0'" in err and "labels" in err
+    assert (
+        code == 2 and "no row belongs to general (they belong to '0', '1', '2')" in err and "`labels`" in err
+    )
     code, out, err = run(
         capsys,
         monkeypatch,
@@ -253,16 +255,27 @@ def _one(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "a?", "domain": "general", "id": "x"}, "same id 'x'"),
-        ({"question": "a?", "dataset_name": "popqa"}, "dataset_name 'popqa'"),
         ({"question": " ", "domain": "general"}, "not empty"),
         ({"question": "a?", "answer": 3, "domain": "general"}, "a text, or a list of texts"),
     ],
 )
-def test_rows_that_cannot_be_judged_are_refused(tmp_path: Path, row: dict, said: str) -> None:
+def test_rows_that_cannot_be_judged_are_set_aside(tmp_path: Path, capsys, row: dict, said: str) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"question": "b?", "domain": "general", "id": "x"}, row])
-    with pytest.raises(DataError, match=said):
-        read_labelled(tmp_path / "rows.jsonl", {})
+    assert [one.question for one in read_labelled(tmp_path / "rows.jsonl", {})] == ["b?"]
+    err = capsys.readouterr().err
+    assert "1 of 2 rows set aside: rows.jsonl:2" in err and said in err
+
+
+def test_a_label_that_is_mapped_to_nothing_is_a_domain_that_is_not_here(tmp_path: Path, capsys) -> None:
+    rows = [{"question": "a?", "label": 5}, {"question": "b?", "label": 1}, {"question": "c?", "label": 5}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    found = read_labelled(tmp_path / "rows.jsonl", {"1": "metals"})
+    assert [row.domain for row in found] == ["5", "metals", "5"]
+    assert [row.question for row in those_here(found, ["general", "metals"])] == ["b?"]
+    assert "2 of 3 rows are of domains that are not here: '5' (2)" in capsys.readouterr().err
+    write_rows(tmp_path / "twice.jsonl", [{"question": "a?", "id": 1}, {"question": "b?", "id": 1}])
+    with pytest.raises(DataError, match="same id '1'"):
+        read_labelled(tmp_path / "twice.jsonl", {})
 
 
 def test_rows_without_a_domain_are_refused(project: Project, tmp_path: Path, capsys, monkeypatch) -> None:

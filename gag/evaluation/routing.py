@@ -124,7 +124,11 @@ def banks_of(
     for row in rows:
         by_domain.setdefault(str(row.domain), {}).setdefault(row.question, row.group or row.question)
     if GENERAL not in by_domain:
-        raise DataError("no row belongs to general; the router needs some, with domain general")
+        named = ", ".join(map(repr, sorted(by_domain)))
+        raise DataError(
+            f"no row belongs to general (they belong to {named}); give some domain general, or map their "
+            "labels under `labels` in gag.yaml"
+        )
     return {
         name: build_bank(
             encode_questions(questions, encoder, settings, sample_size(name)), encoder.spec, settings

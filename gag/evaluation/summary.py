@@ -70,7 +70,7 @@ def scored(
     rows: Sequence[LabelledQuestion], answers: Sequence[AnsweredQuestion], scorer: Scorer, project: Project
 ) -> list[AnsweredQuestion]:
     """Score both routes of each row that has a gold answer, by the metrics of its data set."""
-    found = list(answers)
+    found = [replace(answer, scores={}) for answer in answers]  # others judged what is taken over
     for metric in {metric for row in rows for metric in _metrics(row, project)}:
         places = [i for i, row in enumerate(rows) if row.answers and metric in _metrics(row, project)]
         for route in ("routed", "oracle"):
