@@ -1,8 +1,8 @@
 """From a folder of invented documents to answers that name them, on the model of `make demo-real`.
 
 `gag init --from`, `gag build` and the engine behind `gag ask --sources`, without an endpoint: sentences
-become questions. Then the documents are asked, in wordings most of which no row has; an answer counts where the
-value is right, and the document where it is the first source. Takes about half an hour on two cores.
+become questions. Then the documents are asked, in wordings most of which no row has; an answer counts where
+the value is right, and the document where it is the first source. Takes about half an hour on two cores.
 """
 
 import random
