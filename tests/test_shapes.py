@@ -68,6 +68,8 @@ def test_every_kind_of_file_is_the_same_rows(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.json", "a.jsonl", "a.csv", "a.parquet"):
         assert pairs(tmp_path / name) == wanted, name
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=1)
+    assert [example.id for example in read_examples(tmp_path / "b.parquet")] == ["1", "2", "3"]
     (tmp_path / "cut.json").write_text("[" + json.dumps(rows[0]))
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
     for name in ("cut.json", "cut.parquet"):

@@ -81,7 +81,8 @@ def read_files(
     fresh: list[Source], cutting: Cutting, tokenizer: str | None
 ) -> Iterator[tuple[Source, FileFound]]:
     """Yield what each file gave, from several processes where that is worth their start."""
-    processes = min(len(os.sched_getaffinity(0)), len(fresh))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(allowed, len(fresh))
     if processes < 2 or sum(source.path.stat().st_size for source in fresh) < ALONE:
         reader = FileReader(cutting, tokenizer)
         yield from ((source, reader.read(source)) for source in fresh)

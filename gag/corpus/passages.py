@@ -24,6 +24,7 @@ _PERSONAL = {  # what is told of people
 }
 
 SMALL = 24  # tokens; a smaller piece joins the one before
+BETWEEN = 4  # tokens at most that stand between two pieces, which joined texts have too
 _HEADINGS = re.compile(r"(?:\s*#{1,6} [^\n]*(?:\n+|$))+")
 
 
@@ -81,7 +82,7 @@ class Splitter:
             if found:
                 begin, end, before = found[-1]
                 joins = is_headings(text[begin:end]) or (tokens < SMALL and not is_headings(piece))
-                if joins and before + tokens < self._most:
+                if joins and before + tokens + BETWEEN <= self._most:
                     found[-1] = begin, start + len(piece), before + tokens
                     continue
             found.append((start, start + len(piece), tokens))

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ KINDS = {
 }
 BOTH = "two passages"
 WORDINGS = 2  # of a fact, that train the projector
+GROUPS = 10  # at least: a tenth of them validates the projector
 _PAIR = re.compile(
     r"""
     ^\W*(?:\d+\W+)?Q(?:uestion)?\W*\d*\W*[:.)]\W*(?P<question>[^\n]+)\n+
@@ -118,6 +119,7 @@ def make_questions(
             f"no row came of {len(passages)} passages ({_why(refused, unread)}); what was written lies in "
             f"{'answers.jsonl and ' if endpoint else ''}refused.jsonl; ask a larger model with --endpoint"
         )
+    train = _grouped(train)
     _write(out / "train.jsonl", [_told(row) for row in train])
     _write(out / "align.jsonl", [_told(row) for row in _few_wordings(train)])
     _write(out / "test.jsonl", [_told(row) for row in test])
@@ -243,9 +245,16 @@ def _few_wordings(rows: list[Row]) -> list[Row]:
         counts[row.origin, row.answer] += 1
         if counts[row.origin, row.answer] <= WORDINGS:
             kept.append(row)
-    return (
-        kept if len(kept) < len(rows) or len(rows) < 2 else kept[:-1]
-    )  # equal files would be one for both stages
+    same = len(kept) == len(rows) > 1
+    return kept[:-1] if same else kept  # equal files would be one for both stages
+
+
+def _grouped(rows: list[Row]) -> list[Row]:
+    """Group rows by document, or where those are few by passage, or by answer, so that some can validate."""
+    for name in (lambda row: row.group, lambda row: row.origin[0], lambda row: row.answer):
+        if len({name(row) for row in rows}) >= GROUPS:
+            return [replace(row, group=name(row)) for row in rows]
+    return rows
 
 
 def _why(refused: list[Refused], unread: int) -> str:

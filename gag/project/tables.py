@@ -166,8 +166,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row | str]]:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path.name} is no whole Parquet file ({str(error).splitlines()[0]})") from error
-    for batch in table.to_batches():
-        yield from enumerate(batch.to_pylist(), 1)
+    yield from enumerate(table.to_pylist(), 1)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
