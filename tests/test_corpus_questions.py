@@ -131,8 +131,8 @@ def test_documents_that_say_the_same_stay_together(tmp_path: Path) -> None:
 def test_one_document_can_be_built_from(tmp_path: Path) -> None:
     text = "\n\n".join(one.document() for one in cheeses(20))
     (tmp_path / "wiki.md").write_text(text)
-    build_corpus([tmp_path / "wiki.md"], tmp_path / "corpus.jsonl", Cutting(tokens=150))
-    make_questions(tmp_path / "corpus.jsonl", tmp_path, None)
+    build_corpus([str(tmp_path / "wiki.md")], str(tmp_path / "corpus.jsonl"), Cutting(tokens=150))
+    make_questions(str(tmp_path / "corpus.jsonl"), str(tmp_path), None)
     assert not (tmp_path / "test.jsonl").read_text()
     groups = {example.group for example in read_examples(tmp_path / "align.jsonl")}
     assert len(groups) >= 10 and {row["document"] for row in read(tmp_path / "train.jsonl")} == {"wiki.md"}

@@ -7,7 +7,7 @@ off goes on from there, and the next one reads only what changed.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,10 @@ class CorpusReport:
 
 
 def build_corpus(
-    inputs: list[Path], out: Path, cutting: Cutting, tokenizer: Callable[[], str | None] = lambda: None
+    inputs: Sequence[Path | str],
+    out: Path | str,
+    cutting: Cutting,
+    tokenizer: Callable[[], str | None] = lambda: None,
 ) -> CorpusReport:
     """Read files and folders of documents, clean them, cut them into passages, and write those.
 
@@ -72,7 +75,8 @@ def build_corpus(
         DataError: nothing under the inputs is a document.
     """
     started = time.monotonic()
-    sources, unread = find_sources(inputs)
+    sources, unread = find_sources([Path(given) for given in inputs])
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     state = out.with_suffix(".documents.jsonl")
     key = cutting.key

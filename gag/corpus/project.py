@@ -35,8 +35,8 @@ class Started:
 
 
 def start_project(
-    folder: Path,
-    documents: Path,
+    folder: Path | str,
+    documents: Path | str,
     base: str,
     expert: str,
     preset: str,
@@ -58,6 +58,7 @@ def start_project(
         SettingsError: a project is there already, or a model cannot be loaded.
         DataError: nothing there is a document, or no question came of it.
     """
+    folder, documents = Path(folder), Path(documents)
     if (folder / PROJECT_FILE).exists():
         raise SettingsError(f"{folder / PROJECT_FILE} is already there; edit it, or choose another folder")
     name = check_name(domain) if domain else _name(documents)

@@ -77,8 +77,8 @@ class QuestionsReport:
 
 
 def make_questions(
-    corpus: Path,
-    out: Path,
+    corpus: Path | str,
+    out: Path | str,
     endpoint: Endpoint | None,
     per_passage: int = 3,
     wordings: int = 2,
@@ -99,6 +99,7 @@ def make_questions(
     Raises:
         DataError: the corpus holds no passage, or no row came of it.
     """
+    corpus, out = Path(corpus), Path(out)
     passages = _passages(corpus)
     texts = {passage["id"]: passage["text"] for passage in passages}
     if endpoint:
