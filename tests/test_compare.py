@@ -17,7 +17,7 @@ from gag.evaluation.costs import STAGES, Resident, build_cost
 from gag.evaluation.intervals import Estimate, Interval
 from gag.evaluation.methods import METHODS, retrieval_named
 from gag.evaluation.report import best_retrieval, slice_verdicts, verdict
-from gag.evaluation.retrieval import bm25, dense, late_interaction, rewritten
+from gag.evaluation.retrieval import PlainStates, bm25, dense, late_interaction, rewritten
 from gag.evaluation.tuned import prefix_rows, train_prefix, tune_base, tuned_base
 from gag.project.domain import ModelFacts
 from gag.project.hyperparameters import ReadoutSettings
@@ -26,6 +26,7 @@ from gag.project.project import Project, load_project
 from gag.project.rows import Passage
 from gag.project.settings import DecodingSettings
 from tests.test_cli import run
+from tests.test_late import checkpoint
 
 OWN = ("evaluation.bertscore=expert", "evaluation.similarity=expert", "evaluation.metrics={'*': [contains]}")
 RICH = "{rich: {readout: {layers: [-1, 1], slots: 2}, align: {projector: gated_residual}}}"
@@ -51,8 +52,15 @@ PASSAGES = [
 def compared(built: Path, tmp_path_factory) -> tuple[Project, dict]:
     root = tmp_path_factory.mktemp("compare") / "copy"
     shutil.copytree(built, root)
+    checkpoint(root / "colbert")
     project = load_project(
-        root, (*OWN, "general.test=data/general-test.jsonl", f"evaluation.variants={RICH}")
+        root,
+        (
+            *OWN,
+            "evaluation.colbert=colbert",
+            "general.test=data/general-test.jsonl",
+            f"evaluation.variants={RICH}",
+        ),
     )
     (root / "data" / "general-test.jsonl").write_text('{"question": "What is 3 plus 3?", "answer": "6"}\n')
     for peak, stage in enumerate(STAGES, 5):
@@ -193,7 +201,9 @@ def comparison(lead: Estimate) -> Comparison:
     }
     hard = SliceFigures(5, {"gag": 0.8, "bm25-1": 0.2, "bm25-9": 0.1}, {"bm25-1": 0.6})
     model = ModelFacts(model="m", revision=None, fingerprint="f", width=8, known=())
-    facts = Provenance(model, model, ReadoutSettings(), "mlp", {}, "today", DecodingSettings(), 9, "expert")
+    facts = Provenance(
+        model, model, ReadoutSettings(), "mlp", {}, "today", DecodingSettings(), 9, "expert", None
+    )
     return Comparison(
         domain="metals",
         metric="contains",
@@ -271,7 +281,8 @@ def test_retrieval_finds_what_shares_words_or_states(expert) -> None:
             )
 
     assert dense(PASSAGES, Letters())(["1 plus 1", "fern"], 1) == [[2], [1]]  # pyright: ignore
-    late = late_interaction(PASSAGES, BackboneStates(expert))
+    late, taken = late_interaction(PASSAGES, PlainStates(BackboneStates(expert)))
+    assert taken < 4 * sum(len(expert.prompts.text(p.text)) for p in PASSAGES) * expert.width
     assert late(["What is tin?"], 3)[0][0] == 0 and len(late(["x"], 9)[0]) == 3
 
 
@@ -293,6 +304,10 @@ def test_what_cannot_be_compared_is_one_line(project: Project, capsys, monkeypat
     at = ("--project", str(project.root))
     assert (
         "no method 'bm25-0'" in run(capsys, monkeypatch, "compare", "metals", "--methods", "bm25-0", *at)[2]
+    )
+    assert (
+        "evaluation.colbert"
+        in run(capsys, monkeypatch, "compare", "metals", "--methods", "colbert-2", *at)[2]
     )
     assert "no method 'magic'" in run(capsys, monkeypatch, "compare", "metals", "--methods", "magic", *at)[2]
     assert "name a domain (present: metals, plants)" in run(capsys, monkeypatch, "compare", *at)[2]

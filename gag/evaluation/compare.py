@@ -62,6 +62,8 @@ def run_comparison(
     chosen = names or [name for name in methods if not quick or name not in variants]
     if unknown := [name for name in chosen if name not in methods and not retrieval_named(name)]:
         raise SettingsError(f"no method {unknown[0]!r}; --methods takes {', '.join(methods)}")
+    if "colbert" in map(kind_of, chosen) and "colbert" not in methods:
+        raise SettingsError("colbert: name a ColBERT checkpoint in gag.yaml, as evaluation.colbert")
     others = [project.under(name) for name in chosen if name in variants]
     with locked(project.root / "runs"):
         for other in others:
@@ -195,6 +197,7 @@ def _provenance(project: Project, gag: LocalGAG, domain: str) -> Provenance:
         decoding=project.settings.decoding,
         passages=len(passages_of(project, domain)),
         dense_encoder=project.settings.evaluation.similarity,
+        colbert=project.settings.evaluation.colbert,
     )
 
 

@@ -60,6 +60,7 @@ class Provenance:
     decoding: DecodingSettings
     passages: int
     dense_encoder: str
+    colbert: str | None
     late_interaction: str = "the expert backbone's last states"
 
     def as_json(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Provenance:
             "passages": self.passages,
             "dense encoder": self.dense_encoder,
             "late interaction": self.late_interaction,
+            **({"ColBERT": self.colbert} if self.colbert else {}),
         }
 
 

@@ -21,8 +21,18 @@ from gag.evaluation.answers import (
     zeroed,
 )
 from gag.evaluation.bertscore import BackboneStates
+from gag.evaluation.colbert import ColBERT
 from gag.evaluation.costs import NOTHING, Cost, build_cost
-from gag.evaluation.retrieval import QUICK_TOP, TOP, Retriever, bm25, dense, late_interaction, rewritten
+from gag.evaluation.retrieval import (
+    QUICK_TOP,
+    TOP,
+    PlainStates,
+    Retriever,
+    bm25,
+    dense,
+    late_interaction,
+    rewritten,
+)
 from gag.evaluation.scoring import similarity_encoder
 from gag.evaluation.tuned import Baseline, answer_budget, prefix_rows, train_prefix, tune_base, tuned_base
 from gag.project.artifacts import folder_bytes, read_manifest
@@ -47,6 +57,7 @@ RETRIEVAL = {
     "rewritten": "BM25, query rewritten once",
     "dense": "dense retrieval",
     "late": "late interaction",
+    "colbert": "ColBERT",  # where evaluation.colbert names one
 }
 TUNED = {"lora": "base tuned with LoRA", "prefix": "trained prefix"}
 METHODS = BASE_AND_GAG | CONTROLS | EXPERT | RETRIEVAL | TUNED  # and a project's variants of GAG
@@ -78,7 +89,8 @@ def known_methods(project: Project) -> dict[str, str]:
         )
     chosen = project.settings.readout.select, project.settings.align.projector
     salient = SALIENT if chosen == ("salient", "residual") else {}
-    return BASE_AND_GAG | salient | variants | CONTROLS | EXPERT | RETRIEVAL | TUNED
+    retrieval = {name: label for name, label in RETRIEVAL.items() if _can_retrieve(project, name)}
+    return BASE_AND_GAG | salient | variants | CONTROLS | EXPERT | retrieval | TUNED
 
 
 def methods_of(
@@ -109,6 +121,10 @@ def retrieval_named(name: str) -> tuple[str, int | None] | None:
     if kind not in RETRIEVAL or (dash and not (count.isdecimal() and int(count))):
         return None
     return kind, int(count) if count else None
+
+
+def _can_retrieve(project: Project, kind: str) -> bool:
+    return kind != "colbert" or project.settings.evaluation.colbert is not None
 
 
 def passages_of(project: Project, domain: str) -> list[Passage]:
@@ -211,6 +227,8 @@ def _retrieval(
     started = time.monotonic()
     retriever, disk = _retriever(project, gag, name, passages)
     cost = Cost(round(time.monotonic() - started, 2), None, disk)
+    chosen = project.settings.evaluation
+    encoders = {"dense": chosen.similarity, "colbert": chosen.colbert}
     for count in top:
         if count > len(passages):
             return
@@ -220,7 +238,7 @@ def _retrieval(
             label=f"{METHODS[name]} top {count}",
             answer=lambda q, new, context=context: with_text(gag, domain, q, context(q), new),
             cost=cost,
-            made_from=(project.settings.evaluation.similarity, *(passage.text for passage in passages)),
+            made_from=(encoders.get(name) or "", *(passage.text for passage in passages)),
             context=context,
         )
 
@@ -231,16 +249,21 @@ def _context(retriever: Retriever, passages: list[Passage], count: int) -> Calla
 
 
 def _retriever(project: Project, gag: LocalGAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
-    """Build an index -> (its search, its bytes with the texts); the expert backbone does late interaction."""
+    """Build an index -> (its search, its bytes with the texts)."""
     text = sum(len(p.text.encode()) for p in passages)
     if name in ("bm25", "rewritten"):
         return (bm25(passages) if name == "bm25" else rewritten(passages)), text
-    encoder = similarity_encoder(gag, project.settings.router.max_tokens)
     if name == "dense":
+        encoder = similarity_encoder(gag, project.settings.router.max_tokens)
         return dense(passages, encoder), text + 4 * len(passages) * encoder.spec.width
-    backbone = gag.experts.backbone
-    tokens = sum(len(backbone.prompts.text(p.text)) for p in passages)
-    return late_interaction(passages, BackboneStates(backbone)), text + 4 * tokens * backbone.width
+    checkpoint = project.settings.evaluation.colbert
+    late = (
+        ColBERT(str(checkpoint), project.root)
+        if name == "colbert"
+        else PlainStates(BackboneStates(gag.experts.backbone))
+    )
+    search, index = late_interaction(passages, late)
+    return search, text + index
 
 
 def _lora(project: Project, domain: str, built: Baseline) -> Method:

@@ -1,11 +1,13 @@
 """Retrieval over a domain's passages: BM25, also with a rewritten query, dense vectors, late interaction."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
 from gag.engine.sources import scorer
-from gag.evaluation.bertscore import Pieces, TokenStates
+from gag.evaluation.bertscore import TokenStates
+from gag.evaluation.token_index import TokenIndex
 from gag.project.rows import Passage
 from gag.project.words import tokens
 from gag.routing.query_encoder import QueryEncoder
@@ -56,21 +58,40 @@ def dense(passages: list[Passage], encoder: QueryEncoder) -> Retriever:
     return retrieve
 
 
-def late_interaction(passages: list[Passage], encoder: TokenStates) -> Retriever:
-    """Index passages by their token states; each of a question's takes its best match (ColBERT's MaxSim)."""
-    rows = [_joined(pieces) for pieces in encoder.pieces([p.text for p in passages])]
-    index, sizes = torch.cat(rows), torch.tensor([len(row) for row in rows])  # [all tokens, D]
+class LateEncoder(Protocol):
+    """What turns questions and passages into the unit states of their tokens, [T, D] of each."""
+
+    def questions(self, texts: list[str]) -> list[torch.Tensor]:
+        """Encode questions."""
+        ...
+
+    def passages(self, texts: list[str]) -> list[torch.Tensor]:
+        """Encode passages."""
+        ...
+
+
+class PlainStates:
+    """Token states that know no difference between questions and passages."""
+
+    def __init__(self, encoder: TokenStates):
+        self._encoder = encoder
+
+    def questions(self, texts: list[str]) -> list[torch.Tensor]:
+        """Encode texts."""
+        return [torch.cat([piece.states for piece in pieces]) for pieces in self._encoder.pieces(texts)]
+
+    passages = questions
+
+
+def late_interaction(passages: list[Passage], encoder: LateEncoder) -> tuple[Retriever, int]:
+    """Index passages by their token states; each of a question's takes its best match (ColBERT's MaxSim).
+
+    Returns:
+        the search, and the bytes of the index.
+    """
+    index = TokenIndex([passage.text for passage in passages], encoder.passages)
 
     def retrieve(questions: Sequence[str], count: int) -> Ranking:
-        found = []
-        for pieces in encoder.pieces(list(questions)):
-            cosines = index @ _joined(pieces).T  # [all tokens, Q]
-            best = torch.segment_reduce(cosines, "max", lengths=sizes, axis=0).sum(1)  # [N]
-            found.append(best.topk(min(count, len(passages))).indices.tolist())
-        return found
+        return [index.search(states, count) for states in encoder.questions(list(questions))]
 
-    return retrieve
-
-
-def _joined(pieces: list[Pieces]) -> torch.Tensor:
-    return torch.cat([piece.states for piece in pieces])
+    return retrieve, index.bytes

@@ -36,6 +36,9 @@ class EvaluationSettings(Settings):
         "sentence-transformers/all-mpnet-base-v2",
         description="sentence encoder; expert: the expert backbone's mean",
     )
+    colbert: str | None = result(
+        None, description="ColBERT checkpoint of `gag compare`, an id or a folder (default: no such method)"
+    )
     variants: dict[str, VariantSettings] = Field(
         default={},
         description="other versions of GAG for `gag compare`, by name: readout and align where they differ",

@@ -140,7 +140,7 @@ class SentenceEncoder:
     def __init__(self, settings: RouterSettings, root: Path):
         chosen = settings.encoder
         try:
-            from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+            from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise MissingExtraError(
                 f"the encoder {chosen.model} needs sentence-transformers; run `pip install 'gag[eval]'`"
