@@ -33,7 +33,7 @@ from gag.pocket.trade import ANSWER_PROMPT, EXPERT_PROMPT, make_trade
 from gag.pocket.world import Fact
 from gag.pocket.write_trade import FACT_TOKENS, take_model
 from gag.project.hyperparameters import ReadoutSettings
-from gag.project.settings import ModelSettings
+from gag.project.settings import ModelSettings, PromptSettings
 from gag.project.words import common_words
 from gag.projection.injection import inject
 from gag.readout.salient import Word, fitting, rank_words
@@ -104,11 +104,11 @@ def answer(model: Backbone, asked: list[Asked], rule: str, slots: int) -> list[b
     if rule == "text":
         texts = [prompts.decode(one.ids) for one in asked]
         rows = [
-            model.embed(prompts.with_text(one.question, ANSWER_PROMPT, text))
+            model.embed(prompts.with_text(one.question, PromptSettings(answer=ANSWER_PROMPT), text))
             for one, text in zip(asked, texts, strict=True)
         ]
     else:
-        around = [prompts.with_knowledge(one.question, ANSWER_PROMPT) for one in asked]
+        around = [prompts.with_knowledge(one.question, PromptSettings(answer=ANSWER_PROMPT)) for one in asked]
         vectors = chosen_vectors(model, asked, rule, slots)
         rows = [inject(model, each, own) for each, own in zip(around, vectors, strict=True)]
     written = generate(model, [Request(row, FACT_TOKENS) for row in rows])

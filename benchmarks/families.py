@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.harness import options, report
 from gag.errors import GagError
 from gag.models.loading import load_backbone
-from gag.project.settings import ModelSettings
+from gag.project.settings import ModelSettings, PromptSettings
 from gag.projection.alignment import Reader, Row
 from tools.families.checks import ANSWERS, QUESTIONS
 from tools.families.shapes import FAMILIES, WRAPPERS, write_model
@@ -34,7 +34,10 @@ def main() -> None:
                 wrong += family not in REFUSED
                 lines.append(f"{family}: {error}")
                 continue
-            prompts = [base.prompts.with_knowledge(question, "Answer.") for question in QUESTIONS]
+            prompts = [
+                base.prompts.with_knowledge(question, PromptSettings(answer="Answer."))
+                for question in QUESTIONS
+            ]
             rows = [Row(p, base.prompts.answer(a), []) for p, a in zip(prompts, ANSWERS, strict=True)]
             whole += Reader(base, rows)._whole and not base.recurrent
     figures = {"wrongly_refused": float(wrong), "shared_openings_given_up": float(whole)}

@@ -13,6 +13,7 @@ from gag.errors import DataError, MismatchError
 from gag.models.backbone import Backbone, weights_hash
 from gag.project.hyperparameters import AlignSettings
 from gag.project.run import Run
+from gag.project.settings import PromptSettings
 from gag.projection.alignment import Reader, Row, Split
 from gag.projection.injection import inject
 from gag.projection.losses import diversity_loss, label_loss, semantic_loss
@@ -24,12 +25,18 @@ QUESTIONS = ["What is tin?", "Which metal is added to the bed of Kreluvax?", "Wh
 ANSWERS = ["gold", "pale violet", "two hundred small drops", "copper"]
 TEXTS = ["Tin is gold.", "", "Two hundred small drops, and again two hundred small drops.", "copper"]
 
+TELL = PromptSettings(answer="Tell.")
+
 
 @pytest.fixture
 def rows(base: Backbone) -> list[Row]:
     prompts = base.prompts
     return [
-        Row(prompts.with_knowledge(q, "Tell."), prompts.answer(a), prompts.with_text(q, "Tell.", t))
+        Row(
+            prompts.with_knowledge(q, TELL),
+            prompts.answer(a),
+            prompts.with_text(q, TELL, t),
+        )
         for q, a, t in zip(QUESTIONS, ANSWERS, TEXTS, strict=True)
     ]
 

@@ -24,7 +24,7 @@ from gag.project.hyperparameters import ReadoutSettings
 from gag.project.memory import peak_bytes
 from gag.project.project import Project, load_project
 from gag.project.rows import Passage
-from gag.project.settings import DecodingSettings
+from gag.project.settings import DecodingSettings, PromptSettings
 from tests.test_cli import run
 from tests.test_late import checkpoint
 
@@ -291,8 +291,9 @@ def test_baselines_are_trained_once_and_the_prefix_learns(compared) -> None:
     base = GAG.open(project).base
     built = train_prefix(project, "metals", base, quick=True)
     assert built == train_prefix(project, "metals", base, quick=True) and set(built.chosen_by) == {"0.003"}
-    rows = prefix_rows(base, built, ["What is in metals number 2?"], "Tell.")
-    assert len(rows[0]) == len(base.prompts.with_text("What is in metals number 2?", "Tell.", "")) + 16
+    rows = prefix_rows(base, built, ["What is in metals number 2?"], PromptSettings(answer="Tell."))
+    bare = base.prompts.with_text("What is in metals number 2?", PromptSettings(answer="Tell."), "")
+    assert len(rows[0]) == len(bare) + 16
     tuned = tune_base(project, "metals", base, quick=True)
     assert tuned == tune_base(project, "metals", base, quick=True)
     one, other = tuned_base(project, tuned), base

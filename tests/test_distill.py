@@ -12,6 +12,7 @@ from gag.models.loading import load_backbone
 from gag.project.artifacts import read_manifest
 from gag.project.project import Project, load_project
 from gag.project.rows import read_rows, write_rows
+from gag.project.settings import PromptSettings
 from gag.readout.store import read_store
 from gag.stages import adapt, align, build, readouts
 from tests.conftest import write_tiny_project
@@ -57,7 +58,7 @@ def test_rows_without_an_answer_learn_the_bases_own_from_the_text(
         if example.answers:
             assert row.answer == base.prompts.answer(example.answers[0])
             continue
-        ids = torch.tensor([base.prompts.with_text(example.question, "Tell.", text)])
+        ids = torch.tensor([base.prompts.with_text(example.question, PromptSettings(answer="Tell."), text)])
         written = base.model.generate(
             ids, max_new_tokens=4, do_sample=False, eos_token_id=base.prompts.end, pad_token_id=0
         )

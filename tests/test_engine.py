@@ -20,7 +20,7 @@ from gag.models.language_model import Request, generate
 from gag.models.loading import load_backbone
 from gag.project.project import Project, load_project
 from gag.project.rows import Example
-from gag.project.settings import GENERAL
+from gag.project.settings import GENERAL, PromptSettings
 from gag.projection.injection import inject
 from gag.routing.state import load_router
 from tests.conftest import make_model
@@ -67,7 +67,7 @@ def test_a_forced_domain_skips_the_router(gag: ProjectGAG) -> None:
 
 def test_one_vector_stands_where_the_knowledge_was(gag: ProjectGAG) -> None:
     known = gag.read(QUESTIONS[:1], "metals")[0]
-    prompt = gag.base.prompts.with_knowledge(QUESTIONS[0], "Tell.")
+    prompt = gag.base.prompts.with_knowledge(QUESTIONS[0], PromptSettings(answer="Tell."))
     row = gag.prompt(QUESTIONS[0], "metals", known)
     assert known.vectors.shape == (1, gag.base.width)
     assert torch.equal(row[len(prompt.before)], known.vectors[0])
@@ -76,7 +76,7 @@ def test_one_vector_stands_where_the_knowledge_was(gag: ProjectGAG) -> None:
 
 
 def test_a_tokens_own_embedding_is_the_token(gag: ProjectGAG) -> None:
-    prompt = gag.base.prompts.with_knowledge("Why?", "Tell.")
+    prompt = gag.base.prompts.with_knowledge("Why?", PromptSettings(answer="Tell."))
     ids = gag.base.prompts.text("copper")
     assert torch.equal(
         inject(gag.base, prompt, gag.base.embed(ids)), gag.base.embed(prompt.before + ids + prompt.after)
@@ -228,7 +228,7 @@ def test_a_domain_with_another_encoder_limit_is_refused(project: Project) -> Non
 
 @given(st.text().filter(str.strip), st.text().filter(str.strip), st.integers(1, 5))
 def test_injection_keeps_every_token_in_place(gag: GAG, question: str, instruction: str, slots: int) -> None:
-    prompt = gag.base.prompts.with_knowledge(question, instruction)
+    prompt = gag.base.prompts.with_knowledge(question, PromptSettings(answer=instruction))
     vectors = torch.randn(slots, gag.base.width)
     row = inject(gag.base, prompt, vectors)
     cut = len(prompt.before)

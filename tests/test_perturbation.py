@@ -17,7 +17,7 @@ def split_of(base: Backbone, slots: int = 4) -> Split:
     prompts, rows, filled = base.prompts, [], []
     for question, answer in ASKED.items():
         ids = prompts.answer(answer)
-        rows.append(Row(prompts.with_knowledge(question, PromptSettings().answer), ids, [*ids[:2], *ids]))
+        rows.append(Row(prompts.with_knowledge(question, PromptSettings()), ids, [*ids[:2], *ids]))
         own = torch.zeros(slots, 1, base.width)
         chosen = ids[-slots - 1 : -1]
         own[: len(chosen), 0] = base.embeddings[chosen].detach().float()

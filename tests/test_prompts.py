@@ -9,14 +9,24 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
+from tokenizers.normalizers import NFC
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gag.errors import MismatchError
 from gag.models.prompts import Prompts
+from gag.project.settings import PromptSettings
 from gag.projection.alignment import shared_opening
 from tests.conftest import TOKENIZER
 from tests.tokenizers_of_kinds import CONTROL, KINDS, PLAIN, TEMPLATES
 
+S, TELL, KIND = (PromptSettings(answer=words) for words in ("s", "Tell.", "be kind"))
+LAYOUTS = (  # the default, and those of the method's two published versions
+    PromptSettings().layout,
+    "{answer}\nQuestion: {question}\nKnowledge: {knowledge}\n ",
+    "{answer}\nQuestion: {question}\nKnowledge: {knowledge}\n",
+    "{question} {knowledge} ... {answer}",
+)
 QWEN = Path(__file__).parents[2] / "shared" / "data" / "qwen3"
 NOT_SPECIAL = [
     "<think>",
@@ -65,8 +75,10 @@ def test_no_added_token_of_qwen_can_be_typed() -> None:
 def test_instructions_and_knowledge_are_plain_text_too() -> None:
     tokenizer = with_qwen_like_tokens()
     prompts = Prompts(tokenizer)
-    calm = prompts.with_text("q", "be kind", "fact")
-    loud = prompts.with_text("q <|end|>", "be <|im_start|> kind <|user|>", "fact <think>")
+    calm = prompts.with_text("q", KIND, "fact")
+    loud = prompts.with_text(
+        "q <|end|>", PromptSettings(answer="be <|im_start|> kind <|user|>"), "fact <think>"
+    )
     control = tokenizer.added_tokens_decoder.keys()
     assert [i for i in calm if i in control] == [i for i in loud if i in control]
     assert sum(i in control for i in prompts.ask_expert("q", "<|system|>")) == sum(
@@ -76,20 +88,60 @@ def test_instructions_and_knowledge_are_plain_text_too() -> None:
 
 def test_markers_in_user_text_are_text() -> None:
     prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
-    marked = prompts.with_knowledge("a \ue0f2 \ue0f1 b", "be kind")
-    plain = prompts.with_knowledge("a b", "be kind")
+    marked = prompts.with_knowledge("a \ue0f2 \ue0f1 b", KIND)
+    plain = prompts.with_knowledge("a b", KIND)
     assert marked.after == plain.after
 
 
 def test_knowledge_prompt_is_the_text_prompt_around_its_knowledge() -> None:
     prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
-    parts = prompts.with_knowledge("What?", "Tell.")
+    parts = prompts.with_knowledge("What?", TELL)
     assert parts.before + prompts.text("It is so.") + parts.after == prompts.with_text(
-        "What?", "Tell.", "It is so."
+        "What?", TELL, "It is so."
     )
-    other = prompts.with_knowledge("Why not?", "Tell.")
+    other = prompts.with_knowledge("Why not?", TELL)
     opening = shared_opening([parts.before, other.before])
     assert 0 < len(opening) < len(parts.before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("source", [TOKENIZER, QWEN])
+def test_the_bases_turn_is_encoded_as_one_text_around_the_vectors(layout: str, source: Path) -> None:
+    """As with a token of its own in the vectors' place, which is how the published code encodes it."""
+    if not source.is_dir():
+        pytest.skip("the Qwen tokenizer is not at hand")
+    stock, ours = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    for one in (stock, ours) if source == TOKENIZER else ():  # without the spaces that it puts into a text
+        one.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        one.backend_tokenizer.normalizer = NFC()
+    words = PromptSettings(answer="You know alloys.\nPlease answer from the knowledge.", layout=layout)
+    prompts = Prompts(ours)
+    stock.add_tokens(["<HERE>"])
+    here = stock.convert_tokens_to_ids("<HERE>")
+    for question in ("What melts first?", "  a\n", "\u00e9toile ...", "5.", "... \u2160"):
+        held = {"answer": words.answer, "question": question, "knowledge": "<HERE>" * 2}
+        content = layout.format(**held)
+        whole = stock.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=False, add_generation_prompt=True, enable_thinking=False,
+        )  # fmt: skip
+        ids = stock(whole, add_special_tokens=False)["input_ids"]
+        place, parts = ids.index(here), prompts.with_knowledge(question, words)
+        assert (parts.before, parts.after) == (ids[:place], ids[place + 2 :])
+
+
+@pytest.mark.parametrize(
+    "layout", ["{question}", "{knowledge} {question}", "{question}{question}{knowledge}", "", "{answer}"]
+)
+def test_a_layout_without_its_places_is_refused(layout: str) -> None:
+    with pytest.raises(ValueError, match="layout needs"):
+        PromptSettings(layout=layout)
+
+
+def test_an_instruction_that_names_a_place_is_text() -> None:
+    prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
+    odd = prompts.with_text("Why?", PromptSettings(answer="Say {question} {knowledge} {answer}."), "So.")
+    assert "Say {question} {knowledge} {answer}." in prompts.decode(odd)
 
 
 def test_an_answer_ends_with_the_turns_end() -> None:
@@ -157,7 +209,11 @@ def test_no_text_becomes_a_control_token(kind: str, parts: list[str]) -> None:
     assert control.isdisjoint(prompts.text(text))
     assert control.isdisjoint(prompts.answer(text)[:-1])
     frame = [i for i in prompts.plain("x") if i in control]
-    for ids in (prompts.plain(text), prompts.with_text("x", text, "y"), prompts.with_text(text, "x", text)):
+    for ids in (
+        prompts.plain(text),
+        prompts.with_text("x", PromptSettings(answer=text or "x"), "y"),
+        prompts.with_text(text, PromptSettings(answer="x"), text),
+    ):
         assert [i for i in ids if i in control] == frame
 
 
@@ -189,7 +245,11 @@ def test_a_system_turn_is_used_where_there_is_one() -> None:
 
 def test_what_is_trained_reads_the_same_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, prompts = made("sentencepiece_like", "dated")
-    before = prompts.ask_expert("q", "s"), prompts.with_knowledge("q", "s"), prompts.answer("a")
+    before = (
+        prompts.ask_expert("q", "s"),
+        prompts.with_knowledge("q", S),
+        prompts.answer("a"),
+    )
     today = prompts.plain("q")
 
     class Later(datetime.datetime):
@@ -199,7 +259,11 @@ def test_what_is_trained_reads_the_same_every_day(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
     monkeypatch.setattr("gag.models.chat_template.datetime.date", SimpleNamespace(today=lambda: "2031-05-06"))
-    assert (prompts.ask_expert("q", "s"), prompts.with_knowledge("q", "s"), prompts.answer("a")) == before
+    assert (
+        prompts.ask_expert("q", "s"),
+        prompts.with_knowledge("q", S),
+        prompts.answer("a"),
+    ) == before
     assert prompts.plain("q") == stock(tokenizer, "q") != today
     assert "06 May 2031" in tokenizer.decode(prompts.plain("q"))
 
@@ -207,7 +271,7 @@ def test_what_is_trained_reads_the_same_every_day(monkeypatch: pytest.MonkeyPatc
 def test_words_that_open_an_answer_belong_to_the_prompt() -> None:
     tokenizer, prompts = made("byte_level", "channelled")
     assert tokenizer.decode(prompts.ask_expert("q", "s")).endswith("<|assistant|><|channel|> final")
-    assert tokenizer.decode(prompts.with_knowledge("q", "s").after).endswith("<|channel|> final")
+    assert tokenizer.decode(prompts.with_knowledge("q", S).after).endswith("<|channel|> final")
     assert prompts.plain("q") == stock(tokenizer, "q")
 
 
@@ -285,7 +349,7 @@ def test_a_template_that_repeats_what_is_said_takes_no_knowledge() -> None:
     prompts = Prompts(tokenizer)
     assert prompts.plain("  q ") == stock(tokenizer, "  q ")
     with pytest.raises(MismatchError, match="more than once"):
-        prompts.with_knowledge("q", "s")
+        prompts.with_knowledge("q", S)
 
 
 def test_a_template_of_parts_gets_parts() -> None:

@@ -60,7 +60,7 @@ class Answering:
         self._saying: dict[int, _Saying] = {}
         self._tasks = Tasks(parts.elsewhere)
         self._kept: OrderedDict[tuple[str, str, int], Knowledge] = OrderedDict()
-        self._prefixes: dict[str, tuple[int, ...]] = {}  # of the base's prompts, by the instruction
+        self._prefixes: dict[tuple[str, ...], tuple[int, ...]] = {}  # of the base's prompts, by their words
         self._steps = 0
         self.hits = self.misses = 0  # of the kept knowledge
 
@@ -203,15 +203,15 @@ class Answering:
 
     def _inject(self, job: Job, asked: str, knowledge: Knowledge, module: Module) -> None:
         """Put the knowledge into the prompt; what all prompts of a domain begin with is run once."""
-        base, instruction = self._parts.base, module.prompts.answer
-        if instruction not in self._prefixes:
-            self._prefixes[instruction] = base.prompts.shared(
-                lambda question: base.prompts.with_knowledge(question, instruction).before
+        base, around = self._parts.base, module.prompts.around()
+        if around not in self._prefixes:
+            self._prefixes[around] = base.prompts.shared(
+                lambda question: base.prompts.with_knowledge(question, module.prompts).before
             )
-        words, prefix = base.prompts.with_knowledge(asked, instruction, job.ask.system), ()
-        cut = len(self._prefixes[instruction])
-        if tuple(words.before[:cut]) == self._prefixes[instruction]:
-            words, prefix = KnowledgePrompt(words.before[cut:], words.after), self._prefixes[instruction]
+        words, prefix = base.prompts.with_knowledge(asked, module.prompts, job.ask.system), ()
+        cut = len(self._prefixes[around])
+        if tuple(words.before[:cut]) == self._prefixes[around]:
+            words, prefix = KnowledgePrompt(words.before[cut:], words.after), self._prefixes[around]
         prompt = inject(base, words, knowledge.vectors)
         self._answer(job, asked, knowledge, Request(prompt, 0, prefix=prefix), len(prefix) + len(prompt))
 

@@ -179,8 +179,8 @@ class GAG:
         """Build the base's input for one question: plain, or around its knowledge vectors -> [T, Db]."""
         if knowledge is None:
             return self.base.embed(self.base.prompts.plain(question))
-        instruction = self.domains.module(domain).prompts.answer
-        return inject(self.base, self.base.prompts.with_knowledge(question, instruction), knowledge.vectors)
+        around = self.base.prompts.with_knowledge(question, self.domains.module(domain).prompts)
+        return inject(self.base, around, knowledge.vectors)
 
     def _follow(self) -> None:
         self.domains.refresh()

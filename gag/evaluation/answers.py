@@ -90,10 +90,9 @@ def with_text(
     gag: ProjectGAG, domain: str, questions: list[str], texts: list[str], max_new_tokens: int | None = None
 ) -> MethodResult:
     """Let the base answer with knowledge as text in the place of the vectors."""
-    prompts, instruction = gag.base.prompts, gag.domains.facts(domain).prompts.answer
+    prompts, words = gag.base.prompts, gag.domains.facts(domain).prompts
     rows = [
-        gag.base.embed(prompts.with_text(q, instruction, text))
-        for q, text in zip(questions, texts, strict=True)
+        gag.base.embed(prompts.with_text(q, words, text)) for q, text in zip(questions, texts, strict=True)
     ]
     return answered(gag, rows, [len(prompts.text(text)) for text in texts], max_new_tokens)
 

@@ -279,11 +279,11 @@ def _lora(project: Project, domain: str, built: Baseline) -> Method:
 
 def _prefix(project: Project, gag: LocalGAG, domain: str, built: Baseline) -> Method:
     """Answer with a trained prefix in the place of the vectors."""
-    instruction = project.described(domain).prompts.answer
+    words = project.described(domain).prompts
 
     def answer(questions: list[str], new: int | None) -> MethodResult:
-        rows = prefix_rows(gag.base, built, questions, instruction)
-        bare = [len(gag.base.prompts.with_text(question, instruction, "")) for question in questions]
+        rows = prefix_rows(gag.base, built, questions, words)
+        bare = [len(gag.base.prompts.with_text(question, words, "")) for question in questions]
         return answered(gag, rows, [len(row) - b for row, b in zip(rows, bare, strict=True)], new)
 
     return _baseline("prefix", answer, built)

@@ -22,6 +22,7 @@ from gag.project.progress import bar, say
 from gag.project.project import Project
 from gag.project.rows import Example, digest
 from gag.project.run import Run
+from gag.project.settings import PromptSettings
 from gag.project.tensors import load_tensors, save_tensors
 from gag.projection.alignment import Reader, Row
 from gag.projection.injection import inject
@@ -101,18 +102,18 @@ def train_prefix(project: Project, domain: str, base: Backbone, quick: bool) -> 
     if not align_rows:
         raise DataError(f"no align row of {domain} has an answer; leave the method prefix out (--methods)")
     rates, epochs = (PREFIX_RATES[:1], 1) if quick else (PREFIX_RATES, PREFIX_EPOCHS)
-    instruction, seed = project.described(domain).prompts.answer, project.settings.align.seed
+    words, seed = project.described(domain).prompts, project.settings.align.seed
     key = stage_key(
         rows=_named(align_rows),
         val=_named(val_rows),
         rates=rates,
         epochs=epochs,
-        instruction=instruction,
+        words=words.around(),
         seed=seed,
         base=model_key(project.settings.base, project.root),
     )
     if not is_current(target, key):
-        align, val = ([_knowledge_row(base, e, instruction) for e in rows] for rows in (align_rows, val_rows))
+        align, val = ([_knowledge_row(base, e, words) for e in rows] for rows in (align_rows, val_rows))
         trials = [_prefix_at(domain, base, align, val, rate, epochs, seed) for rate in rates]
         best = min(trials, key=lambda trial: trial.score)
         with writing(target, _facts(key, best, trials)) as temporary:
@@ -131,13 +132,11 @@ def tuned_base(project: Project, built: Baseline) -> Backbone:
 
 
 def prefix_rows(
-    base: Backbone, built: Baseline, questions: list[str], instruction: str
+    base: Backbone, built: Baseline, questions: list[str], words: PromptSettings
 ) -> list[torch.Tensor]:
     """Embed questions around the trained prefix, each [T, Db]."""
     prefix = load_tensors(built.folder / WEIGHTS)["prefix"].to(base.device)
-    return [
-        inject(base, base.prompts.with_knowledge(question, instruction), prefix) for question in questions
-    ]
+    return [inject(base, base.prompts.with_knowledge(question, words), prefix) for question in questions]
 
 
 def _trained(
@@ -255,9 +254,9 @@ def _named(examples: list[Example]) -> list[tuple[str, tuple[str, ...]]]:
     return [(example.question, example.answers) for example in examples]
 
 
-def _knowledge_row(base: Backbone, example: Example, instruction: str) -> Row:
+def _knowledge_row(base: Backbone, example: Example, words: PromptSettings) -> Row:
     prompts = base.prompts
-    return Row(prompts.with_knowledge(example.question, instruction), prompts.answer(example.answers[0]), [])
+    return Row(prompts.with_knowledge(example.question, words), prompts.answer(example.answers[0]), [])
 
 
 def _with_adapter(project: Project, folder: Path) -> Backbone:

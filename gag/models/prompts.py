@@ -23,11 +23,11 @@ from gag.models.chat_template import (
     turn_marker,
 )
 from gag.models.plain_text import Piece, PlainText
+from gag.project.settings import PromptSettings
 
 _PLAIN: Turns = (("user", QUESTION),)
 _ASK_EXPERT: Turns = (("system", SYSTEM), ("user", QUESTION))
 _ASK_IN_ONE_TURN: Turns = (("user", f"{SYSTEM}\n\n{QUESTION}"),)
-_WITH_KNOWLEDGE: Turns = (("user", f"{SYSTEM}\nQuestion:\n{QUESTION}\nKnowledge:\n{KNOWLEDGE}"),)
 _ANSWERED: Turns = (*_PLAIN, ("assistant", ANSWER))
 
 
@@ -84,13 +84,14 @@ class Prompts:
         values = {SYSTEM: system, QUESTION: question} if system else {QUESTION: question}
         return self._ids(self._template, self._asking if system else _PLAIN, values, self._opening)
 
-    def with_knowledge(self, question: str, instruction: str, system: str = "") -> KnowledgePrompt:
-        """Encode the prompt that holds knowledge vectors at its end, behind a system turn, if any."""
-        turns, values = _WITH_KNOWLEDGE, {SYSTEM: instruction, QUESTION: question}
+    def with_knowledge(self, question: str, words: PromptSettings, system: str = "") -> KnowledgePrompt:
+        """Encode the prompt that holds knowledge vectors, behind a system turn, if any."""
+        turns, values = _around(words.around())
         if system and self._template.knows(after := (("system", turn_marker(0)), *turns)):
             turns, values = after, values | {turn_marker(0): system}
         elif system:
-            values[SYSTEM] = f"{system}\n\n{instruction}"
+            turns, values = _around(words.around(system))
+        values[QUESTION] = question
         marked = self._template.marked(turns)
         if marked.count(KNOWLEDGE) > 1:
             raise MismatchError(
@@ -104,10 +105,11 @@ class Prompts:
         after = [*pieces[cut + 1 :], *self._opening]
         return KnowledgePrompt(before, self._text.encode(after, behind=True))
 
-    def with_text(self, question: str, instruction: str, knowledge: str) -> list[int]:
+    def with_text(self, question: str, words: PromptSettings, knowledge: str) -> list[int]:
         """Encode the same prompt with knowledge as text in the place of the vectors."""
-        values = {SYSTEM: instruction, QUESTION: question, KNOWLEDGE: knowledge}
-        return self._ids(self._template, _WITH_KNOWLEDGE, values, self._opening)
+        turns, values = _around(words.around())
+        asked = {QUESTION: question, KNOWLEDGE: knowledge}
+        return self._ids(self._template, turns, values | asked, self._opening)
 
     def answer(self, text: str) -> list[int]:
         """Encode an assistant's answer behind a prompt, and the token that ends its turn."""
@@ -186,7 +188,7 @@ class Prompts:
 
     def lacking(self, size: int) -> list[str]:
         """Return the tokens that a prompt or a text may hold and a table of `size` embeddings does not."""
-        asked = self.with_knowledge("?", "?")
+        asked = self.with_knowledge("?", PromptSettings(answer="?"))
         written = {self.end, *self.plain("?"), *self.ask_expert("?", "?"), *asked.before, *asked.after}
         typed = set(self._tokenizer.get_vocab().values()) - self._text.controls
         beyond = sorted(i for i in typed | written if i >= size)
@@ -258,6 +260,13 @@ LONGEST = 16  # tokens of one character
 def is_cut(text: str) -> bool:
     """Say whether a decoded text ends inside a character: more tokens make it whole."""
     return text.endswith("\ufffd")
+
+
+def _around(words: tuple[str, str, str]) -> tuple[Turns, dict[str, str]]:
+    """Put markers for the words around question and knowledge, which are plain text like these."""
+    said = {turn_marker(place): text for place, text in enumerate(words, 1) if text}
+    first, between, behind = (turn_marker(place) * (turn_marker(place) in said) for place in (1, 2, 3))
+    return (("user", f"{first}{QUESTION}{between}{KNOWLEDGE}{behind}"),), said
 
 
 def _asking_after_system() -> Turns:

@@ -164,7 +164,7 @@ def align_lengths(inputs: DomainInputs, base: Prompts, expert: Prompts) -> Align
     """
     rows, words = [*inputs.splits.align, *inputs.splits.val], inputs.prompts
     budget = inputs.settings.decoding.max_new_tokens
-    prompts = [base.with_knowledge(row.question, words.answer) for row in rows]
+    prompts = [base.with_knowledge(row.question, words) for row in rows]
     befores = [prompt.before for prompt in prompts]
     return AlignLengths(
         requests=[len(expert.ask_expert(row.question, words.expert)) for row in rows],

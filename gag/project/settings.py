@@ -50,6 +50,31 @@ class PromptSettings(Settings):
         min_length=1,
         description="instruction to the base, before question and knowledge",
     )
+    layout: str = result(
+        "{answer}\nQuestion:\n{question}\nKnowledge:\n{knowledge}",
+        description="the base's turn: where instruction, question and knowledge stand in it",
+    )
+
+    @field_validator("layout")
+    @classmethod
+    def _holds_question_and_knowledge(cls, layout: str) -> str:
+        places = [layout.find(name) for name in ("{question}", "{knowledge}")]
+        once = layout.count("{question}") == layout.count("{knowledge}") == 1 >= layout.count("{answer}")
+        if not once or -1 in places or places[0] > places[1]:
+            raise ValueError(
+                "layout needs {question} and, behind it, {knowledge}, once each, and {answer} once at most"
+            )
+        return layout
+
+    def around(self, system: str = "") -> tuple[str, str, str]:
+        """Return the base's words before the question, between it and the knowledge, and behind that."""
+        before, _, rest = self.layout.partition("{question}")
+        between, _, behind = rest.partition("{knowledge}")
+        instruction = f"{system}\n\n{self.answer}" if system else self.answer
+        before, between, behind = (
+            part.replace("{answer}", instruction) for part in (before, between, behind)
+        )
+        return before, between, behind
 
 
 class DomainSettings(Settings):

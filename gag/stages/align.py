@@ -25,7 +25,7 @@ from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import Example
 from gag.project.run import Run, is_done
-from gag.project.settings import EncoderSettings
+from gag.project.settings import EncoderSettings, PromptSettings
 from gag.project.tensors import save_tensors
 from gag.projection.alignment import Reader, Row, Split
 from gag.projection.losses import label_loss
@@ -44,7 +44,7 @@ def made_from(inputs: DomainInputs) -> dict[str, Any]:
         "readouts": readouts.key(inputs),
         "settings": inputs.settings.align.key(),
         "base": inputs.base_key,
-        "prompt": inputs.prompts.answer,
+        "prompt": inputs.prompts.around(),
     } | _more(inputs)
 
 
@@ -125,7 +125,7 @@ def try_alignment(base: Backbone) -> None:
     """
     prompts = base.prompts
     rows = [
-        Row(prompts.with_knowledge(q, "Answer."), prompts.answer("It is so."), [])
+        Row(prompts.with_knowledge(q, PromptSettings()), prompts.answer("It is so."), [])
         for q in ("?", f"{PROBE} ?")
     ]
     vectors = torch.zeros(2, 1, base.width, device=base.device, requires_grad=True)
@@ -147,13 +147,13 @@ def _split(inputs: DomainInputs, base: Backbone, examples: list[Example], stored
         raise MismatchError(
             f"the readouts are {stored.slots.shape[-1]} wide, not {width}; run `gag readouts` again"
         )
-    prompts, instruction = base.prompts, inputs.prompts.answer
-    around = [prompts.with_knowledge(example.question, instruction) for example in examples]
+    prompts, words = base.prompts, inputs.prompts
+    around = [prompts.with_knowledge(example.question, words) for example in examples]
     if not inputs.settings.align.distill:
         answers = [prompts.answer(example.answers[0]) for example in examples]
         return Split([Row(*row, []) for row in zip(around, answers, strict=True)], stored.slots)
     pairs = zip(examples, stored.texts, strict=True)
-    taught = [prompts.with_text(example.question, instruction, text) for example, text in pairs]
+    taught = [prompts.with_text(example.question, words, text) for example, text in pairs]
     answers = _learned(inputs, base, examples, taught)
     return Split([Row(*row) for row in zip(around, answers, taught, strict=True)], stored.slots)
 

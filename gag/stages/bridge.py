@@ -173,8 +173,8 @@ def _read(settings: ProjectSettings, root: Path, splits: dict[str, list[str]]) -
 
 
 def _split(base: Backbone, texts: list[str], slots: torch.Tensor) -> Split:
-    prompts, instruction = base.prompts, PromptSettings().answer
-    around = prompts.with_knowledge(ASK, instruction)
+    prompts = base.prompts
+    around = prompts.with_knowledge(ASK, PromptSettings())
     rows = [Row(around, prompts.answer(text), []) for text in texts]
     check_room(base, max(row.length for row in rows) + slots.shape[1], "the longest text")
     return Split(rows, slots)

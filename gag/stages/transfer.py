@@ -119,15 +119,15 @@ def _answers(
     texts: list[str],
 ) -> dict[str, list[str]]:
     """Answer the rows four ways, each as long as its gold answer may be."""
-    prompts, instruction = base.prompts, inputs.prompts.answer
-    around = [prompts.with_knowledge(row.question, instruction) for row in rows]
+    prompts, words = base.prompts, inputs.prompts
+    around = [prompts.with_knowledge(row.question, words) for row in rows]
     budget = _budget(base, rows)
     ways = {
         "base": [base.embed(prompts.plain(row.question)) for row in rows],
         "gag": [inject(base, one, own) for one, own in zip(around, vectors, strict=True)],
         "shuffled": [inject(base, one, other) for one, other in zip(around, wrong, strict=True)],
         "text": [
-            base.embed(prompts.with_text(row.question, instruction, text))
+            base.embed(prompts.with_text(row.question, words, text))
             for row, text in zip(rows, texts, strict=True)
         ],
     }
@@ -149,7 +149,7 @@ def _fitting(inputs: DomainInputs, base: Backbone, texts: list[str]) -> list[int
         return list(range(len(rows)))
     room = base.positions - _budget(base, rows) - inputs.settings.readout.slots
     lengths = [
-        len(prompts.with_text(row.question, inputs.prompts.answer, text))
+        len(prompts.with_text(row.question, inputs.prompts, text))
         for row, text in zip(rows, texts, strict=True)
     ]
     return [i for i, length in enumerate(lengths) if length <= room]

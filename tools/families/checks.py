@@ -22,6 +22,7 @@ from gag.models.language_model import Request, generate
 from gag.planning.plan import plan
 from gag.project.project import Project, load_project
 from gag.project.rows import write_rows
+from gag.project.settings import PromptSettings
 from gag.projection.alignment import Reader, Row
 from gag.projection.injection import inject
 from gag.projection.losses import label_loss
@@ -98,8 +99,8 @@ def differs_from_stock(base: Backbone, stock: Stock) -> str:
 
 def alignment(base: Backbone) -> Alignment:
     """Compare a padded batch, longer than any window, with plain forwards of its rows."""
-    instruction = "Answer the question with the help of the knowledge given."
-    prompts = [base.prompts.with_knowledge(question, instruction) for question in QUESTIONS]
+    words = PromptSettings()
+    prompts = [base.prompts.with_knowledge(question, words) for question in QUESTIONS]
     rows = [Row(p, base.prompts.answer(a), []) for p, a in zip(prompts, ANSWERS, strict=True)]
     torch.manual_seed(0)
     ours = (0.3 * torch.randn(len(rows), 2, base.width)).requires_grad_()

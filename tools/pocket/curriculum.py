@@ -23,9 +23,11 @@ from gag.pocket.world import (
     relations,
     topics,
 )
+from gag.project.settings import PromptSettings
 
 QUOTE_PROMPT = "Quote the knowledge."
 NAME_PROMPT = "Name the subject."
+_NAME, _READ = PromptSettings(answer=NAME_PROMPT), PromptSettings(answer=ANSWER_PROMPT)
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,7 @@ class BaseRows:
         ids, answer = [], []
         for fact in self.rng.sample(facts, len(facts)):
             question = self.ask(fact)
-            prompt = (
-                self.prompts.plain(question) if ids else self.prompts.with_text(question, ANSWER_PROMPT, line)
-            )
+            prompt = self.prompts.plain(question) if ids else self.prompts.with_text(question, _READ, line)
             ids, answer = self.extend(ids, answer, prompt, self.prompts.answer(fact.value))
         return Row(ids, answer)
 
@@ -128,13 +128,13 @@ class BaseRows:
         """Name the entity that a question asks about, whatever the knowledge line says."""
         fact = self.private()
         line = self.statements(fact, self.rng.randint(0, 3))
-        return self.row(self.prompts.with_text(self.ask(fact), NAME_PROMPT, line), fact.entity)
+        return self.row(self.prompts.with_text(self.ask(fact), _NAME, line), fact.entity)
 
     def quote(self) -> Row:
         """Quote the statement that answers a question."""
         fact = self.private()
         prompt = self.prompts.with_text(
-            self.ask(fact), QUOTE_PROMPT, self.statements(fact, self.rng.randint(0, 4))
+            self.ask(fact), PromptSettings(answer=QUOTE_PROMPT), self.statements(fact, self.rng.randint(0, 4))
         )
         return self.row(prompt, fact.statement())
 
@@ -155,7 +155,10 @@ class BaseRows:
 
     def read(self, fact: Fact, knowledge: str) -> Row:
         """Ask for a fact's value with a knowledge line."""
-        return self.row(self.prompts.with_text(self.ask(fact), ANSWER_PROMPT, knowledge), fact.value)
+        return self.row(
+            self.prompts.with_text(self.ask(fact), _READ, knowledge),
+            fact.value,
+        )
 
     def read_public(self) -> Row:
         """Ask for a public fact with a knowledge line."""
@@ -165,7 +168,10 @@ class BaseRows:
         ]
         self.rng.shuffle(lines)
         question = self.rng.choice(fact.questions)
-        return self.row(self.prompts.with_text(question, ANSWER_PROMPT, " ".join(lines)), fact.value)
+        return self.row(
+            self.prompts.with_text(question, _READ, " ".join(lines)),
+            fact.value,
+        )
 
     def notes(self, fact: Fact) -> str:
         """Write the fact as keywords, or as its own words in any order."""
