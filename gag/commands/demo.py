@@ -119,7 +119,7 @@ def demo(
         seconds=round(time.monotonic() - started, 1),
         peak_rss_mb=round(peak_bytes() / 2**20),
         domains={domain: scores for domain, (scores, _) in scored.items()},
-        transfer={domain: gag.domains.facts(domain).scores.transfer for domain in domains},
+        transfer={name: found for name in domains if (found := gag.domains.facts(name).scores.transfer)},
         general=general,
         routing=routing,
         tokens_added=_means([added for _, added in scored.values()]),

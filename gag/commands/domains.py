@@ -1,4 +1,4 @@
-"""`gag domains`: list, show, add, push, pull, merge, verify and remove the domain folders of a project."""
+"""`gag domains`: list, show, add, import, push, pull, merge, verify and remove a project's domain folders."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from gag.commands.options import JsonOption, ProjectOption, finish, open_project
 from gag.errors import SettingsError
 
 domains_app = typer.Typer(
-    help="List, show, add, push, pull, merge, verify and remove the domain folders of a project.",
+    help="List, show, add, import, push, pull, merge, verify and remove the domain folders of a project.",
     no_args_is_help=True,
 )
 
@@ -26,7 +26,7 @@ def domains_list(project: ProjectOption = None, as_json: JsonOption = False) -> 
     lines = [
         f"{r.name:<20} refused: {r.refusal}"
         if r.refusal
-        else f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {r.val_loss:>9.4f}  {r.base}"
+        else f"{r.name:<20} {r.built:<11} {r.tuning:<7} {r.megabytes:>8.2f} {_loss(r.val_loss):>9}  {r.base}"
         for r in rows
     ]
     shown = (
@@ -103,6 +103,35 @@ def domains_pull(
     finish(as_json, {"added": name, "commit": commit}, f"added {name}, of commit {commit}")
 
 
+@domains_app.command("import")
+def domains_import(
+    name: Annotated[str, typer.Argument(help="A domain that gag.yaml describes, or general.")],
+    prototypes: Annotated[Path, typer.Option(help="Its prototypes: a .pt file.")],
+    expert: Annotated[Path | None, typer.Option(help="Its stage-I checkpoint: a folder.")] = None,
+    projector: Annotated[
+        Path | None, typer.Option(help="Its projector: ckpt.pth, or the folder of stage II.")
+    ] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take what the method's published code trained; prototypes alone are a bank without an expert."""
+    opened = open_project(project)
+    from gag.project.settings import GENERAL
+    from gag.stages.published import import_bank, import_domain
+
+    for path in (prototypes, expert, projector):
+        if path is not None and not path.exists():
+            raise SettingsError(f"{path} is not there; point at what the published code wrote")
+    if (expert is None) != (projector is None) or (expert and name == GENERAL):
+        raise SettingsError("a domain takes --expert and --projector together, and general neither of them")
+    if expert and projector:
+        folder = import_domain(opened, name, expert, projector, prototypes)
+    else:
+        folder = import_bank(opened, name, prototypes)
+    written = str(folder.relative_to(opened.root))
+    finish(as_json, {"imported": name, "folder": written}, f"wrote {written}")
+
+
 @domains_app.command("merge")
 def domains_merge(
     name: str,
@@ -158,3 +187,7 @@ def domains_remove(
 
     remove_domain(opened, name)
     finish(as_json, {"removed": name}, f"removed {name}")
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"

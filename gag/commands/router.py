@@ -112,15 +112,25 @@ def router_evaluate(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Route questions whose domain is known, and write what became of them as JSON and as a page."""
+    """Route questions whose domain is known, and write what became of them as JSON and as a page.
+
+    Domains that have a bank and no expert yet are judged with the others.
+    """
     opened = open_project(project, settings) if banks else routed(project, settings)
     rows, learned = _evaluated(opened, files or []), _read(opened, banks or [])
     from gag.evaluation.labelled import need_domains
     from gag.evaluation.routing import evaluate_routing
     from gag.evaluation.routing_report import routing_lines, write_routing
+    from gag.project.progress import say
+    from gag.routing.router import Router
+    from gag.routing.state import expertless_banks
 
     need_domains([*rows, *learned])
     router = _router_over(opened, learned)
+    if not learned and (more := expertless_banks(opened)):
+        say(f"counted too, though no question goes there: {', '.join(more)}, whose banks have no expert")
+        here = dict(zip(router.names, router.banks, strict=True))
+        router = Router(here | more, router.encoder, opened.settings.router)
     figures = evaluate_routing(router, rows, opened.settings.router)
     page = write_routing(opened.root / "runs" / "router", figures, f"Routing of {len(rows)} questions")
     written = str(page.relative_to(opened.root))
@@ -167,8 +177,10 @@ def _evaluated(opened: "Project", files: list[Path]) -> list["LabelledQuestion"]
     """Read the questions to judge by: files, or else the project's test rows."""
     from gag.evaluation.labelled import read_test_rows
     from gag.project.settings import GENERAL
+    from gag.routing.state import expertless_banks
 
-    present = [name for name in opened.settings.domains if name in opened.present()]
+    banked = [*opened.present(), *expertless_banks(opened)]
+    present = [name for name in opened.settings.domains if name in banked]
     return _read(opened, files) or read_test_rows(opened, [GENERAL, *present])
 
 

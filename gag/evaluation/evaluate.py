@@ -51,7 +51,8 @@ def evaluate(
     _take_answers(folder, inputs)
     answers = answer_rows(gag, rows, run.folder / ANSWERS, evidence)
     asked = sorted({answer.route for answer in answers} & set(gag.domains.names))
-    transfer = {name: gag.domains.facts(name).scores.transfer for name in asked}
+    measured = {name: gag.domains.facts(name).scores.transfer for name in asked}
+    transfer = {name: found for name, found in measured.items() if found}
     answers = scored(rows, answers, scorer, project)
     lines = [_line(answer, evidence) for answer in answers]
     write_text(run.folder / ANSWERS, "".join(lines))

@@ -186,10 +186,10 @@ def _next_step(readout: ReadoutSettings) -> str:
 
 
 class ScoreFacts(Facts):
-    """What alignment reached."""
+    """What alignment reached; None of a domain that was trained elsewhere."""
 
-    val_loss: float
-    transfer: TransferFacts
+    val_loss: float | None
+    transfer: TransferFacts | None
 
 
 class DomainFacts(Facts):

@@ -18,7 +18,7 @@ class DomainRow:
     expert: str = "-"
     tuning: str = "-"
     megabytes: float = 0.0
-    val_loss: float = 0.0
+    val_loss: float | None = None
     refusal: str = ""  # why its description cannot be read
 
 
@@ -46,5 +46,5 @@ def _row(project: Project, name: str) -> DomainRow:
         facts.expert.model,
         facts.tuning,
         round(folder_bytes(folder) / 2**20, 2),
-        round(facts.scores.val_loss, 4),
+        None if facts.scores.val_loss is None else round(facts.scores.val_loss, 4),
     )

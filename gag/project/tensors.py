@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -41,6 +43,20 @@ def load_tensors(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
                 "it again"
             )
     return tensors
+
+
+def load_pickled(path: Path) -> dict[str, Any]:
+    """Read a file of `torch.save`: tensors, texts and numbers by name, and nothing that would run."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except (torch.serialization.pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise ArtifactError(
+            f"{path.name} cannot be read: it is cut short, or holds more than tensors, and is not loaded; "
+            "copy it again, or save it as safetensors"
+        ) from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path.name} holds no tensors by name")
+    return content
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

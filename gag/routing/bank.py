@@ -76,11 +76,13 @@ class MemoryBank(Prototypes):
         """Write both parts and return what the manifest records."""
         save_tensors(folder / BANK, self._routing())
         save_tensors(folder / STATISTICS, self._statistics())
+        return self.facts
+
+    @property
+    def facts(self) -> BankFacts:
+        """What a manifest records of it."""
         return BankFacts(
-            count=self.count,
-            centres=len(self.centres),
-            sample=len(self.sample),
-            encoder=self.encoder,
+            count=self.count, centres=len(self.centres), sample=len(self.sample), encoder=self.encoder
         )
 
     def _routing(self) -> dict[str, torch.Tensor]:

@@ -215,6 +215,9 @@ def settled(
     members = {name: bank.identity for name, bank in banks.items()}
     if settings.rule == "ppr" or len(banks) == 1:
         return RouterState(members, None, "")
+    if bare := [name for name, bank in banks.items() if not bank.sample_count]:
+        said = f"{', '.join(bare)}: centres alone, which were imported; `gag prototypes` makes whole banks"
+        return RouterState(members, None, f"the router is not calibrated and routes by ppr: {said}")
     if (count := banks[GENERAL].sample_count) < ENOUGH:
         said = (
             f"general has {count} questions to judge by, {ENOUGH} are needed; name more in general.questions"

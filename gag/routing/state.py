@@ -174,6 +174,17 @@ def load_router(project: Project, expert: Backbone | None = None, anew: bool = F
     return open_router(project, domains, encoder, anew)
 
 
+def expertless_banks(project: Project) -> dict[str, StoredBank]:
+    """Open the banks of domains that have no expert: `gag prototypes` or an import made them, no build."""
+    found, present = {}, project.present()
+    for folder in sorted((project.root / "runs").glob("*/prototypes")):
+        name, has_expert = folder.parent.name, folder.with_name("adapt").exists()
+        if (folder / MANIFEST).is_file() and not has_expert and name not in present:
+            content = read_manifest(folder)
+            found[name] = load_bank(folder, BankFacts(**content["bank"]), content["files"])
+    return found
+
+
 def load_state(folder: Path) -> RouterState | None:
     """Read what was decided, if something was; a file that was edited or cut short is refused."""
     if not (folder / MANIFEST).is_file():

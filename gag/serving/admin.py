@@ -94,7 +94,7 @@ def domain_facts(server: Server, name: str) -> dict[str, Any]:
         "tuning": facts.tuning,
         "vectors": facts.readout.slots,
         "questions": facts.bank.count,
-        "transfer": facts.scores.transfer.transfer,
+        "transfer": facts.scores.transfer and facts.scores.transfer.transfer,
     }
 
 

@@ -28,7 +28,8 @@ from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import Example, Passage, digest, fold_of, split_passages
 from gag.project.run import Run, is_done
-from gag.training.checkpoint import check_source, take_adapter, take_weights
+from gag.project.settings import ModelSettings
+from gag.training.checkpoint import ADAPTER_CONFIG, check_source, take_adapter, take_weights
 from gag.training.report import curves, write_report
 from gag.training.sft import Tuning, tune
 from gag.training.tracking import tracker
@@ -118,14 +119,24 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
     if distributed.rank() == 0:
         facts = {"key": wanted, "from": source.resolve().name, "rows": 0, "seconds": 0}
         with writing(folder, facts) as temporary:
-            backbone, expert = load_backbone(inputs.settings.expert, inputs.root), temporary / "expert"
             check_limits(inputs)
-            expert.mkdir()
-            (take_adapter if adapter else take_weights)(source, expert, backbone)
-            _note_answer(inputs, expert)
+            take_expert(inputs.settings.expert, inputs.root, source, temporary / "expert", domain)
     distributed.barrier()
     say(f"adapt {domain}: took {'the adapter' if adapter else 'the weights'} of {source.resolve().name}")
     return folder
+
+
+def take_expert(settings: ModelSettings, root: Path, source: Path, expert: Path, domain: str) -> None:
+    """Copy what an expert needs of a checkpoint to a new folder, and note what it answers.
+
+    Raises:
+        ArtifactError, MismatchError: it is not whole, or was tuned from another model.
+    """
+    backbone = load_backbone(settings, root)
+    expert.mkdir()
+    adapter = (source / ADAPTER_CONFIG).is_file()
+    (take_adapter if adapter else take_weights)(source, expert, backbone)
+    _note_answer(settings, root, domain, expert)
 
 
 def _is_taken(folder: Path, wanted: str, source: Path) -> bool:
@@ -158,7 +169,7 @@ def _keep(inputs: DomainInputs, run: Run, facts: dict[str, Any]) -> None:
     with writing(inputs.run("adapt"), facts) as temporary:
         for path in [run.folder / "expert", *run.folder.glob("fold-?"), *run.folder.glob("fold-??")]:
             shutil.copytree(path, temporary / path.name, ignore=shutil.ignore_patterns("manifest.json", ".*"))
-        _note_answer(inputs, temporary / "expert")
+        _note_answer(inputs.settings.expert, inputs.root, inputs.name, temporary / "expert")
         logs = sorted(run.folder.glob("*.log.jsonl"))
         for log in logs:
             shutil.copy(log, temporary)
@@ -171,11 +182,11 @@ def _keep(inputs: DomainInputs, run: Run, facts: dict[str, Any]) -> None:
         write_report(temporary, f"adapt {inputs.name}", told, lines)
 
 
-def _note_answer(inputs: DomainInputs, folder: Path) -> None:
+def _note_answer(settings: ModelSettings, root: Path, domain: str, folder: Path) -> None:
     """Write beside an expert's weights what tells it from another one."""
-    experts = Experts(load_backbone(inputs.settings.expert, inputs.root))
-    experts.load(inputs.name, folder)
-    with experts.using(inputs.name) as expert:
+    experts = Experts(load_backbone(settings, root))
+    experts.load(domain, folder)
+    with experts.using(domain) as expert:
         write_known(folder, expert.known_answer())
 
 

@@ -9,6 +9,9 @@ def card(facts: DomainFacts) -> str:
     base, expert, bank, name = facts.base, facts.expert, facts.bank, facts.name
     tuned = f"{expert.model}, {facts.tuning} tuning"
     carried = ", the vectors of some questions" if bank.sample else ""
+    loss, arrived = facts.scores.val_loss, facts.scores.transfer
+    told = ["not measured" if loss is None else f"{loss:.4f} per answer token"]
+    told.append("not measured" if arrived is None else f"{arrived.line} {arrived.advice(facts.readout)}")
     data = [f"- {role}: SHA-256 `{hashed[:16]}…`" for role, hashed in facts.data.items()]
     return f"""# {name}
 
@@ -21,8 +24,8 @@ A GAG domain: private knowledge for a frozen base, as a folder.
 | readout | {_readout(facts.readout)} |
 | projector | {facts.projector} |
 | router bank | {bank.centres} centres of {bank.count} questions, {bank.sample} of them as vectors |
-| validation loss | {facts.scores.val_loss:.4f} per answer token |
-| transfer | {facts.scores.transfer.line} {facts.scores.transfer.advice(facts.readout)} |
+| validation loss | {told[0]} |
+| transfer | {told[1]} |
 | built | {facts.created} |
 
 ## Data

@@ -90,6 +90,11 @@ def add_questions(project: Project, domain: str, file: Path) -> Path:
     recorded, grouped = BankFacts(**content["bank"]), read_grouped(file)
     if digest(file) in recorded.added:
         raise DataError(f"{file.name} was added to the bank of {domain} before; give new questions")
+    if not recorded.sample:
+        raise DataError(
+            f"the bank of {domain} holds centres alone, which were imported; make one of all its questions: "
+            f"`gag prototypes {domain}`"
+        )
     settings, encoder = project.settings.router, cached(project_encoder(project), project)
     bank = load_bank(target, recorded, content["files"])
     check_encoder(bank, encoder.spec, domain)

@@ -1,8 +1,8 @@
 """Take a checkpoint that was tuned elsewhere as an expert, once it is known to fit.
 
 A checkpoint is an adapter (adapter_config.json, adapter_model.safetensors) or full weights (config.json and
-model.safetensors, or its shards). Only safetensors are read, and only what an expert needs is copied: no
-optimiser state, no pickle, no path of the machine that it was made on.
+model.safetensors, or its shards). Weights in torch's own format are read as tensors alone and written anew as
+safetensors. Only what an expert needs is copied: no optimiser state, no path of the machine that made it.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from gag.errors import ArtifactError, MismatchError, SettingsError
@@ -18,15 +19,22 @@ from gag.models.backbone import Backbone
 from gag.models.experts import ADAPTER, Experts
 from gag.models.loading import one_line
 from gag.project.artifacts import write_json
+from gag.project.tensors import load_pickled
 
 ADAPTER_CONFIG, CONFIG, GENERATION = "adapter_config.json", "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAME = "adopted"  # while it is checked
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+_PICKLED = {ADAPTER: "adapter_model*.bin", WEIGHTS: "pytorch_model*.bin"}  # by what they become
 
 
-def check_source(source: Path, tuning: str, folds: int) -> bool:
-    """Check what can be checked without a model; say whether the checkpoint is an adapter."""
+def check_source(source: Path, tuning: str | None, folds: int) -> bool:
+    """Check what can be checked without a model; say whether the checkpoint is an adapter.
+
+    Args:
+        source: the checkpoint's folder.
+        tuning: the kind that it must be of; None: either.
+        folds: of cross-fitting, for which one expert is not enough.
+    """
     if folds > 1:
         raise SettingsError(
             f"readout.folds is {folds}: cross-fitting needs an expert of each fold, and a checkpoint is one; "
@@ -41,7 +49,7 @@ def check_source(source: Path, tuning: str, folds: int) -> bool:
             "checkpoint folder"
         )
     found = "lora" if adapter else "full"
-    if found != tuning:
+    if found != (tuning or found):
         raise MismatchError(
             f"{source.name} is of {found} tuning, adapt.tuning is {tuning}; set it to {found}"
         )
@@ -150,15 +158,18 @@ def _tensors(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _copy(source: Path, names: list[str], expert: Path) -> None:
-    """Copy files of a checkpoint; weights that are missing or pickled are refused."""
+    """Copy files of a checkpoint; weights of torch's own format are written as safetensors."""
     for name in names:
-        if Path(name).name != name or not (source / name).is_file():
-            pickled = sorted(path.name for path in source.iterdir() if path.suffix in _PICKLES)
-            others = f" (pickles are never loaded: {', '.join(pickled)})" if pickled else ""
+        if Path(name).name == name and (source / name).is_file():
+            shutil.copyfile(source / name, expert / name)
+        elif pickled := sorted(source.glob(_PICKLED[name])) if name in _PICKLED else []:
+            parts = [load_pickled(path) for path in pickled]
+            tensors = {key: value.clone() for part in parts for key, value in part.items()}
+            save_file(tensors, expert / name, metadata={"format": "pt"})
+        else:
             raise ArtifactError(
-                f"{source.name} holds no {name}{others}; save the model as safetensors, then run this again"
+                f"{source.name} holds no {name}; save the model as safetensors, then run this again"
             )
-        shutil.copyfile(source / name, expert / name)
 
 
 def _read(path: Path) -> dict[str, Any]:
