@@ -157,6 +157,23 @@ def test_an_adopted_expert_is_the_one_that_was_trained(
     assert logits[0].equal(logits[1])
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_torchs_own_files_of_tensors_are_taken_as_safetensors(
+    tmp_path: Path, trained: dict[str, Path], tuning: str, capsys
+) -> None:
+    source = shutil.copytree(trained[tuning], tmp_path / "checkpoint")
+    name = {"lora": "adapter_model", "full": "model"}[tuning]
+    tensors = load_file(source / f"{name}.safetensors")
+    (source / f"{name}.safetensors").unlink()
+    torch.save(tensors, source / ("adapter_model.bin" if tuning == "lora" else "pytorch_model.bin"))
+    project = tiny(tmp_path / "p", f"adapt.tuning={tuning}")
+    ours = load_file(adopt(project, "metals", source) / "expert" / f"{name}.safetensors")
+    assert ours.keys() == tensors.keys() and all(ours[key].equal(tensors[key]) for key in tensors)
+    project.run("metals", "readouts").mkdir()
+    adopt(project, "metals", source)  # the same one: nothing to do
+    assert "already there" in capsys.readouterr().err
+
+
 def test_shards_are_taken_all_or_none(tmp_path: Path, trained: dict[str, Path]) -> None:
     project, source = tiny(tmp_path / "p", "adapt.tuning=full"), tmp_path / "shards"
     AutoModelForCausalLM.from_pretrained(trained["full"]).save_pretrained(source, max_shard_size="20KB")
@@ -238,7 +255,7 @@ def added_word(folder: Path, tuning: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (pickled, r"pickles are never loaded: .*save the model as safetensors"),
+        (pickled, r"cannot be read: it is cut short, or holds more than tensors.*safetensors"),
         (cut, "copy the (whole )?folder again|does not fit the expert backbone"),
         (halved, "differ in .* tensors|lacks (11|14) of its tensors"),
         (wider, "does not fit the expert backbone|2 layers, 32 wide.*2 layers, 24 wide"),

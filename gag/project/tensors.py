@@ -1,6 +1,7 @@
 """Tensors in safetensors files."""
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -10,6 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 from gag.errors import ArtifactError
+
+_UNREADABLE = (  # what torch's reader raises for bytes of any kind
+    torch.serialization.pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
+    LookupError, AttributeError, struct.error,
+)  # fmt: skip
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -49,7 +55,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
     """Read a file of `torch.save`: tensors, texts and numbers by name, and nothing that would run."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (torch.serialization.pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(
             f"{path.name} cannot be read: it is cut short, or holds more than tensors, and is not loaded; "
             "copy it again, or save it as safetensors"

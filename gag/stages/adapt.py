@@ -29,7 +29,7 @@ from gag.project.project import Project
 from gag.project.rows import Example, Passage, digest, fold_of, split_passages
 from gag.project.run import Run, is_done
 from gag.project.settings import ModelSettings
-from gag.training.checkpoint import ADAPTER_CONFIG, check_source, take_adapter, take_weights
+from gag.training.checkpoint import ADAPTER_CONFIG, check_source, take_adapter, take_weights, weights_name
 from gag.training.report import curves, write_report
 from gag.training.sft import Tuning, tune
 from gag.training.tracking import tracker
@@ -117,7 +117,8 @@ def adopt(project: Project, domain: str, source: Path) -> Path:
             f"{', '.join(standing)}: made from another expert of {domain}; remove them, then run this again"
         )
     if distributed.rank() == 0:
-        facts = {"key": wanted, "from": source.resolve().name, "rows": 0, "seconds": 0}
+        facts = {"key": wanted, "from": source.resolve().name, "weights": weights_name(source)}
+        facts |= {"rows": 0, "seconds": 0}
         with writing(folder, facts) as temporary:
             check_limits(inputs)
             take_expert(inputs.settings.expert, inputs.root, source, temporary / "expert", domain)
@@ -141,11 +142,7 @@ def take_expert(settings: ModelSettings, root: Path, source: Path, expert: Path,
 
 def _is_taken(folder: Path, wanted: str, source: Path) -> bool:
     """Say whether the domain's expert already has the weights of a checkpoint."""
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights or not is_current(folder, wanted):
-        return False
-    files = read_manifest(folder)["files"]
-    return all(files.get(f"expert/{path.name}") == digest(path) for path in weights)
+    return is_current(folder, wanted) and read_manifest(folder).get("weights") == weights_name(source)
 
 
 def _tunings(inputs: DomainInputs) -> Iterator[Tuning]:

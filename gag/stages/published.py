@@ -32,7 +32,7 @@ from gag.routing.state import project_encoder
 from gag.stages.adapt import take_expert
 from gag.stages.card import card
 from gag.stages.prototypes import folder as bank_folder
-from gag.training.checkpoint import check_source
+from gag.training.checkpoint import check_source, weights_name
 
 _MIX, _LAYERS = "layer_mixer_logits", ("weight", "bias")
 _MLP = {"projector.projector.0": "inner", "projector.projector.2": "outer"}
@@ -104,7 +104,7 @@ def import_domain(project: Project, domain: str, expert: Path, projector: Path, 
     _check_base(projector, embeddings, base)
     experts_base = load_backbone(settings.expert, root).facts
     made_from = {
-        "expert": _named(expert), "projector": _named(projector), "prototypes": _named(prototypes)
+        "expert": weights_name(expert), "projector": _named(projector), "prototypes": _named(prototypes)
     }  # fmt: skip
     facts = DomainFacts(
         schema_version=SCHEMA,
@@ -159,10 +159,9 @@ def _projector(path: Path, readout: ReadoutSettings) -> tuple[str, Weights, torc
 
 def _named(path: Path) -> str:
     """Name a file, or a folder's weights, by content."""
-    if path.is_file():
-        return digest(path)
-    weights = [file for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pth")]
-    return stage_key(**{file.name: digest(file) for file in sorted(weights)})
+    return (
+        digest(path) if path.is_file() else stage_key(**{file.name: digest(file) for file in _weights(path)})
+    )
 
 
 def _weights(path: Path) -> list[Path]:

@@ -19,6 +19,8 @@ from gag.models.backbone import Backbone
 from gag.models.experts import ADAPTER, Experts
 from gag.models.loading import one_line
 from gag.project.artifacts import write_json
+from gag.project.keys import stage_key
+from gag.project.rows import digest
 from gag.project.tensors import load_pickled
 
 ADAPTER_CONFIG, CONFIG, GENERATION = "adapter_config.json", "config.json", "generation_config.json"
@@ -54,6 +56,12 @@ def check_source(source: Path, tuning: str | None, folds: int) -> bool:
             f"{source.name} is of {found} tuning, adapt.tuning is {tuning}; set it to {found}"
         )
     return adapter
+
+
+def weights_name(source: Path) -> str:
+    """Name a checkpoint by its weights."""
+    kinds = ("*.safetensors", *_PICKLED.values())
+    return stage_key(**{path.name: digest(path) for kind in kinds for path in sorted(source.glob(kind))})
 
 
 def take_adapter(source: Path, expert: Path, backbone: Backbone) -> None:
