@@ -20,8 +20,8 @@ from gag.project.tensors import load_tensors, save_tensors
 class Tracker(Protocol):
     """Where the rows of a log also go: Weights & Biases, trackio, TensorBoard."""
 
-    def track(self, row: dict[str, Any]) -> None:
-        """Send a row with its `step`."""
+    def track(self, row: dict[str, Any], part: str = "") -> None:
+        """Send a row with its `step`; a part of the run counts its own steps."""
         ...
 
     def finish(self) -> None:
@@ -98,7 +98,7 @@ class Run:
         if distributed.rank() == 0:
             append_row(log or self.log, row)
             if self._tracker:
-                self._tracker.track(row)
+                self._tracker.track(row, log.name.partition(".")[0] if log else "")
 
     def due(self, minutes: float) -> bool:
         """Say whether so many minutes have passed since the last checkpoint.

@@ -77,7 +77,7 @@ def adapt(project: Project, domain: str) -> Path:
         return folder
     started = time.monotonic()
     tunings = list(_tunings(inputs))
-    run = Run(unfinished, wanted, tracker(inputs.settings.tracking, domain, "adapt", folder.parent))
+    run = Run(unfinished, wanted, tracker(inputs.settings.tracking, domain, "adapt", project.root / "runs"))
     start = None
     for tuning in tunings:
         tuned = tune(inputs.settings.expert, inputs.root, run, tuning, start)

@@ -93,7 +93,7 @@ def align(project: Project, domain: str) -> Path:
         train = replace(train, start=weights)
     if settings.semantic:
         train = replace(train, meanings=_meanings(inputs, base, train))
-    run = Run(unfinished, wanted, tracker(inputs.settings.tracking, domain, "align", folder.parent))
+    run = Run(unfinished, wanted, tracker(inputs.settings.tracking, domain, "align", project.root / "runs"))
     projector, val_loss = train_projector(base, train, val, settings, run, f"align {domain}")
     facts = {
         "key": stage_key(**wanted),

@@ -46,6 +46,7 @@ from gag.stages import adapt, align, prototypes, readouts
 from gag.stages.align import try_alignment
 from gag.stages.card import card
 from gag.stages.transfer import transfer
+from gag.training.tracking import one_run
 
 STAGES: dict[str, Callable[[Project, str], Path]] = {
     "adapt": adapt.adapt,
@@ -71,7 +72,7 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
     def encoder() -> QueryEncoder:
         return cached(project_encoder(project), project)
 
-    with locked(project.root / "runs"):
+    with locked(project.root / "runs"), one_run(f"build {', '.join(domains)}"):
         _try_base(project, domains)
         for name in (GENERAL, *domains):  # together, so that the encoder is loaded once
             with _timed(seconds, f"prototypes {name}"):
