@@ -282,7 +282,8 @@ def _save(trainer: Any, backbone: Backbone, dtype: torch.dtype, folder: Path, ke
                     content | {"base_model_name_or_path": backbone.name, "revision": backbone.revision},
                 )
             else:
-                half = {name: tensor.to(dtype) for name, tensor in weights.items()}
+                tied = model.all_tied_weights_keys  # of these one copy is enough
+                half = {name: tensor.to(dtype) for name, tensor in weights.items() if name not in tied}
                 model.config.dtype = dtype
                 model.save_pretrained(expert, state_dict=half)
                 backbone.tokenizer.save_pretrained(expert)
