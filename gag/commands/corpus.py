@@ -50,6 +50,9 @@ def corpus_build(
         str | None,
         typer.Option(help="Whose tokens are counted: a model's folder or id (default: the project's base)."),
     ] = None,
+    parser: Annotated[
+        str, typer.Option(help="What reads PDFs: pypdfium2, or MinerU 4: mineru, mineru:flash, ...")
+    ] = "pypdfium2",
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,6 +60,7 @@ def corpus_build(
     need_corpus()
     from gag.corpus.build import build_corpus
     from gag.corpus.files import Cutting
+    from gag.corpus.parsers import check_parser
 
     model, root = _counting(tokenizer, project)
 
@@ -66,7 +70,13 @@ def corpus_build(
         return tokenizer_json(model, root) if model else None
 
     cutting = Cutting(
-        tokens, least, _rules(keep), frozenset(language or ()), mask, model.model if model else ""
+        tokens,
+        least,
+        _rules(keep),
+        frozenset(language or ()),
+        mask,
+        model.model if model else "",
+        check_parser(parser),
     )
     report = build_corpus(inputs, out, cutting, load)
     finish(as_json, report, None if as_json else corpus_table(report, out, cutting.counted_by))

@@ -7,13 +7,14 @@ off goes on from there, and the next one reads only what changed.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gag.corpus.duplicates import near_duplicates
-from gag.corpus.files import Cutting, Found, found_of, read_files
+from gag.corpus.files import Cutting, FileFound, Found, found_of, read_files
+from gag.corpus.parsers import batches, parsed
 from gag.corpus.passages import Excerpt, is_headings
 from gag.corpus.reading import Source, find_sources
 from gag.errors import DataError
@@ -176,7 +177,7 @@ def _read_all(
 ) -> None:
     """Read files, and note each as soon as it is done."""
     with state.open("a", encoding="utf-8") as file, bar("corpus", len(fresh)) as advance:
-        for source, found in read_files(fresh, cutting, tokenizer):
+        for source, found in _read_parsed(fresh, cutting, tokenizer):
             stat = source.path.stat()
             head = {
                 "name": source.name, "path": str(source.path), "size": stat.st_size, "time": stat.st_mtime_ns,
@@ -189,6 +190,14 @@ def _read_all(
             file.write(line)
             file.flush()
             advance(1)
+
+
+def _read_parsed(
+    fresh: list[Source], cutting: Cutting, tokenizer: str | None
+) -> Iterator[tuple[Source, FileFound]]:
+    for batch in batches(fresh, cutting.parser):
+        with parsed(batch, cutting.parser) as ready:
+            yield from read_files(ready, cutting, tokenizer)
 
 
 def _kept(documents: list[Found], cutting: Cutting) -> tuple[list[Excerpt], dict[str, int]]:

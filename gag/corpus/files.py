@@ -31,6 +31,7 @@ class Cutting:
         languages: those that are kept, as ISO 639-1; none: all.
         mask: whether e-mail addresses and phone numbers are written over.
         counted_by: the model whose tokens they are; none: four characters count as a token.
+        parser: what reads PDFs (`parsers.check_parser`).
     """
 
     tokens: int = 480
@@ -39,11 +40,12 @@ class Cutting:
     languages: frozenset[str] = frozenset()
     mask: bool = False
     counted_by: str = ""
+    parser: str = "pypdfium2"
 
     @property
     def key(self) -> list[Any]:
         """Name all that a file's passages depend on."""
-        return [VERSION, self.tokens, sorted(self.keep), self.mask, self.counted_by]
+        return [VERSION, self.tokens, sorted(self.keep), self.mask, self.counted_by, self.parser]
 
 
 @dataclass(frozen=True)

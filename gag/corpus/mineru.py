@@ -1,4 +1,7 @@
-"""Read what MinerU writes for a PDF: a list of its contents, beside the same as Markdown."""
+"""Read what MinerU writes for a PDF: a list of its contents, or since version 4 its structured content.
+
+Both hold the same blocks; the newer form, which has pages of them, is brought into the older one.
+"""
 
 import json
 import re
@@ -8,7 +11,7 @@ from typing import Any
 from gag.corpus.documents import Block
 from gag.errors import DataError
 
-CONTENTS = "_content_list.json"
+CONTENTS, STRUCTURED = "_content_list.json", "structured_content.json"
 _FURNITURE = {
     "header",
     "footer",
@@ -18,16 +21,21 @@ _FURNITURE = {
     "page_aside_text",
     "discarded",
 }
+_NOTES = ("caption", "footnote")
 _OPEN = re.compile(r"[\w,;)\]%-]$")  # how a text ends that goes on
 
 
 def is_contents(path: Path) -> bool:
-    """Say whether a file is MinerU's list of contents."""
-    return path.name.endswith(CONTENTS)
+    """Say whether a file is MinerU's list of contents, or its structured content."""
+    return path.name.endswith((CONTENTS, STRUCTURED))
 
 
 def beside(path: Path) -> list[Path]:
     """Name the files that hold the same document as a list of contents: they are not read again."""
+    if path.name.endswith(STRUCTURED):
+        stem = path.name.removesuffix(STRUCTURED)
+        others = ("markdown.md", "middle_json.json", "model_output.json")
+        return [path.with_name(stem + name) for name in others]
     stem = path.name.removesuffix(CONTENTS)
     others = (".md", "_origin.pdf", "_layout.pdf", "_span.pdf", "_model.json", "_middle.json")
     return [path.with_name(stem + end) for end in (*others, "_content_list_v2.json")]
@@ -43,6 +51,8 @@ def content_blocks(text: str, name: str) -> list[Block]:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is no whole JSON") from error
+    if isinstance(items, dict) and isinstance(items.get("pages"), list):
+        items = [_older(block, page) for page in items["pages"] for block in page["blocks"]]
     if not isinstance(items, list) or not all(isinstance(item, dict) and "type" in item for item in items):
         raise DataError(f"{name} is no list of contents as MinerU writes it")
     blocks: list[Block] = []
@@ -50,6 +60,20 @@ def content_blocks(text: str, name: str) -> list[Block]:
         for block in _blocks(item):
             _append(blocks, block)
     return blocks
+
+
+def _older(block: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
+    """Bring a block of structured content into the form of a list of contents."""
+    kind, text = str(block["type"]), _text(block.get("content"))
+    item: dict[str, Any] = {"type": kind, "text": text, "page_idx": page["page_idx"]}
+    if kind in ("doc_title", "paragraph_title"):
+        return item | {"type": "text", "text_level": block.get("level") or 1}
+    if kind in ("list", "index", "ref_text"):
+        listed = {"list_items": text.splitlines(), "sub_type": block.get("sub_type") or kind}
+        return item | {"type": "list"} | listed
+    body = {f"{kind}_body": text, "img_path": block.get("image_source")}
+    notes = {f"{kind}_{part}": [one.get("content") for one in block.get(f"{part}s") or []] for part in _NOTES}
+    return item | body | notes
 
 
 def _blocks(item: dict[str, Any]) -> list[Block]:

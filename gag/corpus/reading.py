@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gag.corpus.documents import Document, Fault, title_of
 from gag.corpus.markdown import html_markdown, markdown_blocks, text_blocks
-from gag.corpus.mineru import beside, content_blocks, is_contents
+from gag.corpus.mineru import STRUCTURED, beside, content_blocks, is_contents
 from gag.corpus.tabular import LONGEST, read_table
 from gag.errors import DataError
 
@@ -22,10 +22,14 @@ class Source:
     Attributes:
         path: where it is.
         name: how it is named: its path below the folder that was given.
+        contents: what another program made of it, to be read in its place.
+        fault: why that program could not.
     """
 
     path: Path
     name: str
+    contents: Path | None = None
+    fault: str = ""
 
 
 def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
@@ -73,14 +77,19 @@ def read_source(source: Source) -> Iterator[Document | Fault]:
 
 
 def _read_one(source: Source) -> Document:
-    kind, name = source.path.suffix.lower(), source.path.stem
+    if source.fault:
+        raise DataError(source.fault)
+    path = source.contents or source.path
+    kind, name = path.suffix.lower(), source.path.stem
+    if path.name == STRUCTURED:  # which is named by its folder
+        name = path.parent.name
     if kind == ".pdf":
         from gag.corpus.pdf import pdf_blocks
 
-        blocks, pages = pdf_blocks(source.path)
+        blocks, pages = pdf_blocks(path)
         return Document(source.name, title_of(blocks, name), tuple(blocks), pages)
-    text = _text(source)
-    if is_contents(source.path):
+    text = _text(path)
+    if is_contents(path):
         blocks = content_blocks(text, source.name)
         pages = max((block.page for block in blocks), default=0)
         return Document(source.name, title_of(blocks, name), tuple(blocks), pages)
@@ -93,14 +102,14 @@ def _read_one(source: Source) -> Document:
     return Document(source.name, title or title_of(blocks, name), tuple(blocks))
 
 
-def _text(source: Source) -> str:
+def _text(path: Path) -> str:
     """Read a file of text, in UTF-8 or as its first bytes say."""
-    size = source.path.stat().st_size
+    size = path.stat().st_size
     if size > 4 * LONGEST:
         raise DataError(
             f"it has {size / 1e6:.0f} MB, and one document has {LONGEST / 1e6:.0f} at most; part it"
         )
-    raw = source.path.read_bytes()
+    raw = path.read_bytes()
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = raw.decode(encoding)
