@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +21,14 @@ class FakeEndpoint:
         asked: the prompts that came.
         odd: how it answers otherwise, one after another: a status, or garbage, half, slow, page.
         key: that it wants, if one.
+        wait: seconds before an answer.
     """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.odd: list[Any] = []
         self.key, self.url = "", ""
-        self.slow = threading.Event()
+        self.slow, self.wait = threading.Event(), 0.0
 
     def app(self) -> FastAPI:
         """Make its route."""
@@ -40,6 +42,7 @@ class FakeEndpoint:
                 return JSONResponse({"error": {"message": "no such model"}}, 404)
             prompt = body["messages"][0]["content"]
             self.asked.append(prompt)
+            time.sleep(self.wait)
             odd = self.odd.pop(0) if self.odd else None
             if isinstance(odd, int):
                 return JSONResponse({"error": "later"}, odd, headers={"Retry-After": "0"})

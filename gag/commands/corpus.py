@@ -1,12 +1,13 @@
 """`gag corpus`: from a folder of documents to passages, and to questions and answers."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gag.commands.options import JsonOption, ProjectOption, finish
-from gag.errors import MissingExtraError, SettingsError
+from gag.errors import DataError, MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
     from gag.corpus.build import CorpusReport
@@ -98,6 +99,8 @@ def corpus_show(
 
     console = Console()
     for source in find_sources([document])[0]:
+        if not os.access(source.path, os.R_OK):
+            raise DataError(f"{source.name} may not be read; give yourself the right to")
         for found in read_source(source):
             if not isinstance(found, Document):
                 console.print(Text(f"{found[0]}: {found[1]}", style="red"))

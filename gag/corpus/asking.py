@@ -16,6 +16,7 @@ import httpx
 
 from gag.errors import BusyError, SettingsError
 from gag.project.progress import bar
+from gag.project.rows import appending
 
 TRIES = 4
 WAIT = 2.0  # seconds before the second try, twice as many before the third
@@ -85,7 +86,7 @@ def ask_all(endpoint: Endpoint, prompts: list[str], cache: Path) -> tuple[list[s
     todo = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in known}
     if todo:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.open("a", encoding="utf-8") as file, bar("questions", len(todo)) as advance:
+        with appending(cache) as file, bar("questions", len(todo)) as advance:
 
             def keep(name: str, text: str) -> None:
                 known[name] = text

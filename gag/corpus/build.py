@@ -20,7 +20,7 @@ from gag.corpus.reading import Source, find_sources
 from gag.errors import DataError
 from gag.project.artifacts import replacing, write_json
 from gag.project.progress import bar
-from gag.project.rows import digest
+from gag.project.rows import appending, digest
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,10 @@ def _still(told: Path, wanted: list[Any], out: Path) -> CorpusReport | None:
 
 
 def _known(state: Path, key: list[Any]) -> dict[str, tuple[dict[str, Any], str]]:
-    """Return what earlier runs found in files, with the line that says it; one that broke off is nothing."""
+    """Return what earlier runs found in files, with the line that says it.
+
+    A line that broke off says nothing, nor does one of a file whose reader failed.
+    """
     found: dict[str, tuple[dict[str, Any], str]] = {}
     if not state.is_file():
         return found
@@ -150,7 +153,9 @@ def _known(state: Path, key: list[Any]) -> dict[str, tuple[dict[str, Any], str]]
                 told = json.loads(head)
             except ValueError:
                 continue
-            if line.endswith("\n") and isinstance(told, dict) and told.get("key") == key:
+            if not (line.endswith("\n") and isinstance(told, dict)) or told.get("passing"):
+                continue
+            if told.get("key") == key:
                 found[told["name"]] = told, line
     return found
 
@@ -176,12 +181,12 @@ def _read_all(
     fresh: list[Source], cutting: Cutting, tokenizer: str | None, state: Path, lines: dict[str, str]
 ) -> None:
     """Read files, and note each as soon as it is done."""
-    with state.open("a", encoding="utf-8") as file, bar("corpus", len(fresh)) as advance:
+    with appending(state) as file, bar("corpus", len(fresh)) as advance:
         for source, found in _read_parsed(fresh, cutting, tokenizer):
             stat = source.path.stat()
             head = {
                 "name": source.name, "path": str(source.path), "size": stat.st_size, "time": stat.st_mtime_ns,
-                "sha256": digest(source.path), "key": cutting.key,
+                "sha256": digest(source.path), "key": cutting.key, "passing": found.passing,
             }  # fmt: skip
             line = (
                 f"{json.dumps(head, ensure_ascii=False)}\t{json.dumps(asdict(found), ensure_ascii=False)}\n"

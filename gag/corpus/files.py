@@ -15,6 +15,7 @@ from gag.corpus.cleaning import clean
 from gag.corpus.documents import Document
 from gag.corpus.passages import Excerpt, Splitter, cut, language_of
 from gag.corpus.reading import Source, read_source
+from gag.errors import is_full_disk, is_full_memory
 
 VERSION = 1  # of what a file's line says: with another one all is read again
 ALONE = 4_000_000  # bytes; less is read in this process
@@ -73,10 +74,14 @@ class Found:
 
 @dataclass(frozen=True)
 class FileFound:
-    """What a file gave: its documents, and what of it is none."""
+    """What a file gave: its documents, and what of it is none.
+
+    Where the reason lies not in the file (`passing`), it is read again next time.
+    """
 
     documents: list[Found]
     set_aside: list[tuple[str, str]]
+    passing: bool = False
 
 
 def read_files(
@@ -104,21 +109,19 @@ class FileReader:
 
     def read(self, source: Source) -> FileFound:
         """Read a file, clean its documents and cut them; one that cannot be read is set aside by name."""
-        documents, aside = [], []
+        documents, aside, passing = [], [], False
         try:
             for document in read_source(source):
                 if isinstance(document, Document):
                     documents.append(self._found(document))
                 else:
                     aside.append(document)
-        except Exception as error:  # noqa: BLE001 - it is named, and the others are read
-            aside.append(
-                (
-                    source.name,
-                    f"its reader failed on it ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
-                )
-            )
-        return FileFound(documents, aside)
+        except Exception as error:
+            if is_full_disk(error) or is_full_memory(error):
+                raise
+            passing, said = True, " ".join(str(error).split())[:120]  # it is named, and the others are read
+            aside.append((source.name, f"its reader failed on it ({type(error).__name__}: {said})"))
+        return FileFound(documents, aside, passing)
 
     def _found(self, document: Document) -> Found:
         cleaned = clean(document, self._cutting.keep)

@@ -17,6 +17,8 @@ from gag.errors import DataError
 GAP = 0.95  # of the size: a wider one is between columns or cells, no space between words
 MARGIN = 0.1  # of a page's height, where headers and footers are
 WHITE = 1.8  # of the size: between a running title and the text
+SWAY = 1.0  # of a point: between the heights of one header on two pages
+_NUMBER = re.compile(r"\W*(?:page )?\d+\W*(?:(?:of|/) \d+)?\W*", re.IGNORECASE)
 EMPTY = 8  # characters a page; fewer are none that was meant to be read
 
 
@@ -98,22 +100,42 @@ def _line(handle: Any, chars: list[str], edges: list[Any], first: int, number: i
 
 
 def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
-    """Find headers and footers: what stands at the edges of several pages, and numbers that count them."""
+    """Find headers and footers: what stands at one height of several pages' edges, and numbers alone there.
+
+    A table's cells may stand at an edge too: they repeat at no height, and a number among them is not alone.
+    """
     edge: dict[str, list[Line]] = {}
     for _, height, lines in pages:
         for line in lines:
             if line.middle > (1 - MARGIN) * height or line.middle < MARGIN * height:
                 edge.setdefault(re.sub(r"\d+", "#", line.text.lower()), []).append(line)
     few = 2 if len(pages) < 6 else 3
-    number = re.compile(r"\W*(?:page )?#\W*(?:(?:of|/) #)?\W*")
     found: set[Line] = set()
-    for form, lines in edge.items():
-        same = Counter(line.text for line in lines)
-        often = len(lines) >= max(few, 0.3 * len(pages))
-        if number.fullmatch(form) or often or (len(lines) >= few and _counts_pages(lines)):
-            found.update(lines)
-        found.update(line for line in lines if same[line.text] >= few)
+    for lines in edge.values():
+        for level in _levels(lines):
+            same = Counter(line.text for line in level)
+            is_number, several = bool(_NUMBER.fullmatch(level[0].text)), len(level) >= few
+            often = len(level) >= 0.3 * len(pages) and not is_number
+            if several and (often or _counts_pages(level)):
+                found.update(level)
+            elif not is_number:
+                found.update(line for line in level if same[line.text] >= few)
+    for line in (line for lines in edge.values() for line in lines if _NUMBER.fullmatch(line.text)):
+        beside = (one for one in pages[line.page - 1][2] if one is not line and one not in found)
+        if not any(abs(one.middle - line.middle) < 0.4 * max(one.size, line.size) for one in beside):
+            found.add(line)
     return found | _apart(pages, few)
+
+
+def _levels(lines: list[Line]) -> Iterator[list[Line]]:
+    """Part lines by the height at which they stand on their pages."""
+    level: list[Line] = []
+    for line in sorted(lines, key=lambda line: line.middle):
+        if level and line.middle - level[-1].middle > SWAY:
+            yield level
+            level = []
+        level.append(line)
+    yield level
 
 
 def _apart(pages: list[tuple[float, float, list[Line]]], few: int) -> set[Line]:

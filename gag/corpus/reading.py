@@ -66,13 +66,13 @@ def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
 
 
 def read_source(source: Source) -> Iterator[Document | Fault]:
-    """Yield the documents of a file, and what of it is none, with the reason."""
+    """Yield the documents of a file, and what of it is none, with the reason; OSError: it cannot be read."""
     try:
         if source.path.suffix.lower() in TABLES:
             yield from read_table(source.path, source.name)
         else:
             yield _read_one(source)
-    except (DataError, OSError) as error:
+    except DataError as error:
         yield source.name, str(error)
 
 

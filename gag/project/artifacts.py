@@ -143,7 +143,11 @@ def is_current(folder: Path, key: str, manifest: str = MANIFEST) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside a file to write to; when the block ends well, it takes the file's place at once."""
     fresh = path.with_name(f".{path.name}.new")
-    yield fresh
+    try:
+        yield fresh
+    except BaseException:
+        fresh.unlink(missing_ok=True)  # it would fill the disk further
+        raise
     fresh.replace(path)
 
 

@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gag.errors import DataError
 from gag.project.progress import say_once
@@ -137,6 +138,16 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append one row to a JSONL file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[TextIO]:
+    """Open a JSONL file to go on with it; a last line that was cut short stays by itself."""
+    with path.open("a+b") as file:
+        if file.seek(0, 2) and file.seek(-1, 2) >= 0 and file.read() != b"\n":
+            file.write(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        yield file
 
 
 def digest(path: Path) -> str:
