@@ -252,7 +252,10 @@ def test_centres_alone_serve_no_other_rule_and_take_no_questions(first: Trained)
         "metals": domain_bank(load_domain(first.project.domain("metals"))),
     }
     state = settled(banks, other.settings.router, None)
-    assert isinstance(state, RouterState) and "general, metals: centres alone" in state.warning
+    assert (
+        isinstance(state, RouterState)
+        and "general, metals: centres alone, without questions" in state.warning
+    )
     with pytest.raises(DataError, match="centres alone, which were imported"):
         add_questions(first.project, "metals", first.project.root / "data" / "general.jsonl")
 

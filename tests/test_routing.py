@@ -132,9 +132,14 @@ def test_the_general_bank_is_needed() -> None:
 
 
 def test_too_few_general_questions_fall_back_to_the_published_rule() -> None:
-    router = Router(BANKS, Compass(), RouterSettings())
+    none = [torch.zeros(len(BANKS["general"].centres)).int()] * 2
+    judged = {name: replace(one, sample=Sample(one.centres, *none)) for name, one in BANKS.items()}
+    router = Router(judged, Compass(), RouterSettings())
     assert router.rule == "ppr" and router.calibration is None
-    assert "general has 0 questions to judge by, 10 are needed" in router.state.warning
+    count = len(BANKS["general"].centres)
+    assert f"general has {count} questions to judge by, 10 are needed" in router.state.warning
+    bare = Router(BANKS, Compass(), RouterSettings())
+    assert bare.rule == "ppr" and ": centres alone, without questions" in bare.state.warning
     assert (
         Router({"general": bank("east")}, Compass(), RouterSettings()).route(["north"])[0].domain == "general"
     )

@@ -216,7 +216,7 @@ def settled(
     if settings.rule == "ppr" or len(banks) == 1:
         return RouterState(members, None, "")
     if bare := [name for name, bank in banks.items() if not bank.sample_count]:
-        said = f"{', '.join(bare)}: centres alone, which were imported; `gag prototypes` makes whole banks"
+        said = f"{', '.join(bare)}: centres alone, without questions to judge by; `gag prototypes` has them"
         return RouterState(members, None, f"the router is not calibrated and routes by ppr: {said}")
     if (count := banks[GENERAL].sample_count) < ENOUGH:
         said = (
