@@ -128,7 +128,7 @@ def router_evaluate(
     need_domains([*rows, *learned])
     router = _router_over(opened, learned)
     if not learned and (more := expertless_banks(opened)):
-        say(f"counted too, though no question goes there: {', '.join(more)}, whose banks have no expert")
+        say(f"counted too: {', '.join(more)} (a bank and no expert: `gag ask` sends no question there)")
         here = dict(zip(router.names, router.banks, strict=True))
         router = Router(here | more, router.encoder, opened.settings.router)
     figures = evaluate_routing(router, rows, opened.settings.router)
