@@ -13,7 +13,7 @@ from torch import nn
 
 from gag.engine.domains import verify_domains
 from gag.engine.engine import LocalGAG
-from gag.errors import DataError, GagError
+from gag.errors import ArtifactError, DataError, GagError
 from gag.project.artifacts import read_manifest
 from gag.project.domain import load_domain
 from gag.project.project import Project, load_project
@@ -155,6 +155,9 @@ def test_whole_weights_and_an_unmixed_projector_are_taken(tmp_path: Path) -> Non
     shutil.rmtree(trained.projector)
     trained.projector.mkdir()
     held = {name: tensor.clone() for name, tensor in trained.weights.items()}
+    with pytest.raises(ArtifactError, match="domains/metals is already there"):
+        trained.taken()
+    shutil.rmtree(trained.project.domain("metals"))
     save_file(held, trained.projector / "model.safetensors")
     assert load_domain(trained.taken()).facts.projector == "gated_residual"
 
