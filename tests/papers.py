@@ -1,7 +1,9 @@
 """PDFs for tests: paragraphs of made-up words in one column or two, with headers, headings and tables."""
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
@@ -62,3 +64,93 @@ def _decorate(canvas, document) -> None:
     canvas.setFont("Helvetica", 8)
     canvas.drawString(MARGIN, A4[1] - 30, "Journal of Invented Things, Vol. 3")
     canvas.drawCentredString(A4[0] / 2, 25, str(canvas.getPageNumber()))
+
+
+@dataclass
+class Paper:
+    """What a paper was made of: its paragraphs, in order, and the first cells of its tables' rows."""
+
+    texts: list[str]
+    cells: list[str]
+
+
+HEADINGS = [
+    "Introduction",
+    "Reference electrode",
+    "Open questions",
+    "References to earlier work",
+    "Conclusions",
+]
+INDENTED = ParagraphStyle("indented", parent=BODY, firstLineIndent=12, spaceAfter=0)
+SMALL = ParagraphStyle("small", fontName="Times-Roman", fontSize=8.5, leading=10)
+HANGING = ParagraphStyle("hanging", parent=SMALL, leftIndent=14, firstLineIndent=-14)
+ROMAN = ["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii", "xiv"]
+
+
+def write_paper(path: Path, columns: int, heads: str, count: int = 60) -> Paper:
+    """Write a paper: authors, abstract, sections, tables that columns' ends part, a footnote, references.
+
+    Its heads and feet are `alternating` titles with numbers, `counted` ("3 of 12"), or `roman` numbers.
+    """
+    rng, made = random.Random(7), Paper(paragraphs(count, 5), [])
+    story: list[Any] = [
+        Paragraph("Charge and Tilt of Membranes in the Valley of Arvo", TITLE),
+        Paragraph("Ada Quist, Ben Orro and Cara Lindt", BODY),
+        Paragraph("Institute of Valleys, University of Arvo; ada.quist@arvo.edu", BODY),
+    ]
+    story += [FrameBreak()] if columns > 1 else []
+    story += [Paragraph("Abstract", HEADING), Paragraph(made.texts[0], INDENTED)]
+    each = -(-(count - 1) // len(HEADINGS))
+    for place, text in enumerate(made.texts[1:]):
+        if place % each == 0:
+            story.append(Paragraph(f"{place // each + 1}. {HEADINGS[place // each]}", HEADING))
+        story.append(Paragraph(text, INDENTED))
+        if place % 9 == 4:
+            rows = [[f"row{place}x{j}", str(rng.randint(100, 999)), f"{rng.random():.2f}"] for j in range(7)]
+            story += [Paragraph(f"Table {place}: Values of the valley.", SMALL), Table(rows)]
+            made.cells.extend(row[0] for row in rows)
+    story += [
+        Paragraph("Acknowledgements", HEADING),
+        Paragraph("We thank the fund of Arvo, THANKED.", INDENTED),
+    ]
+    story.append(Paragraph("References", HEADING))
+    for place in range(40):
+        words = " ".join(rng.choice(WORDS) for _ in range(9))
+        story.append(
+            Paragraph(f"[{place + 1}] A. Quist. LISTED {words}. J. Arvo {place}, 100-120 (2012).", HANGING)
+        )
+
+    def decorate(canvas: Any, document: Any) -> None:
+        number, (width, height) = canvas.getPageNumber(), A4
+        canvas.setFont("Times-Roman", 8)
+        if heads == "alternating":
+            canvas.drawString(MARGIN, height - 34, str(number) if number % 2 else "RUNNING of Arvo")
+            canvas.drawRightString(
+                width - MARGIN, height - 34, "A. Quist, RUNNING" if number % 2 else str(number)
+            )
+        else:
+            canvas.drawCentredString(
+                width / 2, 24, f"{number} of 12" if heads == "counted" else ROMAN[number - 1]
+            )
+        if number == 1:
+            canvas.drawString(MARGIN, 46, "NOTE: to whom letters go.")
+
+    width, height = A4
+    column = (width - 2 * MARGIN - (columns - 1) * GUTTER) / columns
+    places = [MARGIN + k * (column + GUTTER) for k in range(columns)]
+    top = 100 if columns > 1 else 0
+    first, others = (
+        [Frame(x, MARGIN, column, height - 2 * MARGIN - cut, leftPadding=0, rightPadding=0) for x in places]
+        for cut in (top, 0)
+    )
+    if top:
+        first.insert(0, Frame(MARGIN, height - MARGIN - top, width - 2 * MARGIN, top))
+    document = BaseDocTemplate(str(path), pagesize=A4)
+    document.addPageTemplates(
+        [
+            PageTemplate(id="first", frames=first, onPage=decorate, autoNextPageTemplate="next"),
+            PageTemplate(id="next", frames=others, onPage=decorate),
+        ]
+    )
+    document.build(story)
+    return made

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from gag.corpus.build import build_corpus
-from gag.corpus.documents import Document
+from gag.corpus.cleaning import clean
+from gag.corpus.columns import in_order
+from gag.corpus.documents import Block, Document
 from gag.corpus.duplicates import jaccard, near_duplicates, shingles
 from gag.corpus.files import Cutting
+from gag.corpus.layout import Line, joined
 from gag.corpus.reading import Source, find_sources, read_source
 from gag.errors import DataError
-from tests.papers import ROWS, paragraphs, write_pdf
+from tests.papers import HEADINGS, ROWS, paragraphs, write_paper, write_pdf
 from tests.test_corpus_cleaning import PAPER
 
 TEXT = "Brie is stored at four degrees, in a dark and damp cellar, for at most {} weeks. It is turned daily."
@@ -52,6 +55,64 @@ def test_every_paragraph_of_a_pdf_once_and_in_order(tmp_path: Path, columns: int
         )
         said = "\n".join(tables + found)
         assert {said.count(cell) for row in ROWS for cell in row[:1]} == {15}  # at a page's edge too
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("heads", ["alternating", "counted", "roman"])
+def test_a_papers_text_is_whole_and_its_apparatus_gone(tmp_path: Path, columns: int, heads: str) -> None:
+    """Tables stand at pages' edges, a footnote and floats between the parts of paragraphs."""
+    made = write_paper(tmp_path / "paper.pdf", columns, heads)
+    (document,) = read(tmp_path / "paper.pdf")
+    kept = clean(document, frozenset()).kept
+    assert [block.text for block in kept if block.text.startswith("Paragraph")] == made.texts
+    said = "\n".join(block.text for block in kept)
+    assert [said.count(cell) for cell in made.cells] == [1] * len(made.cells)
+    found = [block.text for block in kept if block.kind == "heading"]
+    assert found[1:] == ["Abstract", *(f"{i}. {name}" for i, name in enumerate(HEADINGS, 1))]
+    for word in ("RUNNING", "LISTED", "THANKED", "Ben Orro", "Institute of Valleys", " of 12"):
+        assert word not in said
+    furniture = [block for block in document.blocks if block.kind == "furniture"]
+    assert len(furniture) == document.pages * (2 if heads == "alternating" else 1)
+
+
+def test_a_table_over_both_columns_stays_one() -> None:
+    def prose(left: float, height: float) -> Line:
+        return Line(
+            "the membrane of Arvo carries a charge", left, height, left + 230, height + 8, 10, False, 1
+        )
+
+    def cells(height: float) -> list[Line]:
+        places = [60, 150, 240, 330, 420, 500]
+        return [Line(f"{height:g}/{x}", x, height, x + 30, height + 8, 10, False, 1) for x in places]
+
+    above, below = [700 - 12 * i for i in range(12)], [400 - 12 * i for i in range(12)]
+    table = [540 - 14 * i for i in range(6)]
+    lines = [prose(left, height) for height in (*above, *below) for left in (50, 300)]
+    lines += [cell for height in table for cell in cells(height)]
+    ordered = in_order(lines, 595, [])
+    assert [line.left for line in ordered] == [50] * 12 + [300] * 12 + [60] * 6 + [50] * 12 + [300] * 12
+    assert [len(line.cells) for line in ordered if line.left == 60] == [6] * 6
+
+
+def test_what_goes_on_behind_a_page_is_joined_in_any_script() -> None:
+    def block(kind: str, text: str, page: int, note: str = "") -> Block:
+        return Block(kind, text, page=page, note=note)
+
+    parts = [
+        block("text", "The charge of the membrane", 1),
+        block("text", "1 A footnote, which ends", 1, "small"),
+        block("furniture", "7", 1),
+        block("table", "| a | 1 |", 2),
+        block("text", "grows with depth.", 2),
+        block("text", "薄膜的电荷随深度", 2),
+        block("text", "增加而减小。", 3),
+        block("text", "a list of words", 5),
+    ]
+    texts = [one.text for one in joined(parts) if one.kind == "text"]
+    assert texts == [
+        "The charge of the membrane grows with depth.", "1 A footnote, which ends",
+        "薄膜的电荷随深度增加而减小。", "a list of words",
+    ]  # fmt: skip
 
 
 def test_a_pdf_without_text_says_what_reads_it(tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Put a page's lines into reading order, and join them to paragraphs, headings and tables.
-
-What a person sees as a column is found by the white between: a strip that few lines cross, with prose on both
-sides. Lines over the whole width part a page into bands; within one the columns are read one behind another.
-"""
+"""Join the pieces of a page's lines: to rows, and rows to paragraphs, headings and tables."""
 
 import re
 import statistics
@@ -11,7 +7,9 @@ from itertools import groupby, pairwise
 
 from gag.corpus.documents import Block
 
-_BULLET = re.compile(r"^(?:[•▪◦‣·–—*-]\s|\(?(?:\d{1,3}|[a-z]|[ivx]{1,4})[.)]\s)")
+SMALL = 0.93  # of the body's size: footnotes and captions
+_BULLET = re.compile(r"^(?:[•▪◦‣·–—*-]\s|\(?(?:\d{1,3}|[a-z]|[ivx]{1,4})[.)]\s|\[\d{1,3}\]\s)")
+_SPACELESS = re.compile("[\u3001-\u30ff\u3400-\u9fff\uff01-\uff60]")  # Chinese and Japanese
 _NUMBERED = re.compile(r"^(?:\d{1,2}(?:\.\d{1,2}){0,3}\.?|[IVX]{1,5}\.)\s+[A-Z]")
 
 
@@ -35,84 +33,39 @@ class Line:
         return (self.bottom + self.top) / 2
 
 
-def in_order(lines: list[Line], width: float) -> list[Line]:
-    """Put a page's pieces into reading order, those of one line and column joined."""
-    gutters = _gutters(lines, 0.0, width)
-    bands: list[list[Line]] = [[]]
-    for line in sorted(lines, key=lambda line: -line.middle):
-        spans = any(line.left < x < line.right for x in gutters)
-        if spans != (
-            bool(bands[-1]) and any(one.left < x < one.right for x in gutters for one in bands[-1][-1:])
-        ):
-            bands.append([])
-        bands[-1].append(line)
-    ordered: list[Line] = []
-    for band in bands:
-        columns: dict[int, list[Line]] = {}
-        spanning = bool(band) and any(band[0].left < x < band[0].right for x in gutters)
-        for line in band:
-            columns.setdefault(0 if spanning else sum(line.left > x for x in gutters), []).append(line)
-        for place in sorted(columns):
-            ordered += _rows(columns[place])
-    return ordered
+def is_prose(row: list[Line]) -> bool:
+    """Say whether the pieces of a row are words of a sentence, and not a table's cells."""
+    words = sum(len(line.text.split()) for line in row)
+    return words >= 4 and words >= 2 * len(row)
 
 
-def _gutters(lines: list[Line], left: float, right: float, deep: int = 2) -> list[float]:
-    """Find the middles of the white strips between columns, from left to right."""
-    inside = [line for line in lines if line.left >= left - 1 and line.right <= right + 1]
-    if len(inside) < 16 or not deep:
-        return []
-    low, high = min(line.left for line in inside), max(line.right for line in inside)
-    best: tuple[int, float, float] | None = None
-    step = 2.0
-    crossing: list[tuple[float, int]] = []
-    x = low + 0.2 * (high - low)
-    while x < high - 0.2 * (high - low):
-        crossing.append((x, sum(line.left < x < line.right for line in inside)))
-        x += step
-    fewest = min((count for _, count in crossing), default=0)
-    for _, run in groupby(crossing, key=lambda pair: pair[1] <= fewest):
-        strip = list(run)
-        if strip[0][1] <= fewest and (best is None or len(strip) > best[0]):
-            best = len(strip), strip[0][0], strip[-1][0]
-    if best is None or fewest > 0.3 * len(inside):
-        return []
-    middle = (best[1] + best[2]) / 2
-    sides = [
-        [line for line in inside if line.right <= middle],
-        [line for line in inside if line.left >= middle],
-    ]
-    if not all(_is_column(side, high - low) for side in sides):
-        return []
-    return [*_gutters(lines, left, middle, deep - 1), middle, *_gutters(lines, middle, right, deep - 1)]
-
-
-def _is_column(lines: list[Line], width: float) -> bool:
-    """Say whether lines are prose: several, of some words each, most as wide as the widest."""
-    if len(lines) < 6 or statistics.median(len(line.text.split()) for line in lines) < 4:
-        return False
-    widths = sorted(line.right - line.left for line in lines)
-    return widths[-1] > 0.2 * width and statistics.median(widths) > 0.6 * widths[int(0.9 * (len(widths) - 1))]
-
-
-def _rows(lines: list[Line]) -> list[Line]:
-    """Join the pieces of one line, from left to right; the rows of a table keep their cells."""
+def pieces(lines: list[Line]) -> list[list[Line]]:
+    """Part lines into rows, from top to bottom, each from left to right."""
     rows: list[list[Line]] = []
     for line in sorted(lines, key=lambda line: -line.middle):
         if rows and abs(rows[-1][0].middle - line.middle) < 0.4 * max(line.size, rows[-1][0].size):
             rows[-1].append(line)
         else:
             rows.append([line])
-    rows = [sorted(row, key=lambda line: line.left) for row in rows]
+    return [sorted(row, key=lambda line: line.left) for row in rows]
+
+
+def joined_rows(lines: list[Line]) -> list[Line]:
+    """Join the pieces of one line, from left to right; the rows of a table keep their cells."""
+    rows = pieces(lines)
     if not rows:
         return []
     edges = min(row[0].left for row in rows), max(row[-1].right for row in rows)
     tabled: set[int] = set()
     for wide, group in groupby(range(len(rows)), key=lambda i: _fills(rows[i], edges)):
         places = list(group)
-        pairs = [(a, b) for a, b in pairwise(places) if _aligned(rows[a], rows[b])]
+        pairs = [
+            (a, b) for a, b in pairwise(places)
+            if _aligned(rows[a], rows[b]) and not (wide and _happens(rows[a], rows[b]))
+        ]  # fmt: skip
         chained = {b for _, b in pairs} & {a for a, _ in pairs}  # between two others
         tabled |= {i for pair in pairs if not wide or chained & set(pair) for i in pair}
+        tabled |= {i for i in places if not wide and len(rows[i]) > 2 and not is_prose(rows[i])}
     return [_one(row, i in tabled) for i, row in enumerate(rows)]
 
 
@@ -125,6 +78,14 @@ def _aligned(row: list[Line], other: list[Line]) -> bool:
     """Say whether two rows are of one table: each cell but the first stands below one of the other."""
     few, many = sorted((row[1:], other[1:]), key=len)
     return bool(few) and all(any(_below(cell, above) for above in many) for cell in few)
+
+
+def _happens(row: list[Line], other: list[Line]) -> bool:
+    """Say whether lines of prose, from edge to edge and spread by chance, stand below each other."""
+    if not (is_prose(row) or is_prose(other)):
+        return False
+    lefts = [abs(a.left - b.left) for a, b in zip(row, other, strict=False)]
+    return len(row) != len(other) or max(lefts) > 2.5
 
 
 def _below(cell: Line, above: Line) -> bool:
@@ -192,8 +153,13 @@ def _parts(group: list[Line], line: Line, pitch: float) -> bool:
     edge, far = min(one.left for one in group), max(one.right for one in group)
     centred = abs(line.left + line.right - last.left - last.right) < 4
     indent = 0.0 if centred else line.left - (edge if len(group) > 1 else last.left)
+    hangs = len(group) > 1 and last.left - line.left > 0.8 * line.size and abs(line.left - group[0].left) < 2
     short = last.right < far - 0.15 * (far - edge) and len(group) > 1
-    starts = bool(_BULLET.match(line.text)) or (indent > 0.8 * line.size and not _BULLET.match(group[0].text))
+    starts = (
+        hangs
+        or bool(_BULLET.match(line.text))
+        or (indent > 0.8 * line.size and not _BULLET.match(group[0].text))
+    )
     return starts or (short and last.text.endswith((".", "!", "?", ":")))
 
 
@@ -220,7 +186,7 @@ def _block(group: list[Line], body: float) -> list[Block]:
             Block("heading", text, level=1 if first.size > 1.4 * body else 2 if large else 3, page=first.page)
         ]
     kind = "list" if _BULLET.match(text) else "text"
-    return [Block(kind, text, page=first.page)]
+    return [Block(kind, text, page=first.page, note="small" if first.size < SMALL * body else "")]
 
 
 def _flowing(lines: list[str]) -> str:
@@ -229,24 +195,37 @@ def _flowing(lines: list[str]) -> str:
     for line in lines[1:]:
         if re.search(r"[a-zà-ÿ]-$", text) and line[:1].islower():
             text = text[:-1] + line
+        elif text.endswith(("-", "/")) or (_SPACELESS.match(text[-1:]) and _SPACELESS.match(line)):
+            text = f"{text}{line}"
         else:
-            text = f"{text}{'' if text.endswith(('-', '/')) else ' '}{line}"
+            text = f"{text} {line}"
     return text
 
 
 def joined(blocks: list[Block]) -> list[Block]:
-    """Have a paragraph that a column's or a page's end parted go on in the one before."""
+    """Have a paragraph that a column's or a page's end parted go on in the one before.
+
+    What stands between the parts are a page's head and foot, footnotes, tables and captions.
+    """
     found: list[Block] = []
     for block in blocks:
-        place = next((i for i in range(len(found) - 1, -1, -1) if found[i].kind != "furniture"), None)
+        small = block.note == "small"
+        places = (
+            i for i in range(len(found) - 1, -1, -1)
+            if found[i].kind not in ("furniture", "table") and (small or found[i].note != "small")
+        )  # fmt: skip
+        place = next(places, None)
         last = found[place] if place is not None else None
         goes_on = last and last.kind in ("text", "list") and block.kind == "text"
         if (
             last
             and place is not None
             and goes_on
-            and re.search(r"[\w,;)-]$", last.text)
-            and block.text[:1].islower()
+            and block.page - last.page <= 1
+            and re.search(r"[\w,;)，、-]$", last.text)
+            and (
+                block.text[:1].islower() or (_SPACELESS.match(block.text) and _SPACELESS.match(last.text[-1]))
+            )
         ):
             found[place] = replace(last, text=_flowing([last.text, block.text]))
         else:

@@ -1,4 +1,4 @@
-"""Read a PDF: its characters become pieces of lines, and `layout` makes paragraphs of them."""
+"""Read a PDF: its characters become pieces of lines; `columns` puts them in order, `layout` joins them."""
 
 import ctypes
 import re
@@ -10,14 +10,16 @@ from typing import Any
 import pypdfium2
 from pypdfium2 import raw
 
+from gag.corpus.columns import in_order, usual_gutters
 from gag.corpus.documents import Block
-from gag.corpus.layout import Line, in_order, joined, paragraphs
+from gag.corpus.layout import Line, joined, paragraphs, pieces
 from gag.errors import DataError
 
 GAP = 0.95  # of the size: a wider one is between columns or cells, no space between words
 MARGIN = 0.1  # of a page's height, where headers and footers are
 WHITE = 1.8  # of the size: between a running title and the text
 SWAY = 1.0  # of a point: between the heights of one header on two pages
+_ROMAN = re.compile(r"\W*(?=[ivxlc])(?:x?c|x?l)?x{0,3}(?:ix|iv|v?i{0,3})\W*", re.IGNORECASE)
 _NUMBER = re.compile(r"\W*(?:page )?\d+\W*(?:(?:of|/) \d+)?\W*", re.IGNORECASE)
 EMPTY = 8  # characters a page; fewer are none that was meant to be read
 
@@ -43,10 +45,11 @@ def pdf_blocks(path: Path) -> tuple[list[Block], int]:
     furniture = _furniture(pages)
     body = _body_size(lines for _, _, lines in pages)
     ordered: list[Line | Block] = []
-    for width, _, lines in pages:
-        text = [line for line in lines if line not in furniture]
+    texts = [(width, [line for line in lines if line not in furniture]) for width, _, lines in pages]
+    usual = usual_gutters(texts)
+    for (width, text), (_, _, lines) in zip(texts, pages, strict=True):
         ordered += [Block("furniture", line.text, page=line.page) for line in lines if line in furniture]
-        ordered += in_order(text, width)
+        ordered += in_order(text, width, usual)
     return joined(paragraphs(ordered, body)), len(pages)
 
 
@@ -100,31 +103,53 @@ def _line(handle: Any, chars: list[str], edges: list[Any], first: int, number: i
 
 
 def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
-    """Find headers and footers: what stands at one height of several pages' edges, and numbers alone there.
+    """Find headers and footers: what repeats at one height of the pages' edges, and numbers alone there.
 
-    A table's cells may stand at an edge too: they repeat at no height, and a number among them is not alone.
+    A table's cells may stand at an edge too: no white parts them from the text, and a number is not alone.
     """
-    edge: dict[str, list[Line]] = {}
-    for _, height, lines in pages:
-        for line in lines:
-            if line.middle > (1 - MARGIN) * height or line.middle < MARGIN * height:
-                edge.setdefault(re.sub(r"\d+", "#", line.text.lower()), []).append(line)
+    edges = [_edges(lines, height) for _, height, lines in pages]
+    apart = {line for outside, _ in edges for line in outside}
+    last = {line for _, outermost in edges for line in outermost}
+    forms: dict[str, list[Line]] = {}
+    for line in (line for _, outermost in edges for line in outermost):
+        forms.setdefault(re.sub(r"\d+", "#", line.text.lower()), []).append(line)
+    for line in apart - last:
+        forms.setdefault(re.sub(r"\d+", "#", line.text.lower()), []).append(line)
     few = 2 if len(pages) < 6 else 3
     found: set[Line] = set()
-    for lines in edge.values():
-        for level in _levels(lines):
-            same = Counter(line.text for line in level)
-            is_number, several = bool(_NUMBER.fullmatch(level[0].text)), len(level) >= few
-            often = len(level) >= 0.3 * len(pages) and not is_number
-            if several and (often or _counts_pages(level)):
-                found.update(level)
-            elif not is_number:
-                found.update(line for line in level if same[line.text] >= few)
-    for line in (line for lines in edge.values() for line in lines if _NUMBER.fullmatch(line.text)):
+    for level in (level for lines in forms.values() for level in _levels(lines)):
+        same = Counter(line.text for line in level)
+        is_number, several = bool(_NUMBER.fullmatch(level[0].text)), len(level) >= few
+        if several and _counts_pages(level):
+            found.update(level)
+        elif not is_number:
+            often = several and len(level) >= 0.3 * len(pages)
+            found.update(line for line in level if same[line.text] >= few or (often and line in apart))
+    for line in apart | last:
+        number = _NUMBER.fullmatch(line.text) or (line in apart and _ROMAN.fullmatch(line.text))
         beside = (one for one in pages[line.page - 1][2] if one is not line and one not in found)
-        if not any(abs(one.middle - line.middle) < 0.4 * max(one.size, line.size) for one in beside):
+        if number and not any(
+            abs(one.middle - line.middle) < 0.4 * max(one.size, line.size) for one in beside
+        ):
             found.add(line)
     return found | _apart(pages, few)
+
+
+def _edges(lines: list[Line], height: float) -> tuple[list[Line], list[Line]]:
+    """Find the lines at a page's head and foot that white parts from the text, and those farthest out."""
+    outside: list[Line] = []
+    outermost: list[Line] = []
+    rows = pieces(lines)
+    for side, inner in ((rows, 1), (rows[::-1], -1)):
+        near = [row for row in side if min(row[0].middle, height - row[0].middle) < MARGIN * height]
+        near = [row for row in near if (row[0].middle > height / 2) == (inner > 0)]
+        outermost += near[0] if near else []
+        for place, row in enumerate(near):
+            following = side[place + 1] if place + 1 < len(side) else None
+            white = WHITE * max(line.size for line in row)
+            if following is None or inner * (row[0].middle - following[0].middle) > white:
+                outside += [line for one in near[: place + 1] for line in one]
+    return outside, outermost
 
 
 def _levels(lines: list[Line]) -> Iterator[list[Line]]:
