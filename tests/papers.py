@@ -87,10 +87,20 @@ HANGING = ParagraphStyle("hanging", parent=SMALL, leftIndent=14, firstLineIndent
 ROMAN = ["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii", "xiv"]
 
 
-def write_paper(path: Path, columns: int, heads: str, count: int = 60) -> Paper:
+ENTRIES = {  # how a list of references looks: its entries, and how they are set
+    "bracketed": ("[{0}] A. Quist. LISTED {1}. J. Arvo {0}, 100-120 ({2}).", HANGING),
+    "headless": ("[{0}] A. Quist. LISTED {1}. J. Arvo {0}, 100-120 ({2}).", HANGING),
+    "author-year": ("Quist, A. and Orro, B. ({2}). LISTED {1}. Journal of Arvo, {0}(2), 100-120.", HANGING),
+    "numbered": ("{0}. Quist A, Orro B. LISTED {1}. J Arvo. {2};{0}:100-20.", SMALL),
+    "plain": ("A. Quist, B. Orro, LISTED {1}, J. Arvo {0} ({2}) 100.", SMALL),
+}
+
+
+def write_paper(path: Path, columns: int, heads: str, entries: str, count: int = 60) -> Paper:
     """Write a paper: authors, abstract, sections, tables that columns' ends part, a footnote, references.
 
-    Its heads and feet are `alternating` titles with numbers, `counted` ("3 of 12"), or `roman` numbers.
+    Its heads and feet are `alternating` titles with numbers, `counted` ("3 of 12"), or `roman` numbers; its
+    references one of ENTRIES.
     """
     rng, made = random.Random(7), Paper(paragraphs(count, 5), [])
     story: list[Any] = [
@@ -113,12 +123,11 @@ def write_paper(path: Path, columns: int, heads: str, count: int = 60) -> Paper:
         Paragraph("Acknowledgements", HEADING),
         Paragraph("We thank the fund of Arvo, THANKED.", INDENTED),
     ]
-    story.append(Paragraph("References", HEADING))
+    story += [Paragraph("References", HEADING)] if entries != "headless" else []
+    form, style = ENTRIES[entries]
     for place in range(40):
         words = " ".join(rng.choice(WORDS) for _ in range(9))
-        story.append(
-            Paragraph(f"[{place + 1}] A. Quist. LISTED {words}. J. Arvo {place}, 100-120 (2012).", HANGING)
-        )
+        story.append(Paragraph(form.format(place + 1, words, 2000 + place % 20), style))
 
     def decorate(canvas: Any, document: Any) -> None:
         number, (width, height) = canvas.getPageNumber(), A4

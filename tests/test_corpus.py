@@ -58,10 +58,21 @@ def test_every_paragraph_of_a_pdf_once_and_in_order(tmp_path: Path, columns: int
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("heads", ["alternating", "counted", "roman"])
-def test_a_papers_text_is_whole_and_its_apparatus_gone(tmp_path: Path, columns: int, heads: str) -> None:
+@pytest.mark.parametrize(
+    ("heads", "entries"),
+    [
+        ("alternating", "bracketed"),
+        ("alternating", "plain"),
+        ("counted", "author-year"),
+        ("roman", "numbered"),
+        ("roman", "headless"),
+    ],
+)
+def test_a_papers_text_is_whole_and_its_apparatus_gone(
+    tmp_path: Path, columns: int, heads: str, entries: str
+) -> None:
     """Tables stand at pages' edges, a footnote and floats between the parts of paragraphs."""
-    made = write_paper(tmp_path / "paper.pdf", columns, heads)
+    made = write_paper(tmp_path / "paper.pdf", columns, heads, entries)
     (document,) = read(tmp_path / "paper.pdf")
     kept = clean(document, frozenset()).kept
     assert [block.text for block in kept if block.text.startswith("Paragraph")] == made.texts

@@ -206,10 +206,9 @@ def _statements(blocks: list[Block]) -> Iterable[int]:
             texts = [blocks[k].text for k in section]
             if sum(len(text.split()) for text in texts) <= MOST_THANKS and _THANKING.search(" ".join(texts)):
                 yield from (i, *section)
-        elif block.kind == "text" and block.words <= MOST_THANKS and _THANKING.search(block.text):
-            run_in = _RUN_IN.match(block.text)
-            if run_in and _named(run_in["name"]) in _THANKS:
-                yield i
+        short = block.kind == "text" and block.words <= MOST_THANKS and _THANKING.search(block.text)
+        if short and (run_in := _RUN_IN.match(block.text)) and _named(run_in["name"]) in _THANKS:
+            yield i
 
 
 def _section(blocks: list[Block], place: int) -> Iterable[int]:
@@ -240,7 +239,7 @@ def _entries(blocks: list[Block], place: int) -> Iterable[int]:
         block = blocks[i]
         if block.kind in ("heading", "image", "table") or block.note == "caption":
             break
-        if _is_entries(block):
+        if _is_entries(block) or _are_joined(block):
             found += [*misses, i]
             misses = []
         elif block.kind != "furniture":
@@ -254,20 +253,23 @@ def _is_entries(block: Block) -> bool:
     """Say whether a block is entries of a list of references: most of its lines or items have their marks."""
     if block.note == "ref_text":
         return True
-    items = [
-        line
-        for line in re.split(r"\n(?=\s*(?:[-*+]|\[|\(?\d{1,3}[.)\]]))|\n\s*\n", block.text)
-        if line.strip()
-    ]
+    parts = re.split(r"\n(?=\s*(?:[-*+]|\[|\(?\d{1,3}[.)\]]))|\n\s*\n", block.text)
+    items = [part for part in parts if part.strip()]
     good = sum(bool(_ENTRY.search(item)) and len(item.split()) < 120 for item in items)
     return 3 * good >= 2 * len(items)
+
+
+def _are_joined(block: Block) -> bool:
+    """Say whether a block is entries that nothing parts."""
+    marks = len(_ENTRY.findall(block.text))
+    return marks > 2 and 40 * marks > block.words
 
 
 def _headless(blocks: list[Block]) -> Iterable[int]:
     """Cut a run of entries in the last third that no heading stands over: five or more, each numbered."""
     start = len(blocks) - len(blocks) // 3
     run: list[int] = []
-    for i in range(start, len(blocks) + 1):
+    for i in range(len(blocks) + 1):
         block = blocks[i] if i < len(blocks) else None
         if block and block.kind in ("text", "list") and _is_entries(block) and _NUMBER.match(block.text):
             run.append(i)
@@ -275,7 +277,8 @@ def _headless(blocks: list[Block]) -> Iterable[int]:
         if block and block.kind == "furniture":
             continue
         lines = sum(blocks[k].text.count("\n") + 1 for k in run)
-        if len(run) >= 5 or (lines >= 5 and any(blocks[k].kind == "list" for k in run)):
+        late = bool(run) and run[-1] >= start
+        if late and (len(run) >= 5 or (lines >= 5 and any(blocks[k].kind == "list" for k in run))):
             yield from run
         run = []
 

@@ -153,7 +153,7 @@ def _parts(group: list[Line], line: Line, pitch: float) -> bool:
     edge, far = min(one.left for one in group), max(one.right for one in group)
     centred = abs(line.left + line.right - last.left - last.right) < 4
     indent = 0.0 if centred else line.left - (edge if len(group) > 1 else last.left)
-    hangs = len(group) > 1 and last.left - line.left > 0.8 * line.size and abs(line.left - group[0].left) < 2
+    hangs = len(group) > 1 and not centred and last.left - line.left > 0.8 * line.size
     short = last.right < far - 0.15 * (far - edge) and len(group) > 1
     starts = (
         hangs
