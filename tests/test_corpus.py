@@ -190,6 +190,27 @@ def test_what_is_no_text_is_set_aside_by_name(tmp_path: Path) -> None:
     assert "Käse" in (tmp_path / "out" / "corpus.jsonl").read_text()
 
 
+def test_a_corpus_among_its_documents_is_no_document(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(TEXT.format(3))
+    for _ in range(2):
+        report = build_corpus([tmp_path], tmp_path / "corpus.jsonl", Cutting(least=0))
+        assert (report.files, report.passages, report.unread) == (1, 1, {})
+    report = build_corpus([tmp_path], tmp_path / "other" / "corpus.jsonl", Cutting(least=0))
+    assert report.files == 1
+    named = build_corpus([tmp_path / "corpus.jsonl"], tmp_path / "named.jsonl", Cutting(least=0))
+    assert (named.files, named.passages) == (1, 1)
+
+
+def test_front_matter_gives_the_title_and_comments_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    front = '---\ntitle: "The Cheese: a story"\ntags: [a]\n---\n\n# Wash\n\nBrine <!-- or so --> it is.\n\n'
+    rest = "<!--\nall\n\nof it -->\n\n```\n<!-- code -->\n```\n"
+    path.write_text((front + rest).replace("\n", "\r\n"), newline="")
+    (document,) = read(path)
+    assert document.title == "The Cheese: a story"
+    assert [block.text for block in document.blocks] == ["Wash", "Brine  it is.", "```\n<!-- code -->\n```"]
+
+
 def test_mineru_counts_once_and_names_stay_apart(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -16,7 +16,7 @@ from gag.corpus.duplicates import near_duplicates
 from gag.corpus.files import Cutting, FileFound, Found, found_of, read_files
 from gag.corpus.parsers import batches, parsed
 from gag.corpus.passages import Excerpt, is_headings
-from gag.corpus.reading import Source, find_sources
+from gag.corpus.reading import FOUND, REPORT, Source, find_sources
 from gag.errors import DataError
 from gag.project.artifacts import replacing, write_json
 from gag.project.progress import bar
@@ -79,11 +79,11 @@ def build_corpus(
     sources, unread = find_sources([Path(given) for given in inputs])
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    state = out.with_suffix(".documents.jsonl")
+    state = out.with_suffix(FOUND)
     key = cutting.key
     before = _known(state, key)
     lines, fresh = _taken_over(sources, before)
-    told, wanted = out.with_suffix(".report.json"), [key, cutting.least, sorted(cutting.languages)]
+    told, wanted = out.with_suffix(REPORT), [key, cutting.least, sorted(cutting.languages)]
     if not fresh and before.keys() == lines.keys() and (report := _still(told, wanted, out)):
         return replace(report, read=0, seconds=round(time.monotonic() - started, 2))
     if fresh:

@@ -11,10 +11,19 @@ from gag.corpus.documents import Block, Kind
 IMAGE = re.compile(r"!\[[^\]]*\]\([^)\s]*(?:\s+\"[^\"]*\")?\)|<img\b[^>]*>", re.IGNORECASE)
 _FORMULA = re.compile(r"\s*(\$\$.*\$\$|\\\[.*\\\])\s*", re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_TITLE = re.compile(r"^title:[^\S\n]*[\"']?(.*?)[\"']?[^\S\n]*$", re.MULTILINE | re.IGNORECASE)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _KINDS: dict[str, Kind] = {
     "bullet_list_open": "list", "ordered_list_open": "list", "table_open": "table", "fence": "code",
     "code_block": "code", "blockquote_open": "text", "paragraph_open": "text",
 }  # fmt: skip
+
+
+def front_title(text: str) -> str:
+    """Return the title that Markdown's front matter names."""
+    front = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
+    title = _TITLE.search(front[1]) if front else None
+    return title[1].strip() if title else ""
 
 
 @cache
@@ -38,9 +47,11 @@ def _blocks(token: Token, text: str) -> list[Block]:
     if token.type == "heading_open":
         title = re.sub(r"^\s*#+\s*|\s+#+\s*$|\n[=-]+\s*$", "", text).strip()
         return [Block("heading", title, level=int(token.tag[1]))] if title else []
+    if token.type not in ("fence", "code_block"):
+        text = _COMMENT.sub("", text).strip("\n")
     if token.type == "html_block":
         kind = "table" if "<table" in text.lower() else "image" if IMAGE.fullmatch(text.strip()) else "text"
-        return [Block(kind, text)]
+        return [Block(kind, text)] if text.strip() else []
     if token.type == "paragraph_open":
         return _paragraph(text)
     return [Block(_KINDS[token.type], text)] if token.type in _KINDS and text.strip() else []

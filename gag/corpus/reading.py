@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gag.corpus.documents import Document, Fault, title_of
-from gag.corpus.markdown import html_markdown, markdown_blocks, text_blocks
+from gag.corpus.markdown import front_title, html_markdown, markdown_blocks, text_blocks
 from gag.corpus.mineru import STRUCTURED, beside, content_blocks, is_contents
 from gag.corpus.tabular import LONGEST, read_table
 from gag.errors import DataError
 
 MARKDOWN, PLAIN, HTML = {".md", ".markdown"}, {".txt", ".text", ".rst"}, {".html", ".htm", ".xhtml"}
 TABLES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
+FOUND, REPORT = ".documents.jsonl", ".report.json"  # beside a corpus: what was found in files, and of all
 KINDS = MARKDOWN | PLAIN | HTML | TABLES | {".pdf"}
 
 
@@ -35,7 +36,8 @@ class Source:
 def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
     """Find the files under files and folders -> those with a reader, and how many others by their ending.
 
-    What MinerU writes for one document counts once: its list of contents.
+    What MinerU writes for one document counts once: its list of contents. Corpora that lie in a folder beside
+    the documents they were made of are no documents.
 
     Raises:
         DataError: an input is not there, or two files have the same name below what was given.
@@ -48,6 +50,7 @@ def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
             raise DataError(f"{given} is not there; name files or folders of documents")
         paths = [given] if given.is_file() else sorted(path for path in given.rglob("*") if path.is_file())
         twice = {other for path in paths if is_contents(path) for other in beside(path)}
+        twice |= {other for path in paths if path != given for other in _made(path)}
         for path in paths:
             name = path.name if path == given else path.relative_to(given).as_posix()
             if path in twice or any(part.startswith(".") for part in Path(name).parts):
@@ -63,6 +66,14 @@ def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
                 raise DataError(f"two files are named {name}; name the folder above both")
             found[name] = Source(path, name)
     return list(found.values()), others
+
+
+def _made(path: Path) -> list[Path]:
+    """Name what a run wrote, by one of its files: the corpus, what it found in each file, and its report."""
+    if not path.name.endswith(FOUND):
+        return []
+    name = path.name.removesuffix(FOUND)
+    return [path.with_name(name + ending) for ending in (".jsonl", FOUND, REPORT)]
 
 
 def read_source(source: Source) -> Iterator[Document | Fault]:
@@ -96,6 +107,8 @@ def _read_one(source: Source) -> Document:
     title = ""
     if kind in HTML:
         text, title = html_markdown(text)
+    elif kind in MARKDOWN:
+        title = front_title(text)
     blocks = text_blocks(text) if kind in PLAIN else markdown_blocks(text)
     if not any(block.text.strip() for block in blocks):
         raise DataError("it is empty: it has no text")
