@@ -14,6 +14,7 @@ from gag.corpus.documents import Block, Document
 from gag.corpus.duplicates import jaccard, near_duplicates, shingles
 from gag.corpus.files import Cutting
 from gag.corpus.layout import Line, joined
+from gag.corpus.layout import paragraphs as paragraphs_of
 from gag.corpus.reading import Source, find_sources, read_source
 from gag.errors import DataError
 from tests.papers import HEADINGS, ROWS, paragraphs, write_paper, write_pdf
@@ -103,6 +104,29 @@ def test_a_table_over_both_columns_stays_one() -> None:
     ordered = in_order(lines, 595, [])
     assert [line.left for line in ordered] == [50] * 12 + [300] * 12 + [60] * 6 + [50] * 12 + [300] * 12
     assert [len(line.cells) for line in ordered if line.left == 60] == [6] * 6
+
+
+def test_lines_are_parted_where_a_formula_or_an_entry_ends() -> None:
+    def line(text: str, left: float, right: float, place: int) -> Line:
+        return Line(text, left, 700 - 12 * place, right, 708 - 12 * place, 10, False, 1)
+
+    rows = [
+        ("The charge of the membrane grows as it says here,", 72, 530),
+        ("where the depth is known.", 60, 300),
+        ("E = m c (1)", 260, 330),
+        ("Orro measured it in every cellar of the valley, and", 60, 530),
+        ("found no other law.", 60, 200),
+    ]
+    blocks = paragraphs_of([line(*row, i) for i, row in enumerate(rows)], 10.0)
+    assert [block.text.split()[0] for block in blocks] == ["The", "E", "Orro"]
+    hanging = [
+        ("Quist, A. (2010). On tilt and all that it means for", 60, 530),
+        ("valleys. J. Arvo 3, 4.", 74, 300),
+        ("Orro, B. (2011). On charge and all that it means for", 60, 530),
+        ("cellars. J. Arvo 5, 6.", 74, 300),
+    ]
+    blocks = paragraphs_of([line(*row, i) for i, row in enumerate(hanging)], 10.0)
+    assert [block.text.split()[0] for block in blocks] == ["Quist,", "Orro,"]
 
 
 def test_what_goes_on_behind_a_page_is_joined_in_any_script() -> None:

@@ -153,7 +153,9 @@ def _parts(group: list[Line], line: Line, pitch: float) -> bool:
     edge, far = min(one.left for one in group), max(one.right for one in group)
     centred = abs(line.left + line.right - last.left - last.right) < 4
     indent = 0.0 if centred else line.left - (edge if len(group) > 1 else last.left)
-    hangs = len(group) > 1 and not centred and last.left - line.left > 0.8 * line.size
+    narrow = last.right - last.left < 0.5 * (line.right - line.left)
+    outdent = 0.0 if centred and not narrow else last.left - line.left
+    hangs = outdent > (0.8 if len(group) > 1 else 4) * line.size  # behind an entry's lines, or a formula
     short = last.right < far - 0.15 * (far - edge) and len(group) > 1
     starts = (
         hangs
