@@ -153,6 +153,9 @@ def _parts(group: list[Line], line: Line, pitch: float) -> bool:
     edge, far = min(one.left for one in group), max(one.right for one in group)
     centred = abs(line.left + line.right - last.left - last.right) < 4
     indent = 0.0 if centred else line.left - (edge if len(group) > 1 else last.left)
+    ended = last.text.endswith((".", "!", "?", ":"))
+    if len(group) == 1 and not ended and last.right > line.right - 2 * line.size:
+        indent = min(indent, 0.0)  # an entry whose further lines are set in
     narrow = last.right - last.left < 0.5 * (line.right - line.left)
     outdent = 0.0 if centred and not narrow else last.left - line.left
     hangs = outdent > (0.8 if len(group) > 1 else 4) * line.size  # behind an entry's lines, or a formula
@@ -162,7 +165,7 @@ def _parts(group: list[Line], line: Line, pitch: float) -> bool:
         or bool(_BULLET.match(line.text))
         or (indent > 0.8 * line.size and not _BULLET.match(group[0].text))
     )
-    return starts or (short and last.text.endswith((".", "!", "?", ":")))
+    return starts or (short and ended)
 
 
 def _block(group: list[Line], body: float) -> list[Block]:
