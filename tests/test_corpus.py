@@ -15,6 +15,7 @@ from gag.corpus.duplicates import jaccard, near_duplicates, shingles
 from gag.corpus.files import Cutting
 from gag.corpus.layout import Line, joined
 from gag.corpus.layout import paragraphs as paragraphs_of
+from gag.corpus.pdf import _body_size
 from gag.corpus.reading import Source, find_sources, read_source
 from gag.errors import DataError
 from tests.papers import HEADINGS, ROWS, paragraphs, write_paper, write_pdf
@@ -106,6 +107,39 @@ def test_a_table_over_both_columns_stays_one() -> None:
     assert [len(line.cells) for line in ordered if line.left == 60] == [6] * 6
 
 
+def test_the_bodys_size_is_that_of_sentences_whatever_stands_in_code() -> None:
+    code = [
+        Line(f'> plot(x[{i}], y = "z{i}", lwd = {i}, col = rainbow(9))', 50, 700, 500, 708, 9, False, 1)
+        for i in range(15)
+    ]
+    said = [
+        Line("the charge of the membrane grows with depth", 50, 700, 500, 710, 11, False, 1)
+        for _ in range(10)
+    ]
+    assert _body_size([code, said]) == 11
+
+
+def test_what_stands_below_each_other_by_chance_is_no_table() -> None:
+    """Entries whose words were spread to the edge; a glossary's explanations begin below each other."""
+
+    def row(place: int, *cells: tuple[str, float, float]) -> list[Line]:
+        top = 700 - 12 * place
+        return [Line(text, left, top, right, top + 8, 10, False, 1) for text, left, right in cells]
+
+    spread = [
+        *row(0, ("Balkin TJ in all of the valley (2003).", 74, 250), ("Patterns of charge", 262, 530)),
+        *row(1, ("Restriction and what comes of it in", 74, 240), ("all that follows", 255, 530)),
+        *row(2, ("Research on tilt, which goes on and", 74, 246), ("on in the valley", 259, 530)),
+    ]
+    glossary = [
+        *row(-2, ("It was explained in the words of the valley, from edge to edge:", 74, 530)),
+        *row(0, ("plot", 74, 100), ("the plotting of what is there", 150, 420)),
+        *row(1, ("lines", 74, 102), ("the adding of a series to a plot", 150, 400)),
+    ]
+    assert [line.cells for line in in_order(spread, 595, [])] == [()] * 3
+    assert [len(line.cells) for line in in_order(glossary, 595, [])] == [0, 2, 2]
+
+
 def test_lines_are_parted_where_a_formula_or_an_entry_ends() -> None:
     def line(text: str, left: float, right: float, place: int) -> Line:
         return Line(text, left, 700 - 12 * place, right, 708 - 12 * place, 10, False, 1)
@@ -159,6 +193,10 @@ def test_a_pdf_without_text_says_what_reads_it(tmp_path: Path) -> None:
         scanned.rect(10, 10, 100, 100, fill=1)
         scanned.showPage()
     scanned.save()
+    signs = Canvas(str(tmp_path / "signs.pdf"))  # as of fonts that name no letters
+    signs.setFont("ZapfDingbats", 12)
+    signs.drawString(50, 700, "The charge of the membrane grows with depth.")
+    signs.save()
     locked = Canvas(str(tmp_path / "locked.pdf"), encrypt=StandardEncryption("secret"))
     locked.drawString(100, 100, "Nobody reads this.")
     locked.save()
@@ -167,6 +205,7 @@ def test_a_pdf_without_text_says_what_reads_it(tmp_path: Path) -> None:
     (tmp_path / "short.pdf").write_bytes(whole[:200])
     (tmp_path / "empty.pdf").write_bytes(b"")
     assert "MinerU" in faults(tmp_path / "scanned.pdf")[0]
+    assert "its letters have no meaning" in faults(tmp_path / "signs.pdf")[0]
     assert "encrypted" in faults(tmp_path / "locked.pdf")[0]
     assert "no whole PDF" in faults(tmp_path / "short.pdf")[0]
     assert "no whole PDF" in faults(tmp_path / "empty.pdf")[0]

@@ -163,3 +163,24 @@ def test_a_page_of_html_loses_its_menus() -> None:
     assert title == "Cheese stores" and "Storing cheese" in text and "degrees" in text and "brie" in text
     assert "Shop" not in text
     assert html_markdown("<p>Short.</p>")[0] == "Short."
+
+
+def test_a_table_of_contents_goes_with_its_heading_dotted_or_not() -> None:
+    lines = [
+        ("heading", "A Manual"),
+        ("heading", "Contents"),
+        ("heading", "1 Programming with classes 2"),
+        ("text", "1.1 Styles of classes . . . . . . . . 3"),
+        ("furniture", "ii"),
+        ("table", "| Grids | 11 |\n| Lines | 17 |"),
+        ("text", "1.2 More of it 4 1.3 And more 5"),
+        ("heading", "1 Programming with classes"),
+        ("text", "The contents of a class are kept in section 12"),
+        ("heading", "2 Contents of a cell"),
+        ("text", "There were 40"),
+    ]
+    blocks = tuple(
+        Block(kind, text, level=1 + (i > 0), page=i // 3 + 1) for i, (kind, text) in enumerate(lines)
+    )  # pyright: ignore
+    found = [rule for _, rule in clean(Document("m.pdf", "A", blocks, 4), frozenset()).pairs]
+    assert [i for i, rule in enumerate(found) if rule == "contents"] == [1, 2, 3, 5, 6]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from gag.corpus.documents import Block, Clean, Document
+from gag.corpus.references import named, references
 
 RULES = {
     "references": "lists of references",
@@ -19,16 +20,6 @@ RULES = {
     "repeated": "lines that stand in many places of a document",
     "contents": "tables of contents",
 }
-_NUMBERED = re.compile(
-    r"^\W*(?:(?:section|chapter|appendix)\s+)?(?:[\dIVXA-Z]{1,4}(?:\.\d+)*[.):]?\s+)?", re.IGNORECASE
-)
-_REFERENCES = {
-    "references", "reference", "bibliography", "literature cited", "literature", "works cited",
-    "cited literature", "references and notes", "notes and references", "cited references", "reference list",
-    "list of references",
-    "literatur", "literaturverzeichnis", "références", "bibliographie", "referencias", "bibliografía",
-    "参考文献", "参考资料",
-}  # fmt: skip
 _THANKS = {
     "acknowledgement", "acknowledgements", "acknowledgment", "acknowledgments", "funding", "funding sources",
     "funding statement", "funding information", "financial support", "author contributions",
@@ -46,14 +37,6 @@ _THANKING = re.compile(
 _RUN_IN = re.compile(
     r"^[*_]{0,3}(?P<name>[A-Z][A-Za-z' ]{4,45}?)[*_]{0,3}\s*[.:—–-][*_]{0,3}\s+\S", re.DOTALL
 )
-_ENTRY = re.compile(
-    r"\b(?:19|20)\d\d[a-z]?\b|\bet al\b|\bdoi\b|10\.\d{4,}/|\barxiv\b|\bpp?\.\s*\d|\bvol\.|"
-    r"\bin press\b|https?://",
-    re.IGNORECASE,
-)
-_NUMBER = re.compile(
-    r"^\s*(?:[-*+]\s+)?(?:\[[\w+-]{1,12}\]|\(?\d{1,3}[.)\]])\s*\S|^\s*(?:[-*+]\s+)?\S.*\(\d{4}[a-z]?\)"
-)
 _NAMES = re.compile(
     r"^[\W\d]*(?:[A-Z][\w.'’-]*[\s,;&*†‡§∗\d]*(?:and|und|et|de|van|von|der|la|le|di)?[\s,;]*){2,}$"
 )
@@ -70,6 +53,11 @@ _OPENING = re.compile(r"^\W*(?:\d+\.?\s*)?introduction\b", re.IGNORECASE)
 _CAPTION = re.compile(
     r"^\W*(?:fig(?:ure)?|table|scheme|chart|plate|abb(?:ildung)?|tab|图|表)\.?\s*\d", re.IGNORECASE
 )
+_CONTENTS = {
+    "contents", "table of contents", "list of figures", "list of tables", "inhalt", "inhaltsverzeichnis",
+    "table des matières", "sommaire", "índice", "目录", "目次",
+}  # fmt: skip
+_TO_A_PAGE = re.compile(r"^.{2,120}?\s\|?\s*(?:\d{1,4}|[ivxl]+)[\s|]*$")
 _LEADERS = re.compile(r"(?:\.\s?){4,}\s*[\divxlc]+\s*$|\t\s*\d+\s*$", re.IGNORECASE | re.MULTILINE)
 _PAGE_NUMBER = re.compile(
     r"^\W*(?:page\s+)?(?:\d{1,4}|[ivxl]{1,6})(?:\s*(?:of|/)\s*\d{1,4})?\W*$", re.IGNORECASE
@@ -135,11 +123,21 @@ def _images(blocks: list[Block]) -> Iterable[int]:
 
 
 def _contents(blocks: list[Block]) -> Iterable[int]:
+    """Cut lines of dots to a page's number, and below a heading of that name lines that end with one."""
+    above: int | None = None  # the heading, while all that follows is of the table
     for i, block in enumerate(blocks):
         lines = block.text.split("\n")
         leaders = _LEADERS.findall(block.text.replace(" |\n", "\n").removesuffix(" |"))
-        if block.kind in ("text", "list", "table") and 2 * len(leaders) > len(lines):
+        dotted = block.kind in ("text", "list", "table") and 2 * len(leaders) > len(lines)
+        listed = above is not None and all(_TO_A_PAGE.search(line) for line in lines)
+        if block.kind in ("heading", "text") and named(block.text) in _CONTENTS:
+            above = i
+        elif dotted or listed:
+            if above is not None and above + 1 >= i - sum(b.kind == "furniture" for b in blocks[above:i]):
+                yield above
             yield i
+        elif block.kind != "furniture":
+            above = None
 
 
 def _repeated(blocks: list[Block]) -> Iterable[int]:
@@ -201,13 +199,13 @@ def _statements(blocks: list[Block]) -> Iterable[int]:
     for i, block in enumerate(blocks):
         if 2 * i < len(blocks) and len(blocks) > 8:
             continue
-        if block.kind == "heading" and _named(block.text) in _THANKS:
+        if block.kind == "heading" and named(block.text) in _THANKS:
             section = list(_section(blocks, i))
             texts = [blocks[k].text for k in section]
             if sum(len(text.split()) for text in texts) <= MOST_THANKS and _THANKING.search(" ".join(texts)):
                 yield from (i, *section)
         short = block.kind == "text" and block.words <= MOST_THANKS and _THANKING.search(block.text)
-        if short and (run_in := _RUN_IN.match(block.text)) and _named(run_in["name"]) in _THANKS:
+        if short and (run_in := _RUN_IN.match(block.text)) and named(run_in["name"]) in _THANKS:
             yield i
 
 
@@ -219,82 +217,11 @@ def _section(blocks: list[Block], place: int) -> Iterable[int]:
         yield i
 
 
-def _references(blocks: list[Block]) -> Iterable[int]:
-    """Cut lists of references: what a parser named so, and what looks so below such a heading."""
-    for i, block in enumerate(blocks):
-        if block.note == "ref_text":
-            yield i
-        if block.kind in ("heading", "text") and block.words <= 5 and _named(block.text) in _REFERENCES:
-            entries = list(_entries(blocks, i))
-            if entries:
-                yield from (i, *entries)
-    yield from _headless(blocks)
-
-
-def _entries(blocks: list[Block], place: int) -> Iterable[int]:
-    """Give the places of the entries below a heading; they end where two blocks in a row look otherwise."""
-    found: list[int] = []
-    misses: list[int] = []
-    for i in range(place + 1, len(blocks)):
-        block = blocks[i]
-        if block.kind in ("heading", "image", "table") or block.note == "caption":
-            break
-        if _is_entries(block) or _are_joined(block):
-            found += [*misses, i]
-            misses = []
-        elif block.kind != "furniture":
-            misses.append(i)
-            if len(misses) > 1:
-                break
-    return found
-
-
-def _is_entries(block: Block) -> bool:
-    """Say whether a block is entries of a list of references: most of its lines or items have their marks."""
-    if block.note == "ref_text":
-        return True
-    parts = re.split(r"\n(?=\s*(?:[-*+]|\[|\(?\d{1,3}[.)\]]))|\n\s*\n", block.text)
-    items = [part for part in parts if part.strip()]
-    good = sum(bool(_ENTRY.search(item)) and len(item.split()) < 120 for item in items)
-    return 3 * good >= 2 * len(items)
-
-
-def _are_joined(block: Block) -> bool:
-    """Say whether a block is entries that nothing parts."""
-    marks = len(_ENTRY.findall(block.text))
-    return marks > 2 and 40 * marks > block.words
-
-
-def _headless(blocks: list[Block]) -> Iterable[int]:
-    """Cut a run of entries in the last third that no heading stands over: five or more, each numbered."""
-    start = len(blocks) - len(blocks) // 3
-    run: list[int] = []
-    for i in range(len(blocks) + 1):
-        block = blocks[i] if i < len(blocks) else None
-        if block and block.kind in ("text", "list") and _is_entries(block) and _NUMBER.match(block.text):
-            run.append(i)
-            continue
-        if block and block.kind == "furniture":
-            continue
-        lines = sum(blocks[k].text.count("\n") + 1 for k in run)
-        late = bool(run) and run[-1] >= start
-        if late and (len(run) >= 5 or (lines >= 5 and any(blocks[k].kind == "list" for k in run))):
-            yield from run
-        run = []
-
-
-def _named(heading: str) -> str:
-    """Return a heading's words alone, without its number."""
-    bare = _NUMBERED.sub("", heading.strip("#*_ \t"), count=1) if not heading.isupper() else heading
-    bare = re.sub(r"^\W*\d+(?:\.\d+)*[.):]?\s+", "", bare)
-    return " ".join(re.sub(r"[^\w\s'’]", " ", bare).replace("’", "'").lower().split())
-
-
 def _bare(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"[$\\{}<>]|mathrm", "", text)).strip()
 
 
 _RULES: dict[str, Rule] = {
-    "furniture": _furniture, "images": _images, "contents": _contents, "references": _references,
+    "furniture": _furniture, "images": _images, "contents": _contents, "references": references,
     "acknowledgements": _statements, "authors": _authors, "repeated": _repeated,
 }  # fmt: skip

@@ -17,7 +17,7 @@ from gag.corpus.passages import Excerpt, Splitter, cut, language_of
 from gag.corpus.reading import Source, read_source
 from gag.errors import is_full_disk, is_full_memory
 
-VERSION = 2  # of what a file's line says: with another one all is read again
+VERSION = 3  # of what a file's line says: with another one all is read again
 ALONE = 4_000_000  # bytes; less is read in this process
 
 

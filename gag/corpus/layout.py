@@ -59,10 +59,7 @@ def joined_rows(lines: list[Line]) -> list[Line]:
     tabled: set[int] = set()
     for wide, group in groupby(range(len(rows)), key=lambda i: _fills(rows[i], edges)):
         places = list(group)
-        pairs = [
-            (a, b) for a, b in pairwise(places)
-            if _aligned(rows[a], rows[b]) and not (wide and _happens(rows[a], rows[b]))
-        ]  # fmt: skip
+        pairs = [(a, b) for a, b in pairwise(places) if _aligned(rows[a], rows[b])]
         chained = {b for _, b in pairs} & {a for a, _ in pairs}  # between two others
         tabled |= {i for pair in pairs if not wide or chained & set(pair) for i in pair}
         tabled |= {i for i in places if not wide and len(rows[i]) > 2 and not is_prose(rows[i])}
@@ -75,17 +72,17 @@ def _fills(row: list[Line], edges: tuple[float, float]) -> bool:
 
 
 def _aligned(row: list[Line], other: list[Line]) -> bool:
-    """Say whether two rows are of one table: each cell but the first stands below one of the other."""
+    """Say whether two rows are of one table: each cell but the first stands below one of the other.
+
+    Lines of prose that were spread by chance do so too, but not at their left.
+    """
     few, many = sorted((row[1:], other[1:]), key=len)
-    return bool(few) and all(any(_below(cell, above) for above in many) for cell in few)
+    below = _below_left if is_prose(row) or is_prose(other) else _below
+    return bool(few) and all(any(below(cell, above) for above in many) for cell in few)
 
 
-def _happens(row: list[Line], other: list[Line]) -> bool:
-    """Say whether lines of prose, from edge to edge and spread by chance, stand below each other."""
-    if not (is_prose(row) or is_prose(other)):
-        return False
-    lefts = [abs(a.left - b.left) for a, b in zip(row, other, strict=False)]
-    return len(row) != len(other) or max(lefts) > 2.5
+def _below_left(cell: Line, above: Line) -> bool:
+    return abs(cell.left - above.left) < 2.5
 
 
 def _below(cell: Line, above: Line) -> bool:
@@ -180,13 +177,10 @@ def _block(group: list[Line], body: float) -> list[Block]:
     words = len(text.split())
     large = first.size > 1.12 * body
     alone = len(group) <= 2 and words <= 14 and not text.endswith((".", ",", ";", ":"))
-    named = alone and (_NUMBERED.match(text) or (text.isupper() and len(text) > 5))
-    if (
-        words <= 30
-        and len(group) <= 4
-        and any(map(str.isalpha, text))
-        and (large or (alone and (first.bold or named)))
-    ):
+    letters = sum(map(str.isalpha, text))
+    loud = text.isupper() and len(text) > 5 and letters > 0.7 * len(text.replace(" ", "")) and "=" not in text
+    named = alone and (_NUMBERED.match(text) or loud)
+    if words <= 30 and len(group) <= 4 and letters > 2 and (large or (alone and (first.bold or named))):
         return [
             Block("heading", text, level=1 if first.size > 1.4 * body else 2 if large else 3, page=first.page)
         ]

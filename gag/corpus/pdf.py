@@ -19,6 +19,9 @@ GAP = 0.95  # of the size: a wider one is between columns or cells, no space bet
 MARGIN = 0.1  # of a page's height, where headers and footers are
 WHITE = 1.8  # of the size: between a running title and the text
 SWAY = 1.0  # of a point: between the heights of one header on two pages
+_WORD = re.compile(r"(?<!\S)[^\W\d_A-Z]{2,}(?=[\s,.;:)]|$)")  # of a sentence, not of code
+_NO_LETTERS = re.compile("[\u25a0\u25a1\u2700-\u27bf\ue000-\uf8ff\ufffd]")  # boxes, dingbats, private signs
+_BOLD = re.compile(rb"bold|black|heavy|demi|cm(?:ss|b)?bx|sf(?:ss)?bx|medi(?!u)", re.IGNORECASE)
 _ROMAN = re.compile(r"\W*(?=[ivxlc])(?:x?c|x?l)?x{0,3}(?:ix|iv|v?i{0,3})\W*", re.IGNORECASE)
 _NUMBER = re.compile(r"\W*(?:page )?\d+\W*(?:(?:of|/) \d+)?\W*", re.IGNORECASE)
 EMPTY = 8  # characters a page; fewer are none that was meant to be read
@@ -42,6 +45,9 @@ def pdf_blocks(path: Path) -> tuple[list[Block], int]:
             f"it has no text: {len(pages)} pages are pictures; have them read by MinerU (pip "
             "install mineru), and name its output folder"
         )
+    signs = "".join(line.text for _, _, lines in pages for line in lines)
+    if len(_NO_LETTERS.findall(signs)) > 0.2 * len(signs):
+        raise DataError("its letters have no meaning: its fonts do not name them; have it read by MinerU")
     furniture = _furniture(pages)
     body = _body_size(lines for _, _, lines in pages)
     ordered: list[Line | Block] = []
@@ -93,13 +99,17 @@ def _line(handle: Any, chars: list[str], edges: list[Any], first: int, number: i
     if not words or abs(raw.FPDFText_GetCharAngle(handle, first)) > 0.2:  # what stands on its side is no text
         return
     size = raw.FPDFText_GetFontSize(handle, first)
-    weight = raw.FPDFText_GetFontWeight(handle, first)
-    buffer, flags = ctypes.create_string_buffer(128), ctypes.c_int()
-    raw.FPDFText_GetFontInfo(handle, first, buffer, 128, ctypes.byref(flags))
     left, bottom, right, top = zip(*edges, strict=True)
-    bold = weight >= 600 or b"bold" in buffer.value.lower()
+    bold = _is_bold(handle, first) and _is_bold(handle, first + len(edges) // 2)
     size = size if size > 2 else max(top) - min(bottom)
     yield Line(words, min(left), min(bottom), max(right), max(top), float(size), bold, number)
+
+
+def _is_bold(handle: Any, place: int) -> bool:
+    """Say whether a character's font is named so; its weight is a guess, and a wrong one for TeX's."""
+    buffer, flags = ctypes.create_string_buffer(128), ctypes.c_int()
+    raw.FPDFText_GetFontInfo(handle, place, buffer, 128, ctypes.byref(flags))
+    return bool(_BOLD.search(buffer.value))
 
 
 def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
@@ -189,9 +199,8 @@ def _counts_pages(lines: list[Line]) -> bool:
 
 
 def _body_size(pages: Any) -> float:
-    """Return the size that most characters have."""
+    """Return the size that most words of sentences have; examples of code may be longer, and smaller."""
     sizes: Counter[float] = Counter()
-    for lines in pages:
-        for line in lines:
-            sizes[round(line.size, 1)] += len(line.text)
+    for line in (line for lines in pages for line in lines):
+        sizes[round(line.size, 1)] += 1 + 100 * len(_WORD.findall(line.text))
     return sizes.most_common(1)[0][0]
