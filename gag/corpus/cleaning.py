@@ -93,7 +93,7 @@ def _emptied(blocks: list[Block], found: list[str], place: int) -> str:
     """Name the rule that cut the list below a heading; none: something stays, or no list stood there."""
     rules: set[str] = set()
     for block, by in zip(blocks[place + 1 :], found[place + 1 :], strict=True):
-        if block.kind == "heading" and not by:
+        if block.kind == "heading" and not by and block.level <= blocks[place].level:
             break
         if block.kind == "furniture" or by in ("furniture", "images"):
             continue
