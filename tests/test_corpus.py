@@ -88,6 +88,64 @@ def test_a_papers_text_is_whole_and_its_apparatus_gone(
     assert len(furniture) == document.pages * (2 if heads == "alternating" else 1)
 
 
+def test_what_stands_at_an_edge_and_says_something_else_each_time_stays(tmp_path: Path) -> None:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(tmp_path / "letters.pdf"))
+    for number in range(7):  # a first line with white below, a year alone, rows far apart, a foot that counts
+        canvas.setFont("Times-Roman", 11)
+        canvas.drawString(60, 790, f"Dear Ada, your cheese has number {37 * number % 11}.")
+        canvas.drawString(60, 760, "The milk is warmed in a copper kettle over a fire of wood.")
+        canvas.drawString(60, 730, f"{1850 + 7 * number}")
+        for row in range(28):
+            for left, cell in ((60, f"LN{37 * number % 11}x{row}"), (200, "Nafion"), (340, str(37 * row))):
+                canvas.drawString(left, 700 - 23 * row, cell)
+        canvas.setFont("Times-Roman", 8)
+        canvas.drawString(300, 20, str(number + 1))
+        canvas.showPage()
+    canvas.save()
+    (document,) = read(tmp_path / "letters.pdf")
+    said = "\n".join(block.text for block in clean(document, frozenset()).kept)
+    for number in range(7):
+        assert f"has number {37 * number % 11}." in said and f"{1850 + 7 * number}" in said
+        assert all(f"LN{37 * number % 11}x{row} | Nafion | {37 * row}" in said for row in range(28))
+    furniture = [block.text for block in document.blocks if block.kind == "furniture"]
+    assert furniture == [str(number) for number in range(1, 8)]
+
+
+def test_a_corpus_is_written_over_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(TEXT.format(3))
+    (tmp_path / "mine.jsonl").write_text('{"text": "A row of mine, which is long enough to be a passage."}\n')
+    with pytest.raises(DataError, match="is one of the documents"):
+        build_corpus([tmp_path / "mine.jsonl"], tmp_path / "mine.jsonl", Cutting())
+    with pytest.raises(DataError, match="no run of this wrote it"):
+        build_corpus([tmp_path / "a.md"], tmp_path / "mine.jsonl", Cutting())
+    with pytest.raises(DataError, match="is no file's name"):
+        build_corpus([tmp_path / "a.md"], tmp_path, Cutting())
+    assert "A row of mine" in (tmp_path / "mine.jsonl").read_text()
+
+
+def test_another_file_of_the_same_name_and_time_is_read(tmp_path: Path) -> None:
+    for folder, word in (("p", "cedar"), ("q", "beech")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.md").write_text(f"The vats of the valley were made of {word} from the hill.")
+        os.utime(tmp_path / folder / "a.md", (10**9, 10**9))
+    out = tmp_path / "corpus.jsonl"
+    for folder, word in (("p", "cedar"), ("q", "beech")):
+        build_corpus([tmp_path / folder], out, Cutting())
+        assert word in out.read_text()
+
+
+def test_a_name_of_any_bytes_and_a_damaged_report_do_no_harm(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "in")
+    Path(os.fsdecode(folder)).mkdir()
+    Path(os.fsdecode(folder + b"/bad\xff.md")).write_text(TEXT.format(3))
+    out = tmp_path / "corpus.jsonl"
+    for _ in range(2):
+        assert build_corpus([tmp_path / "in"], out, Cutting()).passages == 1
+        (tmp_path / "corpus.report.json").write_text("{")
+
+
 def test_a_table_over_both_columns_stays_one() -> None:
     def prose(left: float, height: float) -> Line:
         return Line(

@@ -184,3 +184,17 @@ def test_a_table_of_contents_goes_with_its_heading_dotted_or_not() -> None:
     )  # pyright: ignore
     found = [rule for _, rule in clean(Document("m.pdf", "A", blocks, 4), frozenset()).pairs]
     assert [i for i, rule in enumerate(found) if rule == "contents"] == [1, 2, 3, 5, 6]
+
+
+def test_prose_that_names_years_is_no_list_of_references() -> None:
+    laws = (f"({i}) The law of {1900 + i} says that the milk of the valley is taxed." for i in range(1, 8))
+    town = "In 1998 the council kept its records there.\n\nBy 2010 the references had been kept in the inn."
+    parts = (
+        "# A town\n\nIt lies in a valley.\n\n## Laws",
+        *laws,
+        "## References",
+        town,
+        "## Founded",
+        "1850",
+    )
+    assert set(cleaned("\n\n".join(parts)).values()) == {""}

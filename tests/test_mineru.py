@@ -132,10 +132,10 @@ def test_mineru_parses_the_pdfs_and_one_that_stops_it_is_set_aside(
     calls = [json.loads(line) for line in program.read_text().splitlines()]
     assert [len(call) - 7 for call in calls] == [4, 2]  # all of them, and those behind the one
     assert all(call[-4:] == ["-f", "zip", "--tier", "flash"] for call in calls)
-    assert json.loads(run(capsys, monkeypatch, *asked)[1].splitlines()[-1])["read"] == 0
-    assert len(program.read_text().splitlines()) == 2
+    assert json.loads(run(capsys, monkeypatch, *asked)[1].splitlines()[-1])["read"] == 1
+    assert len(program.read_text().splitlines()) == 3
     run(capsys, monkeypatch, *asked[:-2])  # another parser reads them again
-    assert "Paragraph 0 says" in out.read_text() and len(program.read_text().splitlines()) == 2
+    assert "Paragraph 0 says" in out.read_text() and len(program.read_text().splitlines()) == 3
 
 
 def test_a_parser_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

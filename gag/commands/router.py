@@ -127,10 +127,12 @@ def router_evaluate(
 
     need_domains([*rows, *learned])
     router = _router_over(opened, learned)
-    if not learned and (more := expertless_banks(opened)):
+    if not learned and (more := expertless_banks(opened, router.encoder.spec)):
         say(f"counted too: {', '.join(more)} (a bank and no expert: `gag ask` sends no question there)")
         here = dict(zip(router.names, router.banks, strict=True))
         router = Router(here | more, router.encoder, opened.settings.router)
+        if router.state.warning:
+            say(router.state.warning)
     figures = evaluate_routing(router, rows, opened.settings.router)
     page = write_routing(opened.root / "runs" / "router", figures, f"Routing of {len(rows)} questions")
     written = str(page.relative_to(opened.root))

@@ -129,8 +129,11 @@ async def _ask(
 
     async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
         await asyncio.gather(*(work(client) for _ in range(min(endpoint.together, len(todo)))))
-    if not spent.asked and spent.stopped.startswith("the endpoint"):
-        raise BusyError(f"{spent.stopped}; see that {endpoint.url} serves, and run this again", 5)
+    if not spent.asked and spent.failed:
+        reasons = ", ".join(spent.failed)
+        raise BusyError(
+            f"{endpoint.url} answered no request ({reasons}); see that it serves, and try again", 5
+        )
 
 
 async def _tried(client: httpx.AsyncClient, endpoint: Endpoint, prompt: str) -> tuple[str | None, int, str]:

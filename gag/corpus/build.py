@@ -5,6 +5,7 @@ off goes on from there, and the next one reads only what changed.
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -73,11 +74,12 @@ def build_corpus(
         tokenizer: loads what counts their tokens, in its own JSON; it is called where something is read.
 
     Raises:
-        DataError: nothing under the inputs is a document.
+        DataError: nothing under the inputs is a document, or something else stands at `out`.
     """
     started = time.monotonic()
     sources, unread = find_sources([Path(given) for given in inputs])
     out = Path(out)
+    _claim(out, sources)
     out.parent.mkdir(parents=True, exist_ok=True)
     state = out.with_suffix(FOUND)
     key = cutting.key
@@ -127,15 +129,28 @@ def build_corpus(
     return report
 
 
+def _claim(out: Path, sources: list[Source]) -> None:
+    """Refuse to write over a document, or over a file that no run wrote."""
+    if out.is_dir() or not out.suffix:
+        raise DataError(f"{out or '--out'} is no file's name; name one, such as corpus.jsonl")
+    if out.exists() and any(source.path.samefile(out) for source in sources):
+        raise DataError(f"{out} is one of the documents; name another --out")
+    if out.exists() and not out.with_suffix(FOUND).exists():
+        raise DataError(f"{out} is there, and no run of this wrote it; name another --out")
+
+
 def _still(told: Path, wanted: list[Any], out: Path) -> CorpusReport | None:
     """Return the last run's report, if it was of the same and the corpus is as it left it."""
     if not (told.is_file() and out.is_file()):
         return None
-    found = json.loads(told.read_text(encoding="utf-8"))
-    if found["made_by"] != wanted or found["sha256"] != digest(out):
+    try:
+        found = json.loads(told.read_text(encoding="utf-8"))
+        if found["made_by"] != wanted or found["sha256"] != digest(out):
+            return None
+        aside = [(name, reason) for name, reason in found["report"]["set_aside"]]
+        return CorpusReport(**found["report"] | {"set_aside": aside})
+    except (ValueError, LookupError, TypeError):  # somebody damaged it: it is made again
         return None
-    aside = [(name, reason) for name, reason in found["report"]["set_aside"]]
-    return CorpusReport(**found["report"] | {"set_aside": aside})
 
 
 def _known(state: Path, key: list[Any]) -> dict[str, tuple[dict[str, Any], str]]:
@@ -170,7 +185,8 @@ def _taken_over(
         told, line = before.get(source.name, ({}, ""))
         stat = source.path.stat()
         same = bool(told) and told["size"] == stat.st_size
-        if same and (told["time"] == stat.st_mtime_ns or told["sha256"] == digest(source.path)):
+        untouched = same and (told["path"], told["time"]) == (_named(source.path), stat.st_mtime_ns)
+        if untouched or (same and told["sha256"] == _digest(source.path)):
             lines[source.name] = line
         else:
             fresh.append(source)
@@ -185,8 +201,9 @@ def _read_all(
         for source, found in _read_parsed(fresh, cutting, tokenizer):
             stat = source.path.stat()
             head = {
-                "name": source.name, "path": str(source.path), "size": stat.st_size, "time": stat.st_mtime_ns,
-                "sha256": digest(source.path), "key": cutting.key, "passing": found.passing,
+                "name": source.name, "path": _named(source.path),
+                "size": stat.st_size, "time": stat.st_mtime_ns,
+                "sha256": _digest(source.path), "key": cutting.key, "passing": found.passing,
             }  # fmt: skip
             line = (
                 f"{json.dumps(head, ensure_ascii=False)}\t{json.dumps(asdict(found), ensure_ascii=False)}\n"
@@ -195,6 +212,16 @@ def _read_all(
             file.write(line)
             file.flush()
             advance(1)
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256; none of one that may not be read."""
+    return digest(path) if os.access(path, os.R_OK) else ""
+
+
+def _named(path: Path) -> str:
+    """Write a path as text, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _read_parsed(

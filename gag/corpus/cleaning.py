@@ -104,8 +104,11 @@ def _emptied(blocks: list[Block], found: list[str], place: int) -> str:
 
 
 def _furniture(blocks: list[Block]) -> Iterable[int]:
+    """Cut heads and feet, and numbers that stand first or last on a page."""
     for i, block in enumerate(blocks):
-        if block.kind == "furniture" or (block.kind == "text" and _PAGE_NUMBER.match(block.text)):
+        around = {blocks[k].page if 0 <= k < len(blocks) else 0 for k in (i - 1, i + 1)}
+        edge = bool(block.page) and around != {block.page}
+        if block.kind == "furniture" or (edge and block.kind == "text" and _PAGE_NUMBER.match(block.text)):
             yield i
 
 
@@ -161,6 +164,8 @@ def _repeated(blocks: list[Block]) -> Iterable[int]:
 
 def _form(block: Block) -> str:
     short = block.kind == "text" and len(block.text) <= 200 and "\n" not in block.text
+    if short and _CAPTION.match(block.text):  # whose numbers tell one from another
+        return block.text.lower()
     text = " ".join(block.text.lower().split())
     return "" if not short else re.sub(r"\d+", "#", text) if block.page else text
 

@@ -17,7 +17,7 @@ from gag.corpus.passages import Excerpt, Splitter, cut, language_of
 from gag.corpus.reading import Source, read_source
 from gag.errors import is_full_disk, is_full_memory
 
-VERSION = 3  # of what a file's line says: with another one all is read again
+VERSION = 4  # of what a file's line says: with another one all is read again
 ALONE = 4_000_000  # bytes; less is read in this process
 
 
@@ -109,7 +109,7 @@ class FileReader:
 
     def read(self, source: Source) -> FileFound:
         """Read a file, clean its documents and cut them; one that cannot be read is set aside by name."""
-        documents, aside, passing = [], [], False
+        documents, aside, passing = [], [], bool(source.fault)  # of another program, which may do it later
         try:
             for document in read_source(source):
                 if isinstance(document, Document):

@@ -179,7 +179,7 @@ def _block(group: list[Line], body: float) -> list[Block]:
     alone = len(group) <= 2 and words <= 14 and not text.endswith((".", ",", ";", ":"))
     letters = sum(map(str.isalpha, text))
     loud = text.isupper() and len(text) > 5 and letters > 0.7 * len(text.replace(" ", "")) and "=" not in text
-    named = alone and (_NUMBERED.match(text) or loud)
+    named = alone and not re.search("[;@]", text) and (_NUMBERED.match(text) or loud)
     if words <= 30 and len(group) <= 4 and letters > 2 and (large or (alone and (first.bold or named))):
         return [
             Block("heading", text, level=1 if first.size > 1.4 * body else 2 if large else 3, page=first.page)

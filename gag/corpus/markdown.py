@@ -12,7 +12,7 @@ IMAGE = re.compile(r"!\[[^\]]*\]\([^)\s]*(?:\s+\"[^\"]*\")?\)|<img\b[^>]*>", re.
 _FORMULA = re.compile(r"\s*(\$\$.*\$\$|\\\[.*\\\])\s*", re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _TITLE = re.compile(r"^title:[^\S\n]*[\"']?(.*?)[\"']?[^\S\n]*$", re.MULTILINE | re.IGNORECASE)
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_COMMENT = re.compile(r"(`+[^`]+`+)|<!--.*?-->", re.DOTALL)
 _KINDS: dict[str, Kind] = {
     "bullet_list_open": "list", "ordered_list_open": "list", "table_open": "table", "fence": "code",
     "code_block": "code", "blockquote_open": "text", "paragraph_open": "text",
@@ -23,7 +23,7 @@ def front_title(text: str) -> str:
     """Return the title that Markdown's front matter names."""
     front = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
     title = _TITLE.search(front[1]) if front else None
-    return title[1].strip() if title else ""
+    return title[1].strip() if title and title[1][:1] not in ">|" else ""
 
 
 @cache
@@ -48,7 +48,7 @@ def _blocks(token: Token, text: str) -> list[Block]:
         title = re.sub(r"^\s*#+\s*|\s+#+\s*$|\n[=-]+\s*$", "", text).strip()
         return [Block("heading", title, level=int(token.tag[1]))] if title else []
     if token.type not in ("fence", "code_block"):
-        text = _COMMENT.sub("", text).strip("\n")
+        text = _COMMENT.sub(lambda found: found[1] or "", text).strip("\n")
     if token.type == "html_block":
         kind = "table" if "<table" in text.lower() else "image" if IMAGE.fullmatch(text.strip()) else "text"
         return [Block(kind, text)] if text.strip() else []

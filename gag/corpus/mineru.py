@@ -52,7 +52,10 @@ def content_blocks(text: str, name: str) -> list[Block]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is no whole JSON") from error
     if isinstance(items, dict) and isinstance(items.get("pages"), list):
-        items = [_older(block, page) for page in items["pages"] for block in page["blocks"]]
+        try:
+            items = [_older(block, page) for page in items["pages"] for block in page["blocks"]]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{name} is no structured content as MinerU writes it") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) and "type" in item for item in items):
         raise DataError(f"{name} is no list of contents as MinerU writes it")
     blocks: list[Block] = []

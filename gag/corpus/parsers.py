@@ -45,7 +45,7 @@ def check_parser(parser: str) -> str:
 def batches(fresh: list[Source], parser: str) -> Iterator[list[Source]]:
     """Cut files into batches: those that MinerU parses at once, and all others."""
     pdfs = [source for source in fresh if parser != PLAIN and source.path.suffix.lower() == ".pdf"]
-    others = [source for source in fresh if source not in pdfs]
+    others = [source for source in fresh if parser == PLAIN or source.path.suffix.lower() != ".pdf"]
     yield from ([others] if others else [])
     yield from (pdfs[start : start + TOGETHER] for start in range(0, len(pdfs), TOGETHER))
 
@@ -75,16 +75,19 @@ def _parse(batch: list[Source], folder: Path, parser: str) -> list[Source]:
     return [
         replace(source, fault=f"MinerU could not parse it: {faults[link]}")
         if link in faults
-        else replace(source, contents=_unpacked(link.with_suffix(".zip")))
+        else _unpacked(source, link.with_suffix(".zip"))
         for source, link in pairs
     ]
 
 
-def _unpacked(archive: Path) -> Path:
+def _unpacked(source: Source, archive: Path) -> Source:
     contents = archive.with_name(f"{archive.stem}-{STRUCTURED}")
-    with zipfile.ZipFile(archive) as packed:
-        contents.write_bytes(packed.read(STRUCTURED))
-    return contents
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            contents.write_bytes(packed.read(STRUCTURED))
+    except (KeyError, zipfile.BadZipFile):
+        return replace(source, fault=f"MinerU wrote no {STRUCTURED} for it; take version 4")
+    return replace(source, contents=contents)
 
 
 def _run(inputs: list[Path], out: Path, parser: str) -> str:
@@ -93,6 +96,8 @@ def _run(inputs: list[Path], out: Path, parser: str) -> str:
     target = out if len(inputs) > 1 else inputs[0].with_suffix(".zip")  # of one it takes a folder for a file
     command = [PROGRAM, "parse", *map(str, inputs), "-o", str(target), "-f", "zip"]
     command += ["--tier", tier] if tier else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     return (said or ["it said nothing"])[-1].strip()[:200]

@@ -12,7 +12,7 @@ from pypdfium2 import raw
 
 from gag.corpus.columns import in_order, usual_gutters
 from gag.corpus.documents import Block
-from gag.corpus.layout import Line, joined, paragraphs, pieces
+from gag.corpus.layout import SMALL, Line, joined, paragraphs, pieces
 from gag.errors import DataError
 
 GAP = 0.95  # of the size: a wider one is between columns or cells, no space between words
@@ -48,8 +48,8 @@ def pdf_blocks(path: Path) -> tuple[list[Block], int]:
     signs = "".join(line.text for _, _, lines in pages for line in lines)
     if len(_NO_LETTERS.findall(signs)) > 0.2 * len(signs):
         raise DataError("its letters have no meaning: its fonts do not name them; have it read by MinerU")
-    furniture = _furniture(pages)
     body = _body_size(lines for _, _, lines in pages)
+    furniture = _furniture(pages, body)
     ordered: list[Line | Block] = []
     texts = [(width, [line for line in lines if line not in furniture]) for width, _, lines in pages]
     usual = usual_gutters(texts)
@@ -112,7 +112,7 @@ def _is_bold(handle: Any, place: int) -> bool:
     return bool(_BOLD.search(buffer.value))
 
 
-def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
+def _furniture(pages: list[tuple[float, float, list[Line]]], body: float) -> set[Line]:
     """Find headers and footers: what repeats at one height of the pages' edges, and numbers alone there.
 
     A table's cells may stand at an edge too: no white parts them from the text, and a number is not alone.
@@ -127,22 +127,31 @@ def _furniture(pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
         forms.setdefault(re.sub(r"\d+", "#", line.text.lower()), []).append(line)
     few = 2 if len(pages) < 6 else 3
     found: set[Line] = set()
+    maybe: set[Line] = set()  # they count where all of their row repeats
     for level in (level for lines in forms.values() for level in _levels(lines)):
         same = Counter(line.text for line in level)
-        is_number, several = bool(_NUMBER.fullmatch(level[0].text)), len(level) >= few
-        if several and _counts_pages(level):
+        if len(level) >= few and _counts_pages(level):
             found.update(level)
-        elif not is_number:
-            often = several and len(level) >= 0.3 * len(pages)
-            found.update(line for line in level if same[line.text] >= few or (often and line in apart))
-    for line in apart | last:
-        number = _NUMBER.fullmatch(line.text) or (line in apart and _ROMAN.fullmatch(line.text))
-        beside = (one for one in pages[line.page - 1][2] if one is not line and one not in found)
-        if number and not any(
-            abs(one.middle - line.middle) < 0.4 * max(one.size, line.size) for one in beside
-        ):
-            found.add(line)
-    return found | _apart(pages, few)
+        elif not _NUMBER.fullmatch(level[0].text):
+            often = len(level) >= max(few, 0.3 * len(pages))
+            small = {line for line in level if often and line in apart and line.size < SMALL * body}
+            maybe.update(small, (line for line in level if same[line.text] >= few))
+    beside = {line: _beside(line, pages) for line in apart | maybe}
+    found |= {line for line in maybe if maybe | found >= beside[line]}
+    alone = {
+        line for line in apart
+        if (_NUMBER.fullmatch(line.text) or _ROMAN.fullmatch(line.text)) and found >= beside[line]
+    }  # fmt: skip
+    if len(pages) < few or _counts_pages([line for line in alone if re.search(r"\d", line.text)]):
+        found |= alone
+    found |= {line for line in alone if _ROMAN.fullmatch(line.text)}
+    return found | {line for line in _apart(pages, few) if line.size < SMALL * body}
+
+
+def _beside(line: Line, pages: list[tuple[float, float, list[Line]]]) -> set[Line]:
+    """Find what stands at a line's height on its page."""
+    near = (one for one in pages[line.page - 1][2] if one is not line)
+    return {one for one in near if abs(one.middle - line.middle) < 0.4 * max(one.size, line.size)}
 
 
 def _edges(lines: list[Line], height: float) -> tuple[list[Line], list[Line]]:

@@ -100,6 +100,8 @@ def make_questions(
         DataError: the corpus holds no passage, or no row came of it.
     """
     corpus, out = Path(corpus), Path(out)
+    if (out / "train.jsonl").exists() and not (out / "refused.jsonl").exists():
+        raise DataError(f"{out / 'train.jsonl'} is there, and no run of this wrote it; name another --out")
     passages = _passages(corpus)
     texts = {passage["id"]: passage["text"] for passage in passages}
     if endpoint:

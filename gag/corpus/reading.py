@@ -1,5 +1,7 @@
 """Find the documents under what was named, and read each with the reader of its kind."""
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from gag.errors import DataError
 MARKDOWN, PLAIN, HTML = {".md", ".markdown"}, {".txt", ".text", ".rst"}, {".html", ".htm", ".xhtml"}
 TABLES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
 FOUND, REPORT = ".documents.jsonl", ".report.json"  # beside a corpus: what was found in files, and of all
+_MARK = re.compile(rb'{"name": .*"sha256": "[0-9a-f]{64}", "key": \[')  # how a line of it begins
 KINDS = MARKDOWN | PLAIN | HTML | TABLES | {".pdf"}
 
 
@@ -53,6 +56,7 @@ def find_sources(inputs: list[Path]) -> tuple[list[Source], dict[str, int]]:
         twice |= {other for path in paths if path != given for other in _made(path)}
         for path in paths:
             name = path.name if path == given else path.relative_to(given).as_posix()
+            name = os.fsencode(name).decode("utf-8", "replace")
             if path in twice or any(part.startswith(".") for part in Path(name).parts):
                 continue
             if path.suffix.lower() not in KINDS and not is_contents(path):
@@ -72,6 +76,9 @@ def _made(path: Path) -> list[Path]:
     """Name what a run wrote, by one of its files: the corpus, what it found in each file, and its report."""
     if not path.name.endswith(FOUND):
         return []
+    with path.open("rb") as file:
+        if not _MARK.match(file.read(4096)):
+            return []
     name = path.name.removesuffix(FOUND)
     return [path.with_name(name + ending) for ending in (".jsonl", FOUND, REPORT)]
 
@@ -91,7 +98,7 @@ def _read_one(source: Source) -> Document:
     if source.fault:
         raise DataError(source.fault)
     path = source.contents or source.path
-    kind, name = path.suffix.lower(), source.path.stem
+    kind, name = path.suffix.lower(), Path(source.name).stem  # of which every letter can be written
     if path.name == STRUCTURED:  # which is named by its folder
         name = path.parent.name
     if kind == ".pdf":
@@ -103,6 +110,8 @@ def _read_one(source: Source) -> Document:
     if is_contents(path):
         blocks = content_blocks(text, source.name)
         pages = max((block.page for block in blocks), default=0)
+        if not any(block.text.strip() for block in blocks):
+            raise DataError("it has no text: its pages are pictures; have MinerU read them by a higher tier")
         return Document(source.name, title_of(blocks, name), tuple(blocks), pages)
     title = ""
     if kind in HTML:

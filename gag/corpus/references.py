@@ -20,6 +20,10 @@ _ENTRY = re.compile(
     r"\bin press\b|https?://",
     re.IGNORECASE,
 )
+_CITED = re.compile(  # what prose that names a year has not: initials, numbers of a volume and its pages
+    r"\b[A-Z]\.(?:[\s,]|-?[A-Z]\.)|\b[A-Z]\w+,? [A-Z]{1,3}[,.]|\bet al\b|\bdoi\b|10\.\d{4,}/|\barxiv\b|https?://|"
+    r"\bpp?\.\s*\d|\bvol\.|\bin press\b|\d+\s*\(\d+\)\s*[,:]|\d\s*[,:;]\s*\d+\s*[-–—]\s*\d|\d;\s*\d+:\d"
+)
 _NUMBER = re.compile(
     r"^\s*(?:[-*+]\s+)?(?:\[[\w+-]{1,12}\]|\(?\d{1,3}[.)\]])\s*\S|^\s*(?:[-*+]\s+)?\S.*\(\d{4}[a-z]?\)"
 )
@@ -32,7 +36,7 @@ def references(blocks: list[Block]) -> Iterable[int]:
             yield i
         if block.kind in ("heading", "text") and block.words <= 5 and named(block.text) in _REFERENCES:
             entries = list(_entries(blocks, i))
-            if entries:
+            if entries and 2 * sum(bool(_CITED.search(blocks[k].text)) for k in entries) >= len(entries):
                 yield from (i, *entries)
     yield from _headless(blocks)
 
@@ -88,7 +92,8 @@ def _headless(blocks: list[Block]) -> Iterable[int]:
         if block and block.kind == "furniture":
             continue
         lines = sum(blocks[k].text.count("\n") + 1 for k in run)
-        late = bool(run) and run[-1] >= start
+        cited = sum(bool(_CITED.search(blocks[k].text)) for k in run)
+        late = bool(run) and run[-1] >= start and 3 * cited >= 2 * len(run)
         if late and (len(run) >= 5 or (lines >= 5 and any(blocks[k].kind == "list" for k in run))):
             yield from run
         run = []

@@ -9,7 +9,8 @@ import torch
 from transformers.utils.hub import cached_file
 
 from gag.errors import MissingExtraError, SettingsError
-from gag.models.encoder_loading import with_safetensors
+from gag.models.backbone import weights_hash
+from gag.models.encoder_loading import BROKEN, with_safetensors
 from gag.models.loading import choose_device, one_line
 from gag.models.source import locate_model
 
@@ -41,7 +42,7 @@ class ColBERT:
                     model_kwargs={"use_safetensors": safe},
                 )
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, LookupError, TypeError, *BROKEN) as error:
             raise SettingsError(
                 f"evaluation.colbert {model} cannot be loaded: {one_line(error)}; name a whole folder or id"
             ) from error
@@ -49,6 +50,7 @@ class ColBERT:
             raise SettingsError(
                 f"evaluation.colbert {model} is no ColBERT checkpoint: it has no projection of tokens"
             )
+        self.fingerprint = weights_hash(self._model)
         tokenizer = self._model.tokenizer
         special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         marks = (prompt.strip() for prompt in self._model.prompts.values() if prompt)  # such as [Q] and [D]

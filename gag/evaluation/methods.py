@@ -225,10 +225,8 @@ def _retrieval(
     """Yield a kind of retrieval at several numbers of passages."""
     passages = passages_of(project, domain)
     started = time.monotonic()
-    retriever, disk = _retriever(project, gag, name, passages)
+    retriever, disk, made_by = _retriever(project, gag, name, passages)
     cost = Cost(round(time.monotonic() - started, 2), None, disk)
-    chosen = project.settings.evaluation
-    encoders = {"dense": chosen.similarity, "colbert": chosen.colbert}
     for count in top:
         if count > len(passages):
             return
@@ -238,7 +236,7 @@ def _retrieval(
             label=f"{METHODS[name]} top {count}",
             answer=lambda q, new, context=context: with_text(gag, domain, q, context(q), new),
             cost=cost,
-            made_from=(encoders.get(name) or "", *(passage.text for passage in passages)),
+            made_from=(made_by, *(passage.text for passage in passages)),
             context=context,
         )
 
@@ -248,22 +246,25 @@ def _context(retriever: Retriever, passages: list[Passage], count: int) -> Calla
     return lambda questions: [" ".join(passages[i].text for i in row) for row in retriever(questions, count)]
 
 
-def _retriever(project: Project, gag: LocalGAG, name: str, passages: list[Passage]) -> tuple[Retriever, int]:
-    """Build an index -> (its search, its bytes with the texts)."""
+def _retriever(
+    project: Project, gag: LocalGAG, name: str, passages: list[Passage]
+) -> tuple[Retriever, int, str]:
+    """Build an index -> (its search, its bytes with the texts, the name of its encoder's weights)."""
     text = sum(len(p.text.encode()) for p in passages)
     if name in ("bm25", "rewritten"):
-        return (bm25(passages) if name == "bm25" else rewritten(passages)), text
+        return (bm25(passages) if name == "bm25" else rewritten(passages)), text, ""
     if name == "dense":
         encoder = similarity_encoder(gag, project.settings.router.max_tokens)
-        return dense(passages, encoder), text + 4 * len(passages) * encoder.spec.width
-    checkpoint = project.settings.evaluation.colbert
-    late = (
-        ColBERT(str(checkpoint), project.root)
-        if name == "colbert"
-        else PlainStates(BackboneStates(gag.experts.backbone))
-    )
-    search, index = late_interaction(passages, late)
-    return search, text + index
+        size = text + 4 * len(passages) * encoder.spec.width
+        return dense(passages, encoder), size, encoder.spec.fingerprint
+    if name == "colbert":
+        encoder = ColBERT(str(project.settings.evaluation.colbert), project.root)
+        made_by = encoder.fingerprint
+    else:
+        encoder = PlainStates(BackboneStates(gag.experts.backbone))
+        made_by = gag.experts.facts.fingerprint
+    search, index = late_interaction(passages, encoder)
+    return search, text + index, made_by
 
 
 def _lora(project: Project, domain: str, built: Baseline) -> Method:

@@ -37,7 +37,7 @@ class TokenIndex:
         order = random.Random(SEED).sample(range(len(texts)), len(texts))  # the first are the sample
         blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
         sample, ahead = [encode([texts[i] for i in blocks[0]])], 1
-        tokens = sum(map(len, sample[0])) / len(blocks[0])  # of a passage, about
+        tokens = max(1.0, sum(map(len, sample[0])) / len(blocks[0]))  # of a passage, about
         wanted = LEARNED_FROM * _number_of_centres(tokens * len(texts)) / tokens  # passages
         while ahead < len(blocks) and ahead * BLOCK < wanted:
             sample.append(encode([texts[i] for i in blocks[ahead]]))
@@ -69,8 +69,8 @@ class TokenIndex:
             the passages' numbers, best first.
         """
         passages = np.arange(len(self._starts) - 1)
-        if len(passages) > CANDIDATES:
-            passages = self._candidates(question)
+        if len(passages) > max(CANDIDATES, count):
+            passages = self._candidates(question, max(CANDIDATES, count))
         scores = [
             self._maxsim(question, passages[start : start + BLOCK])
             for start in range(0, len(passages), BLOCK)
@@ -112,7 +112,7 @@ class TokenIndex:
         counts = np.bincount(self._codes, minlength=len(self._centres))
         self._centre_starts = np.concatenate([[0], np.cumsum(counts)])
 
-    def _candidates(self, question: torch.Tensor) -> np.ndarray:
+    def _candidates(self, question: torch.Tensor, most: int) -> np.ndarray:
         """Take the passages whose tokens lie at the nearest centres, by the centres' scores alone."""
         found = (question @ self._centres.T).topk(min(PROBED, len(self._centres)), dim=1)  # [Q, PROBED]
         total = np.zeros(len(self._starts) - 1, dtype=np.float32)
@@ -121,7 +121,7 @@ class TokenIndex:
             for score, centre in zip(scores[::-1], centres[::-1], strict=True):
                 best[self._at_centre[self._centre_starts[centre] : self._centre_starts[centre + 1]]] = score
             total += best
-        return np.sort(np.argpartition(-total, CANDIDATES)[:CANDIDATES])
+        return np.sort(np.argpartition(-total, most)[:most])
 
     def _maxsim(self, question: torch.Tensor, passages: np.ndarray) -> torch.Tensor:
         spans = [slice(self._starts[i], self._starts[i + 1]) for i in passages]

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from gag.errors import SettingsError
 
 T = TypeVar("T")
+BROKEN = (SafetensorError, torch.serialization.pickle.UnpicklingError)  # what a cut or wrong file raises
 
 
 def with_safetensors(load: Callable[[bool], T]) -> T:

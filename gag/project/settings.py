@@ -71,6 +71,8 @@ class PromptSettings(Settings):
         before, _, rest = self.layout.partition("{question}")
         between, _, behind = rest.partition("{knowledge}")
         instruction = f"{system}\n\n{self.answer}" if system else self.answer
+        if system and "{answer}" not in self.layout:
+            before = f"{system}\n\n{before}"
         before, between, behind = (
             part.replace("{answer}", instruction) for part in (before, between, behind)
         )

@@ -4,7 +4,7 @@ import os
 import struct
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from gag.errors import ArtifactError
 
 _UNREADABLE = (  # what torch's reader raises for bytes of any kind
     torch.serialization.pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
-    LookupError, AttributeError, struct.error,
+    LookupError, AttributeError, AssertionError, struct.error, BadZipFile,
 )  # fmt: skip
 
 
@@ -62,6 +62,16 @@ def load_pickled(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path.name} holds no tensors by name")
+    return content
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights that `torch.save` wrote: dense tensors of numbers alone."""
+    content = load_pickled(path)
+    for name, value in content.items():
+        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not dense or value.device.type == "meta" or value.is_complex():
+            raise ArtifactError(f"{path.name} holds more than weights ({name}); save the weights alone")
     return content
 
 

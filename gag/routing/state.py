@@ -174,15 +174,25 @@ def load_router(project: Project, expert: Backbone | None = None, anew: bool = F
     return open_router(project, domains, encoder, anew)
 
 
-def expertless_banks(project: Project) -> dict[str, StoredBank]:
-    """Open the banks of domains that have no expert: `gag prototypes` or an import made them, no build."""
-    found, present = {}, project.present()
-    for folder in sorted((project.root / "runs").glob("*/prototypes")):
-        name, has_expert = folder.parent.name, folder.with_name("adapt").exists()
-        if (folder / MANIFEST).is_file() and not has_expert and name not in present:
+def expertless_banks(project: Project, encoder: EncoderSpec | None = None) -> dict[str, StoredBank]:
+    """Open the banks of domains in gag.yaml that have no expert: `gag prototypes` or an import made them.
+
+    With an encoder, one that another made is left out and named, as is one that cannot be read.
+    """
+    found = {}
+    for name in project.settings.domains.keys() - set(project.present()):
+        folder = project.run(name, "prototypes")
+        if not (folder / MANIFEST).is_file() or folder.with_name("adapt").exists():
+            continue
+        try:
             content = read_manifest(folder)
-            found[name] = load_bank(folder, BankFacts(**content["bank"]), content["files"])
-    return found
+            bank = load_bank(folder, BankFacts(**content["bank"]), content["files"])
+            if encoder:
+                check_encoder(bank, encoder, name)
+            found[name] = bank
+        except (GagError, KeyError, TypeError, ValidationError) as error:
+            _leave_out(name, one_line(error))
+    return dict(sorted(found.items()))
 
 
 def load_state(folder: Path) -> RouterState | None:

@@ -72,7 +72,7 @@ def build(project: Project, domains: list[str]) -> dict[str, float]:
     def encoder() -> QueryEncoder:
         return cached(project_encoder(project), project)
 
-    with locked(project.root / "runs"), one_run(f"build {', '.join(domains)}"):
+    with locked(project.root / "runs"), one_run(f"build {', '.join(domains)}"[:100]):
         _try_base(project, domains)
         for name in (GENERAL, *domains):  # together, so that the encoder is loaded once
             with _timed(seconds, f"prototypes {name}"):

@@ -33,6 +33,8 @@ from gag.routing.state import project_encoder
 from gag.routing.temperatures import summed
 from gag.training.report import Curve, write_report
 
+IMPORTED = "imported"  # in the manifest of a bank that was taken from a file of prototypes
+
 
 def questions_file(project: Project, domain: str) -> Path:
     """Return the questions that stand for a domain: its alignment rows, or the general list."""
@@ -63,7 +65,11 @@ def prototypes(project: Project, domain: str, encoder: Callable[[], QueryEncoder
         domain: one that gag.yaml describes, or `general`.
         encoder: makes the project's query encoder, where several banks are made with one.
     """
-    target, wanted = folder(project, domain), key(project, domain)
+    target = folder(project, domain)
+    if domain == GENERAL and project.settings.router.rule == "ppr" and _is_imported(target):
+        say(f"prototypes {domain}: it was imported, and stays; remove {target.name}/ to make it of questions")
+        return target
+    wanted = key(project, domain)
     if distributed.broadcast(lambda: is_current(target, wanted)):
         say(f"prototypes {domain}: already there")
         return target
@@ -72,6 +78,10 @@ def prototypes(project: Project, domain: str, encoder: Callable[[], QueryEncoder
         _build(project, domain, target, wanted, made)
     distributed.barrier()
     return target
+
+
+def _is_imported(target: Path) -> bool:
+    return (target / MANIFEST).is_file() and IMPORTED in read_manifest(target)
 
 
 def add_questions(project: Project, domain: str, file: Path) -> Path:

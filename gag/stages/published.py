@@ -10,27 +10,28 @@ import datetime
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from gag.errors import ArtifactError, MismatchError, SettingsError
 from gag.models.backbone import Backbone
 from gag.models.loading import load_backbone
 from gag.planning.limits import check_models
 from gag.planning.models import Blueprint
-from gag.project.artifacts import SCHEMA, locked, writing
+from gag.project.artifacts import MANIFEST, SCHEMA, locked, read_manifest, writing
 from gag.project.domain import CARD, DOMAIN, EXPERT, PROJECTOR, DomainFacts, ScoreFacts
 from gag.project.hyperparameters import ReadoutSettings
 from gag.project.keys import stage_key
 from gag.project.progress import say
 from gag.project.project import Project
 from gag.project.rows import digest
-from gag.project.settings import PromptSettings
-from gag.project.tensors import all_finite, load_pickled, save_tensors
+from gag.project.settings import GENERAL, PromptSettings
+from gag.project.tensors import all_finite, load_pickled, load_weights, save_tensors
 from gag.projection.modules import load_projector
 from gag.routing.bank import MemoryBank, Sample
 from gag.routing.state import project_encoder
 from gag.stages.adapt import take_expert
 from gag.stages.card import card
+from gag.stages.prototypes import IMPORTED
 from gag.stages.prototypes import folder as bank_folder
 from gag.training.checkpoint import check_source, weights_name
 
@@ -59,12 +60,23 @@ def import_bank(project: Project, domain: str, prototypes: Path) -> Path:
     """Take prototypes as the bank of general, or of a domain that has no expert; return its folder.
 
     Raises:
-        SettingsError: `router.rule` is another than ppr, which is the one that centres alone can serve.
-        ArtifactError, MismatchError: the file holds no prototypes, or another encoder's.
+        SettingsError: `router.rule` is another than ppr, which is the one that centres alone can serve, or
+            gag.yaml describes no such domain.
+        ArtifactError: the file holds no prototypes, or a bank of questions is there.
+        MismatchError: they are another encoder's.
     """
+    if domain != GENERAL:
+        project.described(domain)
+    if domain in project.present():
+        raise ArtifactError(
+            f"domains/{domain} is already there, with a bank; `gag domains remove {domain}` first"
+        )
     bank, target = _bank(project, domain, prototypes), bank_folder(project, domain)
     with locked(project.root / "runs"):
-        facts: dict[str, object] = {"key": stage_key(imported=digest(prototypes))}
+        if (target / MANIFEST).is_file() and not read_manifest(target).get(IMPORTED):
+            where = target.relative_to(project.root)
+            raise ArtifactError(f"{where} holds a bank of {domain}'s questions; remove that folder first")
+        facts: dict[str, object] = {"key": stage_key(imported=digest(prototypes)), IMPORTED: prototypes.name}
         with writing(target, facts) as temporary:
             facts["bank"] = bank.save(temporary).model_dump(mode="json")
     say(f"import {domain}: {len(bank.centres)} centres of {prototypes.name}")
@@ -88,8 +100,7 @@ def import_domain(project: Project, domain: str, expert: Path, projector: Path, 
     """
     prompts, settings, root = project.described(domain).prompts, project.settings, project.root
     target = project.domain(domain)
-    if target.exists():
-        raise ArtifactError(f"domains/{domain} is already there; run `gag domains remove {domain}` first")
+    _refuse_present(target)
     adapter = check_source(expert, None, settings.readout.folds)
     check_models(settings, Blueprint(settings.base, root, "cpu"), Blueprint(settings.expert, root, "cpu"))
     kind, weights, embeddings = _projector(projector, settings.readout)
@@ -127,15 +138,23 @@ def import_domain(project: Project, domain: str, expert: Path, projector: Path, 
         scores=ScoreFacts(val_loss=None, transfer=None),
     )
     described = facts.model_dump(mode="json", exclude={"schema_version"})
-    with locked(root / "runs"), writing(target, described, DOMAIN) as temporary:
-        take_expert(settings.expert, root, expert, temporary / EXPERT, domain)
-        half = base.model.dtype
-        save_tensors(temporary / PROJECTOR, {name: tensor.to(half) for name, tensor in weights.items()})
-        load_projector(temporary, kind, settings.readout, experts_base.width, base.width)
-        bank.save(temporary)
-        (temporary / CARD).write_text(card(facts), encoding="utf-8")
+    with locked(root / "runs"):
+        _refuse_present(target)
+        with writing(target, described, DOMAIN) as temporary:
+            take_expert(settings.expert, root, expert, temporary / EXPERT, domain)
+            half = base.model.dtype
+            save_tensors(temporary / PROJECTOR, {name: tensor.to(half) for name, tensor in weights.items()})
+            load_projector(temporary, kind, settings.readout, experts_base.width, base.width)
+            bank.save(temporary)
+            (temporary / CARD).write_text(card(facts), encoding="utf-8")
     say(f"import {domain}: domains/{domain} is ready; `gag evaluate {domain}` says how well it answers")
     return target
+
+
+def _refuse_present(target: Path) -> None:
+    if target.exists():
+        name = target.name
+        raise ArtifactError(f"domains/{name} is already there; run `gag domains remove {name}` first")
 
 
 def _projector(path: Path, readout: ReadoutSettings) -> tuple[str, Weights, torch.Tensor | None]:
@@ -179,9 +198,12 @@ def _weights(path: Path) -> list[Path]:
 
 def _read(file: Path, names: set[str]) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
-        return load_pickled(file)
-    with safe_open(file, "pt") as stored:
-        return {name: stored.get_tensor(name) for name in names & set(stored.keys())}
+        return load_weights(file)
+    try:
+        with safe_open(file, "pt") as stored:
+            return {name: stored.get_tensor(name) for name in names & set(stored.keys())}
+    except SafetensorError as error:
+        raise ArtifactError(f"{file.name} is cut short; copy it again") from error
 
 
 def _check_base(path: Path, trained: torch.Tensor | None, base: Backbone) -> None:
@@ -193,7 +215,7 @@ def _check_base(path: Path, trained: torch.Tensor | None, base: Backbone) -> Non
         return
     ours: torch.Tensor = base.model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
     rows = min(len(trained) - 1, len(ours))
-    same = trained.shape[1] == ours.shape[1]
+    same = trained.ndim == 2 and rows > 0 and trained.shape[1] == ours.shape[1]
     if same:
         some = slice(0, rows, max(1, rows // _ROWS))
         mine, theirs = ours[some].detach().float().cpu(), trained[some].float()
@@ -214,10 +236,12 @@ def _bank(project: Project, domain: str, path: Path) -> MemoryBank:
         )
     held = load_pickled(path)
     centres = held.get("prototypes")
-    if not isinstance(centres, torch.Tensor) or centres.ndim != 2 or not len(centres):
+    if not isinstance(centres, torch.Tensor) or centres.layout != torch.strided or centres.ndim != 2:
         raise ArtifactError(f"{path.name} holds no prototypes of shape (centres, width)")
-    if not all_finite(centres):
-        raise ArtifactError(f"{path.name} holds values that are no numbers")
+    if not centres.is_floating_point() or not len(centres):
+        raise ArtifactError(f"{path.name} holds no prototypes of shape (centres, width)")
+    if centres.device.type == "meta" or not all_finite(centres) or not centres.norm(dim=1).all():
+        raise ArtifactError(f"{path.name} holds prototypes that are no directions")
     spec = project_encoder(project).spec
     if centres.shape[1] != spec.width:
         raise MismatchError(

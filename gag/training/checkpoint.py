@@ -21,12 +21,15 @@ from gag.models.loading import one_line
 from gag.project.artifacts import write_json
 from gag.project.keys import stage_key
 from gag.project.rows import digest
-from gag.project.tensors import load_pickled
+from gag.project.tensors import load_weights
 
 ADAPTER_CONFIG, CONFIG, GENERATION = "adapter_config.json", "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAME = "adopted"  # while it is checked
-_PICKLED = {ADAPTER: "adapter_model*.bin", WEIGHTS: "pytorch_model*.bin"}  # by what they become
+_PICKLED = {  # by what they become: whole, or its shards
+    ADAPTER: ("adapter_model.bin",),
+    WEIGHTS: ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+}
 
 
 def check_source(source: Path, tuning: str | None, folds: int) -> bool:
@@ -60,7 +63,7 @@ def check_source(source: Path, tuning: str | None, folds: int) -> bool:
 
 def weights_name(source: Path) -> str:
     """Name a checkpoint by its weights."""
-    kinds = ("*.safetensors", *_PICKLED.values())
+    kinds = ("*.safetensors", *_PICKLED[ADAPTER], *_PICKLED[WEIGHTS])
     return stage_key(**{path.name: digest(path) for kind in kinds for path in sorted(source.glob(kind))})
 
 
@@ -170,14 +173,20 @@ def _copy(source: Path, names: list[str], expert: Path) -> None:
     for name in names:
         if Path(name).name == name and (source / name).is_file():
             shutil.copyfile(source / name, expert / name)
-        elif pickled := sorted(source.glob(_PICKLED[name])) if name in _PICKLED else []:
-            parts = [load_pickled(path) for path in pickled]
-            tensors = {key: value.clone() for part in parts for key, value in part.items()}
+        elif pickled := _pickled(source, name):
+            parts = [load_weights(path) for path in pickled]
+            tensors = {key: value.contiguous().clone() for part in parts for key, value in part.items()}
             save_file(tensors, expert / name, metadata={"format": "pt"})
         else:
             raise ArtifactError(
                 f"{source.name} holds no {name}; save the model as safetensors, then run this again"
             )
+
+
+def _pickled(source: Path, name: str) -> list[Path]:
+    """Find a checkpoint's files in torch's own format: those of the first form that is there."""
+    found = (sorted(source.glob(form)) for form in _PICKLED.get(name, ()))
+    return next((paths for paths in found if paths), [])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -61,9 +61,9 @@ def one_run(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if _Build.run:
-            _Build.run.finish()
-        _Build.name = _Build.run = None
+        run, _Build.run, _Build.name = _Build.run, None, None
+        if run:
+            run.finish()
 
 
 def tracker(kind: str, domain: str, stage: str, folder: Path) -> StageTracker | None:
