@@ -110,7 +110,7 @@ def test_what_stands_at_an_edge_and_says_something_else_each_time_stays(tmp_path
         assert f"has number {37 * number % 11}." in said and f"{1850 + 7 * number}" in said
         assert all(f"LN{37 * number % 11}x{row} | Nafion | {37 * row}" in said for row in range(28))
     furniture = [block.text for block in document.blocks if block.kind == "furniture"]
-    assert furniture == [str(number) for number in range(1, 8)]
+    assert [text for text in furniture if text.isdigit()] == [str(number) for number in range(1, 8)]
 
 
 def test_a_corpus_is_written_over_nothing_else(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def _contents(blocks: list[Block]) -> Iterable[int]:
 def _repeated(blocks: list[Block]) -> Iterable[int]:
     """Cut short lines that stand in many places; the first one stays.
 
-    Where there are pages, lines on several of them count as one, whatever numbers are in them.
+    Where there are pages, lines on several of them count as one, whatever page they say that they are on.
     """
     forms = [_form(block) for block in blocks]
     pages: dict[str, list[int]] = {}
@@ -164,10 +164,8 @@ def _repeated(blocks: list[Block]) -> Iterable[int]:
 
 def _form(block: Block) -> str:
     short = block.kind == "text" and len(block.text) <= 200 and "\n" not in block.text
-    if short and _CAPTION.match(block.text):  # whose numbers tell one from another
-        return block.text.lower()
-    text = " ".join(block.text.lower().split())
-    return "" if not short else re.sub(r"\d+", "#", text) if block.page else text
+    text = " ".join(block.text.lower().split()) if short else ""
+    return re.sub(r"\d+", lambda found: "#" if int(found[0]) == block.page else found[0], text)
 
 
 def _authors(blocks: list[Block]) -> Iterable[int]:
