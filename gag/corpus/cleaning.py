@@ -6,6 +6,7 @@ turned off.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from gag.corpus.documents import Block, Clean, Document
@@ -149,14 +150,15 @@ def _repeated(blocks: list[Block]) -> Iterable[int]:
     Where there are pages, lines on several of them count as one, whatever page they say that they are on.
     """
     forms = [_form(block) for block in blocks]
-    pages: dict[str, list[int]] = {}
+    often = Counter(forms)
+    pages: dict[str, list[int]] = {}  # of lines that are alike but for their numbers
     for form, block in zip(forms, blocks, strict=True):
-        pages.setdefault(form, []).append(block.page)
+        pages.setdefault(re.sub(r"\d+", "#", form), []).append(block.page)
     seen = set()
     for i, form in enumerate(forms):
-        on = pages[form]
+        on = pages[re.sub(r"\d+", "#", form)]
         spread = not blocks[i].page or len(set(on)) > 0.8 * len(on)
-        if form and len(on) > REPEATS and spread:
+        if form and often[form] > REPEATS and spread:
             if form in seen:
                 yield i
             seen.add(form)
