@@ -1,4 +1,4 @@
-"""Find lists of references: what a parser named so, and what looks so below such a heading, or at the end."""
+"""Find lists of references: what a parser named so, what looks so below such a heading, or at the end."""
 
 import re
 from collections.abc import Iterable
@@ -21,7 +21,8 @@ _ENTRY = re.compile(
     re.IGNORECASE,
 )
 _CITED = re.compile(  # what prose that names a year has not: initials, numbers of a volume and its pages
-    r"\b[A-Z]\.(?:[\s,]|-?[A-Z]\.)|\b[A-Z]\w+,? [A-Z]{1,3}[,.]|\bet al\b|\bdoi\b|10\.\d{4,}/|\barxiv\b|https?://|"
+    r"\b[A-Z]\.(?:[\s,]|-?[A-Z]\.)|\b[A-Z]\w+,? [A-Z]{1,3}[,.]|\bet al\b|\bdoi\b|10\.\d{4,}/|\barxiv\b|"
+    r"https?://|"
     r"\bpp?\.\s*\d|\bvol\.|\bin press\b|\d+\s*\(\d+\)\s*[,:]|\d\s*[,:;]\s*\d+\s*[-–—]\s*\d|\d;\s*\d+:\d"
 )
 _NUMBER = re.compile(
