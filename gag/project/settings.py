@@ -13,10 +13,7 @@ from gag.project.remote_settings import RemoteSettings
 from gag.project.serve_settings import ServeSettings
 
 GENERAL = "general"
-BANK, ROUTING = (
-    "bank",
-    "routing",
-)  # what the router's settings change: the banks, or only the routes over them
+BANK, ROUTING = "bank", "routing"  # what router settings change: the banks, or only the routes over them
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
