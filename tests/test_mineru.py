@@ -138,6 +138,24 @@ def test_mineru_parses_the_pdfs_and_one_that_stops_it_is_set_aside(
     assert "Paragraph 0 says" in out.read_text() and len(program.read_text().splitlines()) == 3
 
 
+def test_what_mineru_could_not_do_is_tried_again(program: Path, tmp_path: Path) -> None:
+    kit, papers = tmp_path / "bin" / "mineru-kit", tmp_path / "papers"
+    papers.mkdir()
+    write_pdf(papers / "a.pdf", paragraphs(4))
+    (papers / "note.md").write_text("# A note\n\nIt is read as ever, whoever reads the PDFs.")
+    whole, out = kit.read_text(), tmp_path / "corpus.jsonl"
+    for script, said in (
+        ("print(b'\\xe9', 'CUDA out of memory'); sys.exit(1)", "CUDA out of memory"),
+        ("Path(sys.argv[sys.argv.index('-o') + 1]).write_bytes(b'PK')", "could not parse it"),
+    ):
+        kit.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{script}\n")
+        report = build_corpus([papers], out, Cutting(parser="mineru"))
+        assert report.documents == 1 and said in report.set_aside[0][1]
+    kit.write_text(whole)
+    report = build_corpus([papers], out, Cutting(parser="mineru"))
+    assert (report.documents, report.read, report.set_aside) == (2, 1, [])
+
+
 def test_a_parser_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingExtraError, match="mineru-kit is not on the path; install MinerU 4"):

@@ -138,6 +138,12 @@ def test_a_layout_without_its_places_is_refused(layout: str) -> None:
         PromptSettings(layout=layout)
 
 
+def test_a_system_turn_is_said_whatever_the_layout() -> None:
+    for layout in (LAYOUTS[0], "{question} {knowledge}"):
+        words = PromptSettings(answer="Tell.", layout=layout)
+        assert words.around("Be brief.")[0].startswith("Be brief.\n\n")
+
+
 def test_an_instruction_that_names_a_place_is_text() -> None:
     prompts = Prompts(AutoTokenizer.from_pretrained(TOKENIZER))
     odd = prompts.with_text("Why?", PromptSettings(answer="Say {question} {knowledge} {answer}."), "So.")

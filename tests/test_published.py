@@ -13,7 +13,7 @@ from torch import nn
 
 from gag.engine.domains import verify_domains
 from gag.engine.engine import LocalGAG
-from gag.errors import ArtifactError, DataError, GagError
+from gag.errors import ArtifactError, DataError, GagError, SettingsError
 from gag.project.artifacts import read_manifest
 from gag.project.domain import load_domain
 from gag.project.project import Project, load_project
@@ -22,7 +22,7 @@ from gag.project.settings import PromptSettings
 from gag.projection.modules import domain_projector
 from gag.routing.router import RouterState, settled
 from gag.routing.state import domain_bank, general_bank, load_router
-from gag.stages.prototypes import add_questions
+from gag.stages.prototypes import add_questions, prototypes
 from gag.stages.published import import_bank, import_domain
 from tests.conftest import METALS, PLANTS, make_model, write_tiny_project
 from tests.test_cli import run
@@ -261,6 +261,27 @@ def test_centres_alone_serve_no_other_rule_and_take_no_questions(first: Trained)
     )
     with pytest.raises(DataError, match="centres alone, which were imported"):
         add_questions(first.project, "metals", first.project.root / "data" / "general.jsonl")
+
+
+def test_a_bank_is_taken_where_none_of_questions_stands(first: Trained, project: Project, capsys) -> None:
+    with pytest.raises(SettingsError, match="describes no domain 'nosuch'"):
+        import_bank(first.project, "nosuch", first.prototypes["plants"])
+    here = load_project(project.root, ("router.rule=ppr",))
+    with pytest.raises(ArtifactError, match="general holds a bank of general's questions"):
+        import_bank(here, "general", first.prototypes["general"])
+    with pytest.raises(ArtifactError, match="domains/metals is already there, with a bank"):
+        import_bank(here, "metals", first.prototypes["metals"])
+    import_bank(first.project, "general", first.prototypes["general"])
+    kept = general_bank(first.project).identity
+    prototypes(first.project, "general")  # as a build begins
+    assert (
+        general_bank(first.project).identity == kept
+        and "it was imported, and stays" in capsys.readouterr().err
+    )
+    prototypes(
+        load_project(first.project.root, ("router.rule=auto",)), "general"
+    )  # which centres cannot serve
+    assert general_bank(first.project).sample_count == 6
 
 
 def test_a_report_counts_banks_that_have_no_expert(project: Project, capsys, monkeypatch) -> None:
