@@ -55,11 +55,13 @@ def main() -> None:
                 "the memory is full; lower the stage's micro_batch_size or batch_tokens, or take a smaller "
                 "model or dtype: `gag plan` says what fits; what is complete stays"
             )
-        if isinstance(error, OSError) and error.filename and not is_full_disk(error):
+        if is_full_disk(error):
+            _refuse(
+                "the disk is full; free some space and run the same command again: what is complete stays"
+            )
+        if isinstance(error, OSError) and error.filename:
             _refuse(f"{error.filename}: {error.strerror}; see that it is there, and may be read and written")
-        if not is_full_disk(error):
-            raise
-        _refuse("the disk is full; free some space and run the same command again: what is complete stays")
+        raise
     finally:
         distributed.destroy()
 

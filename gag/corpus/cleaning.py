@@ -137,9 +137,7 @@ def _contents(blocks: list[Block]) -> Iterable[int]:
         if block.kind in ("heading", "text") and named(block.text) in _CONTENTS:
             above = i
         elif dotted or listed:
-            if above is not None and above + 1 >= i - sum(b.kind == "furniture" for b in blocks[above:i]):
-                yield above
-            yield i
+            yield from (i,) if above is None else (above, i)
         elif block.kind != "furniture":
             above = None
 

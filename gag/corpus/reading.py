@@ -15,7 +15,7 @@ from gag.errors import DataError
 MARKDOWN, PLAIN, HTML = {".md", ".markdown"}, {".txt", ".text", ".rst"}, {".html", ".htm", ".xhtml"}
 TABLES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
 FOUND, REPORT = ".documents.jsonl", ".report.json"  # beside a corpus: what was found in files, and of all
-_MARK = re.compile(rb'{"name": .*"sha256": "[0-9a-f]{64}", "key": \[')  # how a line of it begins
+_MARK = re.compile(rb'{"name": .*"sha256": "[0-9a-f]*", "key": \[')  # how a line of it begins
 KINDS = MARKDOWN | PLAIN | HTML | TABLES | {".pdf"}
 
 
